@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from imgkeep.core.errors import ImgkeepError, OriginError
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
-from imgkeep.core.identity.signature_probe import make_invalid_signature
+from imgkeep.core.identity.invalid_signature import make_invalid_signature
 
 from tests.support.fakes import FakeOrigin, World, read_all, whole
 from tests.support.images import make_image
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
 
     from imgkeep.core.records import Source, SourceInfo, Validator
-    from imgkeep.images.context import Delivery
+    from imgkeep.images.request_context import Delivery
     from imgkeep.origin.demand import Demand
 
     from tests.support.fakes import FakeResponse

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.source_url import read_source
-from imgkeep.images.refetch import REFETCHES_MAX
+from imgkeep.images.operator_refetch import REFETCHES_MAX
 from yarl import URL
 
 from tests.support.api_calls import REMOVED, data_url, problem_code, save

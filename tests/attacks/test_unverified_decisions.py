@@ -18,7 +18,7 @@ from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
 from imgkeep.core.records import Validator
 from imgkeep.core.source_url import read_source
-from imgkeep.images.refresh import SourceRules
+from imgkeep.images.background_refresh import SourceRules
 
 from tests.support.fakes import FakeResponse, World, read_all, whole
 from tests.support.images import make_image

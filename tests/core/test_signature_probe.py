@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
-from imgkeep.core.identity.signature_probe import REPLACED_CHARS, make_invalid_signature
+from imgkeep.core.identity.invalid_signature import REPLACED_CHARS, make_invalid_signature
 from imgkeep.core.source_url import read_source
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

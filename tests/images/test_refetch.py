@@ -25,7 +25,7 @@ from imgkeep.core.errors import (
 from imgkeep.core.identity import identify
 from imgkeep.core.records import Digest, Doubt, Key, Record, Refetches
 from imgkeep.core.source_url import read_source
-from imgkeep.images.refetch import LEASE_POLLS_MAX, REFETCHES_MAX, Refetcher
+from imgkeep.images.operator_refetch import LEASE_POLLS_MAX, REFETCHES_MAX, Refetcher
 
 from tests.support.fakes import OPEN_POLICY, FakeResponse, World, settle, without_query
 from tests.support.images import make_image
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Source, SourceInfo
     from imgkeep.images.interfaces import Leases
-    from imgkeep.images.refetch import Refetched
+    from imgkeep.images.operator_refetch import Refetched
 
 OLD, NEW = make_image(seed=1), make_image(seed=2)
 BY_IDENTITY = "https://bucket.s3.amazonaws.com/a.png"

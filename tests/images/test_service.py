@@ -16,7 +16,7 @@ from imgkeep.core.errors import (
     StorageError,
 )
 from imgkeep.core.records import Digest
-from imgkeep.images.context import Delivery
+from imgkeep.images.request_context import Delivery
 
 from tests.support.fakes import FakeResponse, World, read_all, settle
 from tests.support.fills import (

@@ -94,7 +94,7 @@ def test_a_function_that_fails_leaves_the_link(caplog: pytest.LogCaptureFixture)
 
     site = LinkRewriter(public_url="https://k.example", which=choose, allow=["*"])
     assert site.rewrite(HTML) == HTML
-    assert "a link stays as it is: LookupError at test_jinja.py" in caplog.text
+    assert "link not rewritten: LookupError at test_jinja.py" in caplog.text
     assert "h.example" not in caplog.text
 
 
@@ -116,7 +116,7 @@ def test_a_function_that_fails_leaves_the_link(caplog: pytest.LogCaptureFixture)
         ({"public_url": "", "deny": "h.example"}, "deny: is a list of patterns"),
         ({"public_url": "", "deny": ["Known"]}, "deny: 'Known' is no pattern of hosts"),
         ({"public_url": "", "allow_networks": ["10.0.0.1/8"]}, "allow_networks: "),
-        ({"public_url": "https://k.example", "allow": "ask"}, "allow: to ask, imgkeep wants a token"),
+        ({"public_url": "https://k.example", "allow": "ask"}, 'allow: "ask" needs a token'),
         ({"public_url": "", "allow": "ask", "token": "t"}, "allow: to ask, imgkeep's absolute"),
         ({"public_url": "", "save": "127.0.0.1:8080"}, "save: is not an absolute"),
     ],

@@ -212,7 +212,7 @@ def test_site_that_gets_no_answer_goes_by_its_options(
     with caplog.at_level(logging.WARNING):
         rules = PolicyClient(api.url, "the-token", BUILT_IN, OTHERWISE)
         assert wait_for(rules) is OTHERWISE
-    assert f"imgkeep did not tell its policy: {reason}" in caplog.text
+    assert f"policy of imgkeep not fetched: {reason}" in caplog.text
     assert "secret" not in caplog.text
     assert "the-token" not in caplog.text
 

@@ -126,7 +126,7 @@ def test_a_server_that_refuses_is_not_asked_again_for_now(api: Api, caplog: pyte
     saver.note(link(1))
     assert saver.drain(PATIENCE_S)
     assert api.links == [link(1)]
-    assert "1 links were not handed to imgkeep: it answers 401" in caplog.text
+    assert "1 links not sent to imgkeep: it answers 401" in caplog.text
     assert not any(secret in caplog.text for secret in ("wrong-token", "amazonaws", "Signature"))
     # When it is shown again, it is handed again.
     saver.note(link(1))
@@ -158,7 +158,7 @@ def test_an_imgkeep_that_is_down_is_told(caplog: pytest.LogCaptureFixture) -> No
     for number in range(100):
         saver.note(link(number))
     assert saver.drain(PATIENCE_S)
-    assert "links were not handed to imgkeep: ConnectionRefusedError" in caplog.text
+    assert "links not sent to imgkeep: ConnectionRefusedError" in caplog.text
 
 
 def test_what_waits_is_bounded_and_what_is_dropped_is_counted(api: Api) -> None:

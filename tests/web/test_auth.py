@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.signing import signed_path
-from imgkeep.images.rate_limit import WIDE_NETWORK_SHARE
+from imgkeep.images.fill_rate_limit import WIDE_NETWORK_SHARE
 from yarl import URL
 
 from tests.support.api_calls import problem_code

@@ -12,8 +12,8 @@ import pytest
 from imgkeep.config import ConfigError
 from imgkeep.core.content_negotiation import FORM_FIELDS
 from imgkeep.core.errors import InvalidRequest
-from imgkeep.web.error_responses import PLACEHOLDER_BYTES_MAX, present_failure, read_placeholder
-from imgkeep.web.problems import problem_response
+from imgkeep.web.error_presentation import PLACEHOLDER_BYTES_MAX, present_failure, read_placeholder
+from imgkeep.web.error_to_problem import problem_response
 
 from tests.support.accept_fields import IMG, TAB
 from tests.support.cluster import clustered, line_to, others

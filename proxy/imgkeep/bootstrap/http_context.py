@@ -14,17 +14,17 @@ from imgkeep.cluster.leader import LeaderLock
 from imgkeep.cluster.peers import Peers
 from imgkeep.config import data_folder
 from imgkeep.core.signing import Signatures
-from imgkeep.images.miss_limit import MissLimiter
+from imgkeep.images.lookup_rate_limit import MissLimiter
 from imgkeep.page_rewriting import RewriteService
 from imgkeep.storage.local.machine_token import TokenUnusableError, make_token
 from imgkeep.web.access_log import AccessLog
-from imgkeep.web.api.context import ApiContext
+from imgkeep.web.api.api_services import ApiContext
 from imgkeep.web.app import AppContext
 from imgkeep.web.auth import Auth, Tokens
 from imgkeep.web.connection import ConnectionContext
 from imgkeep.web.connection_limit import ConnectionLimit
-from imgkeep.web.error_responses import read_placeholder
-from imgkeep.web.fastpath.context import FastPath
+from imgkeep.web.error_presentation import read_placeholder
+from imgkeep.web.fastpath.fast_path import FastPath
 from imgkeep.web.fastpath.response_cache import BYTES_MAX, ResponseCache
 from imgkeep.web.fastpath.response_writer import ResponseWriter
 from imgkeep.web.home_page import HomePage
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.platform import Platform
     from imgkeep.bootstrap.services import Services
-    from imgkeep.cluster.info import WorkerInfo
+    from imgkeep.cluster.worker_info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.observability.metrics import Metrics
-    from imgkeep.web.error_responses import Placeholder
+    from imgkeep.web.error_presentation import Placeholder
 
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 

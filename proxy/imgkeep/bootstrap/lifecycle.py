@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from imgkeep.bootstrap.services import Services
-    from imgkeep.cluster.info import WorkerInfo
+    from imgkeep.cluster.worker_info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.database import DatabaseEngine
     from imgkeep.web.app import AppContext

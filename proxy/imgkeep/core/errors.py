@@ -5,7 +5,7 @@ Rules:
 - A miss is `None`; a fault is one of these exceptions.
 - A message is for people, and a response may contain it: it names settings, limits and reasons, and never a source URL,
   a token or a path of this machine.
-- `code` is for programs and never changes; `web/problems.py` maps it to a status.
+- `code` is for programs and never changes; `web/error_to_problem.py` maps it to a status.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ from imgkeep.core.incomplete_image import (
     record_after_refetch,
 )
 from imgkeep.core.records import Doubt
-from imgkeep.images.confirmation import is_continuation
+from imgkeep.images.confirmer import is_continuation
 from imgkeep.images.fill_result import Failed
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from imgkeep.core.records import Digest, Key, Record, Source, SourceInfo
-    from imgkeep.images.confirmation import Confirmer
-    from imgkeep.images.context import RequestContext
+    from imgkeep.images.confirmer import Confirmer
     from imgkeep.images.fill_result import FillResult
     from imgkeep.images.fill_starter import FillStarter
+    from imgkeep.images.request_context import RequestContext
     from imgkeep.storage.interfaces import Draft
 
 REFETCHES_MAX: Final = 8

@@ -1,11 +1,11 @@
 """
-Rewriting on an event loop that is not ours: others have their turn after each few milliseconds of work.
+Cooperative rewriting on the application's event loop: other tasks run after each few milliseconds of work.
 
-Light steps run where they are asked for. Heavy ones, in which a large part of a page is read at once, run in threads of
-their own: not in those of the application, which a page that is made to be slow would hold.
+Light steps run on the event loop. Heavy steps, which parse a large part of a page at once, run in a thread pool of our
+own: a page that is crafted to be slow must not block the application's threads.
 
-On event loops other than asyncio's (trio) everything runs where it is asked for, because nothing that is known to all
-of them lets others have a turn.
+On event loops other than asyncio's (trio) all steps run on the loop, because there is no common way to yield to other
+tasks.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 THREADS: Final = 2
-"""The interpreter has one processor: more would not be faster. One alone could be held by a single page."""
+"""
+Number of threads. The interpreter uses one processor, so more would not be faster; one page could block a single one.
+"""
 
 
 async def begin(body: Body, data: bytes, *, is_last: bool) -> Unaltered | Whole | Streamed:
-    """Return what to do with a body (`Body.begin`), in steps."""
+    """Run `Body.begin` in steps, and return its decision."""
     steps = _ResultIterator(body.begin_in_steps(data, is_last=is_last))
     while await _next(body, steps):
         pass
@@ -38,7 +40,7 @@ async def begin(body: Body, data: bytes, *, is_last: bool) -> Unaltered | Whole 
 
 
 async def in_steps(body: Body, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield what `Body.feed`, `close` or `abandon` yields, in pieces that are worth sending."""
+    """Run `Body.feed`, `close` or `abandon` in steps, and yield their bytes in pieces that are worth sending."""
     waiting: list[bytes] = []
     size = 0
     error: Exception | None = None
@@ -61,7 +63,7 @@ async def in_steps(body: Body, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def _next(body: Body, steps: Iterator[T]) -> T | None:
-    """Take one turn, and then let others have theirs; `None`: there are no more."""
+    """Run one step, and then let other tasks run; return `None` behind the last step."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -72,12 +74,12 @@ async def _next(body: Body, steps: Iterator[T]) -> T | None:
             body.step_bytes = 0
             await asyncio.sleep(0)
         return made
-    # As `asyncio.to_thread` does, but in threads of ours.
+    # Like `asyncio.to_thread`, but with our own threads.
     return await loop.run_in_executor(_threads(), copy_context().run, partial(next, steps, None))
 
 
 class _ResultIterator(Generic[T]):
-    """An iterator over steps that tells the result of its generator."""
+    """An iterator over steps that stores the result of its generator."""
 
     result: T
 
@@ -98,5 +100,5 @@ class _ResultIterator(Generic[T]):
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """Return the threads of this process, made when they are needed first: servers fork before that."""
+    """Return the thread pool of this process, made on first use: servers fork before that."""
     return ThreadPoolExecutor(THREADS, thread_name_prefix="imgkeep-pages")

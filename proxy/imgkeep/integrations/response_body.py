@@ -1,14 +1,15 @@
 """
-Rewrites one body on its way out.
+The rewriter of one response body.
 
 Rules:
-- The work comes in turns of a few milliseconds at most, whatever is in a page, so that an event loop can see to others
-  between them. What may take longer, because much is held back, is told by `is_heavy`, for a thread.
-- Each piece goes out as soon as it can; what is held back is a part of a tag.
-- A body that is there as a whole keeps a `Content-Length`, and its very bytes where no link changes.
-- Whatever goes wrong, the bytes that are missing go out as they are: in `HtmlStream.held`, and all that follows.
-- The application's `Content-Length` counts. What goes beyond it is no part of the message; where less comes, the
-  response must not look whole.
+- The work is split into steps of a few milliseconds at most, whatever the page contains, so that an event loop can run
+  other tasks between them. `is_heavy` announces a step that may take longer, because the buffer is large: a thread runs
+  it.
+- Each piece goes out as soon as possible; the buffer holds a part of a tag.
+- A complete body keeps a `Content-Length`, and its exact bytes if no link changes.
+- On any fault the missing bytes go out unchanged: the buffer (`HtmlStream.held`), and everything that follows.
+- The application's `Content-Length` counts. Bytes beyond it are no part of the message; a response with fewer bytes
+  must not look complete.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ if TYPE_CHECKING:
 
 STEP_BYTES: Final = 4096
 """
-What is read at a time: a tenth of a millisecond for a page that people write, eight milliseconds for one that is made
-to be slow.
+Size of a step: it takes a tenth of a millisecond for a page that people write, and eight milliseconds for one that is
+crafted to be slow.
 """
 HEAVY_CHARS: Final = 8192
-"""Of what is held back: a tag, a style sheet or the like of this length is worth a thread."""
+"""Minimum size of the buffer for a heavy step: a tag or a style sheet of this length is worth a thread."""
 HEAVY_STEP_BYTES: Final = 65_536
-"""What is read at a time while much is held back."""
+"""Size of a heavy step."""
 
 GATHERED_BYTES: Final = 65_536
-"""What goes out at once where that much is there."""
+"""Size at which gathered pieces go out."""
 
 WHOLE_BYTES_MAX: Final = 1 << 24
-"""Of a body that is held as a whole; few pages have more than two megabytes, and none needs its length."""
+"""Maximum size of a body that is rewritten as a whole; few pages have more than two megabytes."""
 
 
 class CutShort(RuntimeError):
@@ -49,23 +50,23 @@ class CutShort(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Unaltered:
-    """The response goes out as the application made it."""
+    """The decision to send the response unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """The body is this; nothing follows."""
+    """The decision to send `data` as the complete body."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """The body comes by `feed` and `close`."""
+    """The decision to send the body in pieces, from `feed` and `close`."""
 
 
 def gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Put small pieces together: each one that goes out costs a system call."""
+    """Join small pieces: each piece that goes out costs a system call."""
     waiting: list[bytes] = []
     size = 0
     for piece in pieces:
@@ -80,10 +81,10 @@ def gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 class Body:
     """
-    One body that is rewritten as planned.
+    The rewriter of one body.
 
     Attributes:
-        step_bytes: What was read since others had their turn; whoever gives it to them sets it to 0.
+        step_bytes: Number of bytes parsed since other tasks last ran; the caller that lets them run sets it to 0.
     """
 
     def __init__(self, plan: Plan, links: PageLinks, *, whole_bytes_max: int = WHOLE_BYTES_MAX) -> None:
@@ -99,17 +100,17 @@ class Body:
         self._decoder = Decoder(self._plan.coding) if is_coded else None
         self._encoder: Encoder | None = None
         self._unsent = b""
-        """All of a coded body until something of it has gone out; up to there it can go out as it came."""
+        """The coded body until the first piece goes out; until then it can go out unchanged."""
         self._passes = False
         self._is_doubtful = False
 
     @property
     def is_heavy(self) -> bool:
-        """Return whether the next turn may be a long one."""
+        """Return whether the next step may take long."""
         return not self._passes and not self._is_doubtful and self._stream.held_chars > HEAVY_CHARS
 
     def begin(self, data: bytes, *, is_last: bool) -> Unaltered | Whole | Streamed:
-        """Do all of `begin_in_steps` at once."""
+        """Run all steps of `begin_in_steps`."""
         steps = self.begin_in_steps(data, is_last=is_last)
         while True:
             try:
@@ -120,11 +121,11 @@ class Body:
 
     def begin_in_steps(self, data: bytes, *, is_last: bool) -> Generator[None, None, Unaltered | Whole | Streamed]:
         """
-        Return what to do, before the headers go out; yields between steps.
+        Decide how to send the body, before the headers go out; yield between the steps.
 
         Args:
-            data: What is there of the body.
-            is_last: That is all. A body that is as long as `Content-Length` says is all there, too.
+            data: The bytes of the body so far.
+            is_last: Whether they are complete. A body as long as its `Content-Length` is complete, too.
         """
         length = self._plan.length
         if length is not None and (len(data) > length or (is_last and len(data) < length)):
@@ -139,7 +140,7 @@ class Body:
         return Whole(data if self._is_doubtful or not self._links.count else whole)
 
     def feed_whole(self, data: bytes) -> Iterator[bytes]:
-        """Do what `feed` does for a caller that has no event loop: in larger pieces."""
+        """Do the same as `feed` for a caller without an event loop: in larger pieces."""
         return gathered(self.feed(data))
 
     def _whole(self, data: bytes) -> Generator[None, None, bytes | None]:
@@ -153,7 +154,7 @@ class Body:
         return b"".join((*pieces, *self._rest()))
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take what comes, yield after each turn what can go out; maybe nothing."""
+        """Rewrite the next bytes; yield the finished bytes of each step, maybe none."""
         if self._left is not None:
             data = data[: self._left]
             self._left -= len(data)
@@ -162,10 +163,10 @@ class Body:
 
     def close(self) -> Iterator[bytes]:
         """
-        Yield what is left.
+        Yield the rest of the body.
 
         Raises:
-            CutShort: Behind that.
+            CutShort: The body is shorter than its `Content-Length`; raised behind the rest.
         """
         if not self._is_done:
             self._is_done = True
@@ -174,7 +175,7 @@ class Body:
                 raise CutShort(f"the application sent {self._left} bytes less than its Content-Length")
 
     def abandon(self) -> Iterator[bytes]:
-        """Yield what is held back: the application has failed, and nothing will come any more."""
+        """Yield the buffered bytes, because the application has failed and sends no more."""
         if not self._is_done:
             self._is_done = True
             yield from self._rest()
@@ -195,7 +196,7 @@ class Body:
                 for html in self._html(piece):
                     yield self._begun(decoder).feed(html) if html else b""
         except Undecodable as error:
-            log_fault("a body stays as it is", error)
+            log_fault("body not rewritten", error)
             self._passes = True
             self._is_doubtful = True
             if self._encoder is None:
@@ -209,7 +210,7 @@ class Body:
             yield self._encoder.flush()
 
     def _ended(self, decoder: Decoder) -> Iterator[bytes]:
-        """End with the coded body; what is behind that, browsers pass over, and we pass on."""
+        """End the coded body, and pass the bytes behind it, which browsers ignore."""
         self._passes = True
         encoder = self._begun(decoder)
         yield encoder.feed(self._html_end()) + encoder.close() + decoder.rest
@@ -228,13 +229,13 @@ class Body:
             self._is_doubtful = True
             yield self._unsent
         else:
-            # It was cut, so it stays cut.
+            # The coded body was truncated, so it stays truncated.
             last = self._encoder.feed(self._html_end()) + self._encoder.flush()
             self._is_doubtful = True
             yield last
 
     def _html(self, data: bytes) -> Iterator[bytes]:
-        """Yield what is rewritten, turn by turn."""
+        """Yield the rewritten HTML, step by step."""
         at = 0
         while at < len(data):
             if self._is_doubtful:
@@ -261,6 +262,6 @@ class Body:
             return self._given_up(error)
 
     def _given_up(self, error: Exception) -> bytes:
-        log_fault("the rest of a page stays as it is", error)
+        log_fault("rest of a page not rewritten", error)
         self._is_doubtful = True
         return self._stream.held()

@@ -12,14 +12,15 @@ from imgkeep.web import documentation, home_page, login_tickets, probes, static_
 from imgkeep.web.access_log import ACCESS_LOG, AccessLog, access_log
 from imgkeep.web.admission import admission, defer_continue
 from imgkeep.web.api import failures, images, inspect, jobs, rewrite, save
-from imgkeep.web.api.context import API, ApiContext
+from imgkeep.web.api.api_services import API, ApiContext
 from imgkeep.web.api.openapi import document as openapi
 from imgkeep.web.api_relay import relay
 from imgkeep.web.auth import AUTH, Auth
 from imgkeep.web.connection import CONNECTIONS, ConnectionContext
 from imgkeep.web.cors_preflight import preflight
-from imgkeep.web.error_responses import PLACEHOLDER, Placeholder
-from imgkeep.web.fastpath.context import FAST_PATH, FastPath
+from imgkeep.web.error_presentation import PLACEHOLDER, Placeholder
+from imgkeep.web.error_to_problem import problem_middleware
+from imgkeep.web.fastpath.fast_path import FAST_PATH, FastPath
 from imgkeep.web.home_page import HOME_PAGE, HomePage
 from imgkeep.web.host_header import require_valid_host
 from imgkeep.web.image_headers import SERVER_NAME
@@ -27,7 +28,6 @@ from imgkeep.web.images import IMAGES, IMAGES_PATH, IMG_PATH, ImageHandlers, as_
 from imgkeep.web.login import login
 from imgkeep.web.metrics import METRICS, MetricsPage, metrics
 from imgkeep.web.probes import HEALTH
-from imgkeep.web.problems import problem_middleware
 from imgkeep.web.request_body import BODIES, RequestBodies
 
 if TYPE_CHECKING:

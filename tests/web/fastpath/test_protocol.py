@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from imgkeep.core.records import Record
-    from imgkeep.web.messages import HttpResponse, ImageRequest
+    from imgkeep.web.request_response import HttpResponse, ImageRequest
 
     from tests.support.origins import FakeOrigin
     from tests.support.server import Imgkeep

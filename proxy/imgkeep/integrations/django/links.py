@@ -1,4 +1,4 @@
-"""The links of a site as `settings.IMGKEEP` says."""
+"""The link rewriter with the options in `settings.IMGKEEP`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from imgkeep.integrations.links import LinkRewriter
 @cache
 def configured() -> LinkRewriter:
     """
-    Return the links of this site.
+    Return the link rewriter of this site.
 
     Raises:
-        ImproperlyConfigured: `IMGKEEP` is missing or cannot be honoured.
+        ImproperlyConfigured: `IMGKEEP` is missing or invalid.
     """
     options = getattr(settings, "IMGKEEP", None)
     if not isinstance(options, dict):
@@ -30,10 +30,10 @@ def configured() -> LinkRewriter:
 
 def img_url(url: str) -> str:
     """
-    Return the link to ask imgkeep for in the place of a link to an image, whichever link it is.
+    Return imgkeep's link for any link to an image.
 
     Raises:
-        ImproperlyConfigured: `IMGKEEP` is missing or cannot be honoured.
+        ImproperlyConfigured: `IMGKEEP` is missing or invalid.
     """
     return configured().img_url(url) if url else url
 

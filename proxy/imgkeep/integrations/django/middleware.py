@@ -2,11 +2,11 @@
 The middleware for Django.
 
 Rules:
-- It works in synchronous and in asynchronous chains, and changes neither into the other.
-- Where it stands does not matter much: under `GZipMiddleware` pages need not be unpacked, under
-  `ConditionalGetMiddleware` tags are made of what is sent.
-- Who asks for a part of a page gets the page: the view is asked again, for all of it.
-- What was held back goes out when a view fails in the middle.
+- It works in synchronous and in asynchronous chains, and adapts neither to the other.
+- Its position matters little: below `GZipMiddleware` it need not decompress pages, below `ConditionalGetMiddleware` the
+  tags are those of the sent bytes.
+- A request for a part of a page gets the whole page: the middleware calls the view again without the range.
+- When a view fails in the middle of a stream, the buffered bytes go out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class ImgkeepMiddleware:
-    """Rewrites the pages of a site as `settings.IMGKEEP` says."""
+    """The middleware that rewrites the pages of a site, with the options in `settings.IMGKEEP`."""
 
     sync_capable = True
     async_capable = True
@@ -37,7 +37,7 @@ class ImgkeepMiddleware:
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         self._get_response = get_response
         self._is_async = iscoroutinefunction(get_response)
-        configured()  # what is wrong is told at start
+        configured()  # an invalid setting is an error at start
         if self._is_async:
             markcoroutinefunction(self)
 
@@ -74,19 +74,19 @@ class ImgkeepMiddleware:
 
 
 def _needs_whole_page(request: HttpRequest, response: HttpResponseBase) -> bool:
-    """Return whether this is a part of a page; then the request is for all of it from now on."""
+    """Return whether the response is a part of a page; if so, remove the range from the request."""
     if not is_part(request.method or "", response.status_code, list(response.items())):
         return False
     response.close()
     for name in ("HTTP_RANGE", "HTTP_IF_RANGE"):
         request.META.pop(name, None)
-    vars(request).pop("headers", None)  # is made of META, once
+    vars(request).pop("headers", None)  # a cached property, made from META
     return True
 
 
 def _plan_body(request: HttpRequest, response: HttpResponseBase) -> Body | None:
-    """Have a response rewritten as it streams; return what rewrites one that is there as a whole."""
-    # The answer to HEAD has its body still, but where the view has taken it out.
+    """Install the rewriter of a streaming response; return the rewriter of a complete one."""
+    # A response to HEAD still has its body here, unless the view has removed it.
     has_body = response.streaming or bool(getattr(response, "content", b""))
     headers = list(response.items())
     planned = plan("GET" if has_body else request.method or "", response.status_code, headers)
@@ -106,14 +106,14 @@ def _plan_body(request: HttpRequest, response: HttpResponseBase) -> Body | None:
 
 def _body(request: HttpRequest, planned: Plan) -> Body:
     rewriter = configured()
-    # Not get_host(), which raises for hosts that are not allowed, on the page that says so.
+    # Not get_host(), which raises for forbidden hosts, even on the error page about them.
     host = request.META.get("HTTP_HOST", "")
     url = rewriter.page_url(request.scheme or "http", host, request.get_full_path())
     return Body(planned, rewriter.of_page(url))
 
 
 def _replace(response: Any, decision: Unaltered | Whole | Streamed, streamed: bytes) -> None:
-    """Change a body that is there as a whole; `streamed` is the new one where it is too large to be held twice."""
+    """Replace a complete body; `streamed` is the new one if the decision is `Streamed`."""
     if isinstance(decision, Unaltered):
         return
     headers = list(response.items())
