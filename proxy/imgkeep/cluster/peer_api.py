@@ -156,11 +156,13 @@ async def _stream(request: web.Request, pieces: AsyncGenerator[bytes]) -> web.St
             async with asyncio.timeout(STALL_TIMEOUT_S):
                 await response.write(piece)
         await response.write_eof()
-    except (ImgkeepError, ConnectionError, TimeoutError):
+    except Exception as error:
         response.force_close()
         transport = cast("asyncio.WriteTransport | None", request.transport)
         if transport is not None:
             transport.abort()
+        if not isinstance(error, ImgkeepError | ConnectionError | TimeoutError):
+            raise
     return response
 
 
