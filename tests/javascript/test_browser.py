@@ -1,4 +1,4 @@
-"""Pages in Chromium whose scripts insert links that expire: they ask us, and paint when the origin is gone."""
+"""Pages in Chromium whose scripts insert links that expire: they ask imgkeep, and paint when the origin is gone."""
 
 from __future__ import annotations
 
@@ -284,18 +284,18 @@ async def is_refused(page: Page) -> None:
 
 
 FACTS: dict[str, Callable[[Page], Awaitable[None]]] = {
-    "a link that is set again is rewritten again": sets_again,
-    "who insists on a link is left it, and the page goes on": insists,
-    "odd markup disturbs nothing": is_odd,
-    "a shadow is a root of its own": has_a_shadow,
-    "an option that there is not is an error": misspells,
-    "a picture whose new link fails gets its first one back": fails,
-    "so it is in places that tell of no failure": fails_silently,
-    "after its end nothing is rewritten": stops,
+    "second assignment of a link is rewritten": sets_again,
+    "script that insists on its link keeps it": insists,
+    "odd markup is left alone": is_odd,
+    "shadow root is observed by itself": has_a_shadow,
+    "unknown option is an error": misspells,
+    "image whose new link fails gets its first one back": fails,
+    "places without an error event get it back, too": fails_silently,
+    "stopped observer rewrites nothing": stops,
 }
 
 
-async def test_scripts_insert_what_they_want_and_it_lasts(
+async def test_links_that_scripts_insert_are_rewritten(
     imgkeep: Imgkeep,
     start: Callable[..., Awaitable[Imgkeep]],
     origin: FakeOrigin,
@@ -311,14 +311,14 @@ async def test_scripts_insert_what_they_want_and_it_lasts(
     ours = str(imgkeep.client.make_url("")).rstrip("/")
     async with browsing() as browser:
         pages = Pages(browser, site, there, ours)
-        with subtests.test("each place of an image leads to us"):
+        with subtests.test("each place of an image leads to imgkeep"):
             async with pages.open() as page:
                 await page.evaluate(INSERT, there)
                 await everything_came(page, pages, ours)
                 values: list[str] = await page.evaluate(LINKS)
                 assert not [value for value in values if value.startswith(there)]
                 assert "own.png" in values
-        with subtests.test("what is kept paints when the origin is gone"):
+        with subtests.test("stored image paints when its origin is gone"):
             await (await imgkeep.img(origin.url("/made.png"))).read()
             await origin.stop()
             pages.asked.clear()
@@ -330,17 +330,17 @@ async def test_scripts_insert_what_they_want_and_it_lasts(
                 with subtests.test(fact):
                     await page.evaluate("() => room.replaceChildren()")
                     await check(page)
-        with subtests.test("where inline styles are forbidden the others stay"):
+        with subtests.test("forbidden inline styles leave the others"):
             async with pages.open(headers={"Content-Security-Policy": "style-src 'none'"}) as page:
                 await forbids_styles(page)
         assert pages.strange() == []
-        with subtests.test("what the server would refuse stays as it is"):
+        with subtests.test("link that the policy denies stays"):
             settings = {"sources": {"allow": ("*.allowed.example",)}, "fetch": {"allow_networks": ()}}
             refusing = await start(folder=imgkeep.folder.parent / "other", **settings)
             other = str(refusing.client.make_url("")).rstrip("/")
             async with Pages(browser, site, there, other).open() as page:
                 await is_refused(page)
-        with subtests.test("the example does what it says"):
+        with subtests.test("example of the documentation works"):
             text = (ROOT / "examples" / "javascript" / "page.html").read_text("utf-8")
             text = text.replace("http://127.0.0.1:8080", ours).replace("{", "{{").replace("}", "}}")
             async with pages.open(text.replace("<html", '<html id="ready"')) as page:
