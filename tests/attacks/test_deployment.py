@@ -52,10 +52,10 @@ def settings() -> dict[str, list[str]]:
 
 
 def test_systemd_exposes_the_service_to_little() -> None:
-    told = analyze("security", "--offline=true", "--no-pager", str(UNIT))
-    match = re.search(r"Overall exposure level for imgkeep\.service: ([0-9.]+)", told)
-    assert match is not None, told
-    assert float(match[1]) <= EXPOSURE_MAX, told
+    reply = analyze("security", "--offline=true", "--no-pager", str(UNIT))
+    match = re.search(r"Overall exposure level for imgkeep\.service: ([0-9.]+)", reply)
+    assert match is not None, reply
+    assert float(match[1]) <= EXPOSURE_MAX, reply
 
 
 def test_systemd_bounds_the_service() -> None:

@@ -360,14 +360,14 @@ async def test_clients_without_a_token_get_states_and_no_reasons(start: Start) -
     ]
     for headers in strangers:
         async with imgkeep.stranger.get("/readyz", headers=headers) as answer:
-            told = await answer.json()
+            reply = await answer.json()
             assert answer.status == 200
-            assert told.pop("status") == "degraded"
-            assert told == {part: {"status": "failing"} for part in ("store", "database", "disk", "fallback")}
+            assert reply.pop("status") == "degraded"
+            assert reply == {part: {"status": "failing"} for part in ("store", "database", "disk", "fallback")}
     async with imgkeep.client.get("/readyz", headers={"Authorization": f"Bearer {token}"}) as answer:
-        told = await answer.json()
-        assert "bucket-name" in told["store"]["reason"]
-        assert told["fallback"]["waiting"] == 3
+        reply = await answer.json()
+        assert "bucket-name" in reply["store"]["reason"]
+        assert reply["fallback"]["waiting"] == 3
 
 
 MALFORMED_DATABASES = [

@@ -155,8 +155,8 @@ async def test_only_the_header_that_is_named_counts(
         response = await imgkeep.img(origin.gives(f"/{n}.png", make_image(seed=n)), headers=claims | {"Via": "1.1 a"})
         statuses.append(response.status)
     assert statuses == [200] * 3 + [429] * 3
-    told = {record.client for record in caplog.records if record.name == "imgkeep.access"}  # type: ignore[attr-defined]
-    assert told == {"203.0.113.7" if header else "127.0.0.1"}
+    reply = {record.client for record in caplog.records if record.name == "imgkeep.access"}  # type: ignore[attr-defined]
+    assert reply == {"203.0.113.7" if header else "127.0.0.1"}
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,8 @@ async def test_malformed_client_header_counts_as_the_proxy(
         target = target_of(origin.gives(f"/{n}.png", make_image(seed=n))).encode()
         head = b"GET %s HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: %s\r\nConnection: close\r\n\r\n"
         await talk(port_of(imgkeep), head % (target, claim))
-    told = {record.client for record in caplog.records if record.name == "imgkeep.access"}  # type: ignore[attr-defined]
-    assert told <= {"127.0.0.1", "10.0.0.1"}
+    reply = {record.client for record in caplog.records if record.name == "imgkeep.access"}  # type: ignore[attr-defined]
+    assert reply <= {"127.0.0.1", "10.0.0.1"}
     assert len(origin.seen) <= 1, "all of them share the limits of the proxy"
 
 
@@ -231,9 +231,9 @@ async def test_bare_proxy_opens_neither_the_api_nor_the_limits(tmp_path: Path, o
 
         async def attack(method: str, path: str, headers: Mapping[str, str]) -> int:
             async with session.request(method, f"http://{address}{path}", headers=headers, data=b"{}") as response:
-                told = await response.json()
-                assert (told["code"], told["success"]) == ("unauthorized", False)
-                assert str(tmp_path) not in str(told), "a stranger is not told where the token lies"
+                reply = await response.json()
+                assert (reply["code"], reply["success"]) == ("unauthorized", False)
+                assert str(tmp_path) not in str(reply), "a stranger is not told where the token lies"
                 return response.status
 
         here = {"Origin": f"http://{program.address}", "Sec-Fetch-Site": "same-origin", "Referer": "http://localhost/"}

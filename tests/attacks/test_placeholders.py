@@ -44,8 +44,8 @@ async def test_suspected_placeholder_is_reported_once(
         assert (await save(imgkeep, url))[1]["suspect"] is False
     for url in urls[IDENTITIES_MIN - 1 :]:
         assert (await save(imgkeep, url))[1]["suspect"] is True
-    told = [record for record in caplog.records if record.getMessage().startswith("placeholder suspected")]
-    assert [vars(record)["digest"] for record in told] == [sha256(PLACEHOLDER).hexdigest()]
+    reply = [record for record in caplog.records if record.getMessage().startswith("placeholder suspected")]
+    assert [vars(record)["digest"] for record in reply] == [sha256(PLACEHOLDER).hexdigest()]
     assert await counted(imgkeep, 'imgkeep_confirmations_total{outcome="suspect"}') == 1
     assert (await save(imgkeep, urls[0]))[0] == 200, "by default it is only reported"
 

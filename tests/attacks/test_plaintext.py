@@ -1,4 +1,4 @@
-"""Somebody between us and an origin, who answers what is asked over plain http: that must not count for https links."""
+"""An attacker between imgkeep and an origin, who answers plain http: his answers must not count for https links."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HTTP, HTTPS = "http://img.example.com/a.png", "https://img.example.com/a.png"
 
 
 class Internet:
-    """A host with a genuine image by https, or none, and whatever somebody on the way says by http."""
+    """A host with a genuine image by https, or none, and the answers of an attacker on the way by http."""
 
     def __init__(self, start: Start, plain: FakeOrigin, tls: FakeOrigin) -> None:
         self._start = start
@@ -162,7 +162,7 @@ async def test_at_another_port_too_http_does_not_stand_for_https(start: Start, o
     internet = Internet(start, origin, tls)
     imgkeep = await internet.imgkeep()
     plain, secure = (f"{scheme}://img.example.com:8443/a.png" for scheme in ("http", "https"))
-    internet.dials.tls = origin  # somebody on the way answers in the clear
+    internet.dials.tls = origin  # an attacker on the way answers in the clear
     shown = await show(imgkeep, plain)
     assert (shown.body, shown.caching) == (PLACEHOLDER, FOREVER), "an http link is worth no more than its way"
     internet.dials.tls = tls

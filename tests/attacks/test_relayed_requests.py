@@ -662,7 +662,7 @@ async def test_follower_in_a_peer_gets_the_same_error(kind: type[ImgkeepError]) 
     stream = StreamReader(BaseProtocol(asyncio.get_running_loop()), 2**16, loop=asyncio.get_running_loop())
     stream.feed_data(write_failure(FillFailure(b"link", error)))
     stream.feed_eof()
-    told = await read_fill(stream)
-    assert isinstance(told, FillFailure)
-    assert (type(told.error), str(told.error), vars(told.error)) == (kind, "what happened", vars(error))
-    assert told.link == b"link"
+    reply = await read_fill(stream)
+    assert isinstance(reply, FillFailure)
+    assert (type(reply.error), str(reply.error), vars(reply.error)) == (kind, "what happened", vars(error))
+    assert reply.link == b"link"

@@ -204,8 +204,8 @@ async def test_refetch_by_good_link_replaces_wrong_image(imgkeep: Imgkeep, origi
     invented, good = signed(place, "f"), signed(place, "a")
     assert key_of(imgkeep, invented) == key_of(imgkeep, good)
     await (await imgkeep.img(invented)).read()
-    status, told = await refetch(imgkeep, key_of(imgkeep, good), good)
-    assert (status, told["replaced"], told["digest"]) == (200, True, digest_of(GOOD))
+    status, reply = await refetch(imgkeep, key_of(imgkeep, good), good)
+    assert (status, reply["replaced"], reply["digest"]) == (200, True, digest_of(GOOD))
     for _ in range(3):
         assert await (await imgkeep.img(good)).read() == GOOD
     # The removal of the placeholder does not block the good link.
@@ -213,8 +213,8 @@ async def test_refetch_by_good_link_replaces_wrong_image(imgkeep: Imgkeep, origi
     assert await (await imgkeep.img(good)).read() == GOOD
     assert await problem_code(await imgkeep.client.get(f"/images/{digest_of(PLACEHOLDER)}.png")) == REMOVED
     # An invented signature neither brings the placeholder back nor removes the good image.
-    status, told = await refetch(imgkeep, key_of(imgkeep, good), invented)
-    assert (status, told["code"]) == REMOVED
+    status, reply = await refetch(imgkeep, key_of(imgkeep, good), invented)
+    assert (status, reply["code"]) == REMOVED
     assert await (await imgkeep.img(good)).read() == GOOD
 
 
@@ -223,9 +223,9 @@ async def test_removal_of_wrong_image_can_be_undone(imgkeep: Imgkeep, origin: Fa
     invented, good = signed(place, "f"), signed(place, "a")
     await (await imgkeep.img(invented)).read()
     assert await remove(imgkeep, f"/{key_of(imgkeep, good)}") == 200
-    status, told = await restore(imgkeep, url=good)
-    assert (status, told["restored"], told["stored"]) == (200, True, False)
-    assert told["digest"] == digest_of(PLACEHOLDER)
+    status, reply = await restore(imgkeep, url=good)
+    assert (status, reply["restored"], reply["stored"]) == (200, True, False)
+    assert reply["digest"] == digest_of(PLACEHOLDER)
     assert imgkeep.files("refused") == []
     assert await (await imgkeep.img(good)).read() == GOOD
 
@@ -291,7 +291,7 @@ async def test_thousand_refetches_share_one_fetch(imgkeep: Imgkeep, origin: Fake
     go.set()
     answers = [await each for each in asking]
     assert {status for status, _ in answers} == {200}
-    assert {told["digest"] for _, told in answers} == {digest_of(GOOD)}
+    assert {reply["digest"] for _, reply in answers} == {digest_of(GOOD)}
     assert origin.asked("/a.png") == 2
     assert await (await imgkeep.img(url)).read() == GOOD
 
@@ -311,7 +311,7 @@ async def test_refetches_leave_fetches_to_clients(imgkeep: Imgkeep, origin: Fake
     asking = [asyncio.create_task(refetch(imgkeep, key_of(imgkeep, url), url)) for url in urls]
     await until(lambda: sum(each.done() for each in asking) == 12)
     refused = [each.result() for each in asking if each.done()]
-    assert {(status, told["code"]) for status, told in refused} == {(503, "busy")}
+    assert {(status, reply["code"]) for status, reply in refused} == {(503, "busy")}
     assert len(origin.seen) <= REFETCHES_MAX
     cold = origin.gives("/cold.png", PLACEHOLDER)
     assert await (await imgkeep.img(cold)).read() == PLACEHOLDER
@@ -326,8 +326,8 @@ async def test_link_of_other_key_replaces_nothing(imgkeep: Imgkeep, origin: Fake
     before, asked = contents(imgkeep), len(origin.seen)
     key = key_of(imgkeep, url)
     for link in (other, f"{url}?v=2", url.replace("127.0.0.1", "localhost"), signed(other, "a")):
-        status, told = await refetch(imgkeep, key, link)
-        assert (status, told["code"]) == (400, "invalid_request"), link
+        status, reply = await refetch(imgkeep, key, link)
+        assert (status, reply["code"]) == (400, "invalid_request"), link
     for link in ("ftp://a.example/", "https://user:secret@a.example/", ""):
         response = await imgkeep.client.post(f"/api/images/{key}/refetch", json={"url": link})
         assert (await problem_code(response))[0] in {400, 403}
@@ -347,8 +347,8 @@ async def test_denied_host_is_not_fetched_again(start: Start, origin: FakeOrigin
     ]
     for sections in refusing:
         node = await start(folder=imgkeep.folder, **sections)
-        status, told = await refetch(node, key_of(node, url), url)
-        assert (status, told["code"]) == (403, "source_forbidden")
+        status, reply = await refetch(node, key_of(node, url), url)
+        assert (status, reply["code"]) == (403, "source_forbidden")
     assert origin.asked("/a.png") == 1
     assert origin.connections == 1
 
@@ -368,8 +368,8 @@ async def test_redirect_leads_no_refetch_to_private_address(
     url = origin.on("/a.png", then_elsewhere)
     await (await imgkeep.img(url)).read()
     before = contents(imgkeep)
-    status, told = await refetch(imgkeep, key_of(imgkeep, url), url)
-    assert (status, told["code"]) == (403, "source_forbidden")
+    status, reply = await refetch(imgkeep, key_of(imgkeep, url), url)
+    assert (status, reply["code"]) == (403, "source_forbidden")
     assert contents(imgkeep) == before
 
 
@@ -424,8 +424,8 @@ async def test_no_answer_replaces_image_by_less(start: Start, origin: FakeOrigin
     await (await imgkeep.img(url)).read()
     before = contents(imgkeep)
     origin.on("/a.png", script)
-    status, told = await refetch(imgkeep, key_of(imgkeep, url), url)
-    assert told["code"] == error
+    status, reply = await refetch(imgkeep, key_of(imgkeep, url), url)
+    assert reply["code"] == error
     assert status >= 400
     assert contents(imgkeep) == before
     assert imgkeep.files("partial") == []

@@ -233,8 +233,8 @@ async def test_signatures_that_name_the_image_split_the_key(
         for query, body in signed.images.items():
             shown = await show(imgkeep, signed.url(query))
             assert (shown.body, shown.caching) == (body, BRIEF)
-    told = [record for record in caplog.records if record.getMessage().startswith("key split")]
-    assert len(told) == 1
+    reply = [record for record in caplog.records if record.getMessage().startswith("key split")]
+    assert len(reply) == 1
     assert await counted(imgkeep, 'imgkeep_confirmations_total{outcome="split"}') == 1
     assert (await show(imgkeep, signed.url(good(5, end=PAST)))).body != signed.images[good()]
     (facts,) = [
@@ -350,8 +350,8 @@ async def test_refetch_by_good_link_removes_doubts(imgkeep: Imgkeep, signed: Sig
     await show(imgkeep, signed.url(invented()))
     listed = (await (await imgkeep.client.get("/api/images")).json())["images"]
     response = await imgkeep.client.post(f"/api/images/{listed[0]['key']}/refetch", json={"url": signed.url(good())})
-    told = await response.json()
-    assert (response.status, told["replaced"], told["digest"]) == (200, True, sha256(IMAGE).hexdigest())
+    reply = await response.json()
+    assert (response.status, reply["replaced"], reply["digest"]) == (200, True, sha256(IMAGE).hexdigest())
     for number in range(2):
         assert (await show(imgkeep, signed.url(good(number)))).outcome == "hit"
 
@@ -362,9 +362,9 @@ async def test_refetch_by_good_link_removes_doubts(imgkeep: Imgkeep, signed: Sig
 async def test_save_makes_second_fill_like_request(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     async def save(query: str) -> dict[str, Any]:
         response = await imgkeep.client.post("/api/save-image", json={"url": signed.url(query)})
-        told = await response.json()
-        assert isinstance(told, dict)
-        return told
+        reply = await response.json()
+        assert isinstance(reply, dict)
+        return reply
 
     placeholder = await save(invented())
     assert (placeholder["standing"], placeholder["doubts"]) == ("provisional", ["signature", "plaintext"])

@@ -75,12 +75,12 @@ async def test_restore_undoes_a_removal(imgkeep: Imgkeep, origin: FakeOrigin, wa
     assert await tell(plainly, digest(2), by_digest=True) == ["removed"]
     assert [(await imgkeep.img(url)).status for url in urls] == [410] * 3
     restoring = partial(remove.restore_name, target)
-    told = await tell(restoring, key_of(imgkeep, urls[0]), urls[1], digest(2))
-    assert told == ["restored; the bytes were deleted, and have to be fetched or uploaded again"] * 3
+    reply = await tell(restoring, key_of(imgkeep, urls[0]), urls[1], digest(2))
+    assert reply == ["restored; the bytes were deleted, and have to be fetched or uploaded again"] * 3
     assert [(await imgkeep.img(url)).status for url in urls] == [200] * 3
-    told = await tell(restoring, key_of(imgkeep, urls[0]), urls[1], digest(2), "nonsense")
-    assert [line.startswith("imgkeep: ") for line in told] == [True] * 4
-    assert not any(urls[1] in line for line in told)
+    reply = await tell(restoring, key_of(imgkeep, urls[0]), urls[1], digest(2), "nonsense")
+    assert [line.startswith("imgkeep: ") for line in reply] == [True] * 4
+    assert not any(urls[1] in line for line in reply)
 
 
 @WAYS
@@ -88,9 +88,9 @@ async def test_unknown_image_is_removed_by_force_only(imgkeep: Imgkeep, origin: 
     url, target = origin.gives("/a.png", make_image()), target_of(imgkeep, way)
     for force in (False, True):
         work: Callable[[remove.Kind, str], Awaitable[remove.Done]] = partial(target.remove, force=force)
-        told = [*await tell(work, url, NOWHERE), *await tell(work, digest(1), by_digest=True)]
-        assert [line == "removed" for line in told] == [force] * 3
-        assert not any(url in line for line in told)
+        reply = [*await tell(work, url, NOWHERE), *await tell(work, digest(1), by_digest=True)]
+        assert [line == "removed" for line in reply] == [force] * 3
+        assert not any(url in line for line in reply)
     assert (await imgkeep.img(url)).status == 410
     assert await tell(partial(target.remove, force=True), "x", by_digest=True) == [
         "imgkeep: a digest has 64 lower-case hexadecimal digits"
@@ -113,9 +113,9 @@ async def test_refetch_replaces_a_changed_image(imgkeep: Imgkeep, origin: FakeOr
         (by_itself, NOWHERE, "no image is stored"),
         (by_itself, "nonsense", "imgkeep: "),
     ):
-        (told,) = await tell(work, name)
-        assert told.startswith("imgkeep: ")
-        assert says in told
+        (reply,) = await tell(work, name)
+        assert reply.startswith("imgkeep: ")
+        assert says in reply
     assert await (await imgkeep.img(urls[0])).read() == make_image(seed=9)
 
 
@@ -125,8 +125,8 @@ async def test_server_demands_its_token(start: Start, origin: FakeOrigin) -> Non
     await (await imgkeep.img(url)).read()
     for token in (None, "wrong"):
         server = remove.ServerTarget(Client(f"{imgkeep.client.make_url('/')}", token))
-        (told,) = await tell(partial(server.remove, force=True), url)
-        assert "unauthorized" in told
+        (reply,) = await tell(partial(server.remove, force=True), url)
+        assert "unauthorized" in reply
     assert await tell(partial(target_of(imgkeep, "server").remove, force=False), url) == ["removed"]
 
 

@@ -224,9 +224,9 @@ def test_named_symbolic_link_is_followed(command: Command, site: Path) -> None:
 
 def test_json_reports_each_file(command: Command, site: Path) -> None:
     status, out, err = command("--in-place", "--json", "site", "nowhere.html")
-    told = [json.loads(line) for line in out.splitlines()]
+    reply = [json.loads(line) for line in out.splitlines()]
     assert (status, err) == (1, WARNING)
-    assert told == [
+    assert reply == [
         {"file": "site/a.html", "state": "rewritten", "links": 1},
         {"file": "site/c.htm", "state": "unchanged", "links": 0},
         {"file": "site/süß/b.md", "state": "rewritten", "links": 1},

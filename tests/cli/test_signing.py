@@ -76,9 +76,9 @@ def test_sign_prints_img_urls(command: Command) -> None:
     status, out, _ = command("sign", url, **settings)
     assert (status, out) == (0, f"https://img.example/base{signed_path(KEY, url)}\n")
     status, out, _ = command("sign", "--ttl-s", "60", "--json", url, **settings)
-    told = json.loads(out)
-    query = read_img_query(told["signed"].partition("?")[2])
-    assert (status, told["url"]) == (0, url)
+    reply = json.loads(out)
+    query = read_img_query(reply["signed"].partition("?")[2])
+    assert (status, reply["url"]) == (0, url)
     end = Signatures([KEY]).judge(query.text, dict(query.options), 0)
     assert end is not None
 

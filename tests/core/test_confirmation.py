@@ -417,11 +417,9 @@ REFUSED, UNKNOWN = ProbeResponse.REFUSED, ProbeResponse.UNKNOWN
         pytest.param(STORED, (REFUSED, REFUSED), OTHER, ProbeResult.NOTHING, id="equal, something else by now"),
         pytest.param(STORED, (UNKNOWN, UNKNOWN), STORED, ProbeResult.NOTHING, id="equal, no answer"),
         pytest.param(STORED, (OTHER, UNKNOWN), STORED, ProbeResult.NOTHING, id="equal, no second answer"),
-        pytest.param(
-            OTHER, (STORED, STORED), OTHER, ProbeResult.PLACEHOLDER, id="other, what is stored is for anybody"
-        ),
+        pytest.param(OTHER, (STORED, STORED), OTHER, ProbeResult.PLACEHOLDER, id="other, the stored image is public"),
         pytest.param(OTHER, (STORED, STORED), STORED, ProbeResult.NOTHING, id="other, and the link shows that by now"),
-        pytest.param(OTHER, (OTHER, OTHER), UNKNOWN, ProbeResult.NO_DIFFERENCE, id="other, that is for anybody"),
+        pytest.param(OTHER, (OTHER, OTHER), UNKNOWN, ProbeResult.NO_DIFFERENCE, id="other, its image is public"),
         pytest.param(OTHER, (REFUSED, REFUSED), OTHER, ProbeResult.DIFFERENCE, id="other, refused"),
         pytest.param(OTHER, (THIRD, THIRD), OTHER, ProbeResult.DIFFERENCE, id="other, a third"),
         pytest.param(OTHER, (THIRD, STORED), OTHER, ProbeResult.DIFFERENCE, id="other, each another"),

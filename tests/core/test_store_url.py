@@ -18,7 +18,7 @@ GOOD = {
         Bucket("my.images", "p", "eu-central-1", "https://s3.example:9000", "virtual"),
     ),
     "the usual addressing": ("s3://images?addressing=auto", Bucket("images")),
-    "an endpoint that nobody encoded": (
+    "an endpoint that is not encoded": (
         "s3://images?endpoint=http://127.0.0.1:9000&addressing=path",
         Bucket("images", endpoint="http://127.0.0.1:9000", addressing="path"),
     ),

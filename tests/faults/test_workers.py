@@ -114,8 +114,8 @@ async def test_restore_and_refetch_reach_every_worker(tmp_path: Path, origin: Fa
         await until(lambda: origin.asked("/a.png") == 3)
         assert {answer.body for answer in await ask_all(program, url)} == {old}, "no client waits, and none sees a part"
         go.set()
-        told = [await each for each in asking]
-        assert {(status, facts["replaced"]) for status, facts in told} == {(200, True)}
+        reply = [await each for each in asking]
+        assert {(status, facts["replaced"]) for status, facts in reply} == {(200, True)}
         answers = await ask_all(program, url)
         assert {(answer.body, answer.cache_status) for answer in answers} == {(new, "imgkeep; hit")}
         assert origin.asked("/a.png") == 3

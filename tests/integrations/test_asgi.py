@@ -86,8 +86,8 @@ async def test_zerocopysend_is_not_offered() -> None:
 
 async def test_trailers_lose_digests() -> None:
     trailers = {"type": "http.response.trailers", "headers": [(b"server-timing", b"a")], "more_trailers": False}
-    told = {**trailers, "headers": [(b"server-timing", b"a"), (b"repr-digest", b"x")]}
-    assert await ask(says(start(trailers=True), part(PAGE), told)) == [start(trailers=True), part(WANTED), trailers]
+    reply = {**trailers, "headers": [(b"server-timing", b"a"), (b"repr-digest", b"x")]}
+    assert await ask(says(start(trailers=True), part(PAGE), reply)) == [start(trailers=True), part(WANTED), trailers]
 
 
 async def test_other_messages_pass() -> None:

@@ -143,8 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def policy_body(**changes: Any) -> bytes:
-    told = {"allow": ["b.s3.amazonaws.com"], "deny": [], "ports": [443], "networks": [], "signature": "off", **changes}
-    return json.dumps(told).encode()
+    reply = {"allow": ["b.s3.amazonaws.com"], "deny": [], "ports": [443], "networks": [], "signature": "off", **changes}
+    return json.dumps(reply).encode()
 
 
 @pytest.fixture
@@ -296,10 +296,10 @@ async def test_policy_of_a_real_server(tmp_path: Path) -> None:
     async with serving(tmp_path / "data", **settings) as program:
         url = f"http://{program.address}"
         async with program.session.get(f"{url}/api/policy") as response:
-            told = await response.json()
-        assert set(BUILT_IN.known_hosts) < set(told["allow"])
-        assert told["deny"] == ["bad.o.example"]
-        assert (told["ports"], told["networks"], told["signature"]) == ([443], ["10.1.0.0/16"], "off")
+            reply = await response.json()
+        assert set(BUILT_IN.known_hosts) < set(reply["allow"])
+        assert reply["deny"] == ["bad.o.example"]
+        assert (reply["ports"], reply["networks"], reply["signature"]) == ([443], ["10.1.0.0/16"], "off")
         async with program.session.get(f"{url}/api/policy", headers={"Authorization": ""}) as response:
             assert response.status == 401
         rules = PolicyClient(url, program.token, BUILT_IN, OTHERWISE)

@@ -216,14 +216,14 @@ async def stops(page: Page) -> None:
 
 
 async def misspells(page: Page) -> None:
-    told = await page.evaluate("""() => {
+    reply = await page.evaluate("""() => {
       try {
         observe(document, { publicURL: "https://k.example" });
       } catch (error) {
         return String(error);
       }
     }""")
-    assert told == "TypeError: publicURL: no option; did you mean publicUrl?"
+    assert reply == "TypeError: publicURL: no option; did you mean publicUrl?"
 
 
 async def fails(page: Page) -> None:

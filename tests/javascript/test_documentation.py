@@ -78,7 +78,7 @@ def test_all_that_there_is_is_documented(tmp_path: Path) -> None:
 
 def test_documented_size_is_right() -> None:
     module = (STATIC / "imgkeep.js").read_bytes()
-    told = re.search(r"([0-9.]+) kB, ([0-9.]+) kB compressed", PAGE)
-    assert told is not None
-    for size, kilobytes in zip((len(module), len(gzip.compress(module, 9))), told.groups(), strict=True):
+    reply = re.search(r"([0-9.]+) kB, ([0-9.]+) kB compressed", PAGE)
+    assert reply is not None
+    for size, kilobytes in zip((len(module), len(gzip.compress(module, 9))), reply.groups(), strict=True):
         assert abs(float(kilobytes) - size / 1000) < 0.2

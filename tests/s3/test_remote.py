@@ -209,8 +209,8 @@ async def test_links_into_the_public_bucket_are_not_rewritten(remote: Remote, or
     other = where.replace("/v1/objects/", "/v1/other/")
     page = f"<img src='{where}'><img src='{url}'><img src='{other}'>"
     response = await node.client.post("/api/rewrite", json={"html": page, "which": "all"})
-    told = await response.json()
-    assert (told["rewritten"], where in told["html"], other in told["html"]) == (2, True, False)
+    reply = await response.json()
+    assert (reply["rewritten"], where in reply["html"], other in reply["html"]) == (2, True, False)
 
 
 @ALL
@@ -501,11 +501,11 @@ async def test_outbox_survives_a_restart_and_a_lost_database(remote: Remote, ori
     assert [(await get(node, url))[1] for url in urls] == [make_image(seed=n) for n in range(5)]
     assert {origin.asked(f"/{n}.png") for n in range(5)} == {1}
 
-    async def told() -> bool:
+    async def reply() -> bool:
         fallback = (await readyz(node))["fallback"]
         return fallback["waiting"] == 5 and "cannot be reached" in (fallback["last_error"] or "")
 
-    await until(told)
+    await until(reply)
     await remote.gate.open()
     await replicated(node)
     assert sorted((await remote.stored("objects")).values()) == sorted(make_image(seed=n) for n in range(5))
@@ -554,11 +554,11 @@ async def test_metrics_show_the_backlog_and_no_secret(
     await remote.gate.refuse()
     await get(node, origin.gives("/b.png", make_image(seed=2)))
 
-    async def told() -> bool:
+    async def reply() -> bool:
         page = await (await node.client.get("/metrics")).text()
         return "imgkeep_outbox_images 1.0" in page and "imgkeep_store_breaker_open 1.0" in page
 
-    await until(told)
+    await until(reply)
     page = await (await node.client.get("/metrics")).text() + str(await readyz(node)) + caplog.text
     for secret in (remote.server.secret, link.partition("?")[2], "X-Amz-Signature"):
         assert secret not in page

@@ -32,9 +32,9 @@ async def test_removal_holds_on_every_node(remote: Remote, origin: FakeOrigin) -
     hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
     one, other = await remote.node("a"), await remote.node("b", platform=hurried)
     url = origin.gives("/a.png", make_image())
-    told = await saved(one, url)
+    reply = await saved(one, url)
     assert (await get(other, url))[1] == make_image()
-    assert await remove(one, f"/{told['key']}") == 200
+    assert await remove(one, f"/{reply['key']}") == 200
     assert await remote.stored("objects") == {}
     assert await refused(one, f"/images/{NAME}")
     await until(lambda: refused(other, f"/images/{NAME}"))
@@ -51,8 +51,8 @@ async def test_removal_holds_on_every_node(remote: Remote, origin: FakeOrigin) -
 
 async def test_block_holds_while_the_bucket_is_away(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
-    told = await saved(node, origin.gives("/a.png", make_image()))
-    await remove(node, f"/{told['key']}")
+    reply = await saved(node, origin.gives("/a.png", make_image()))
+    await remove(node, f"/{reply['key']}")
     await node.client.close()
     await remote.gate.refuse()
     node = await remote.node()
@@ -65,14 +65,14 @@ async def test_removal_needs_the_bucket(remote: Remote, origin: FakeOrigin) -> N
     node = await remote.node()
     await remote.gate.refuse()
     url = origin.gives("/a.png", make_image())
-    told = await saved(node, url)
-    assert told["storage"] == "local"
-    assert told["url"].endswith(f"/images/{NAME}")
-    assert await remove(node, f"/{told['key']}") == 503
+    reply = await saved(node, url)
+    assert reply["storage"] == "local"
+    assert reply["url"].endswith(f"/images/{NAME}")
+    assert await remove(node, f"/{reply['key']}") == 503
     assert (await get(node, url))[1] == make_image()
     await remote.gate.open()
     await replicated(node)
-    assert await remove(node, f"/{told['key']}") == 200
+    assert await remove(node, f"/{reply['key']}") == 200
     assert (await get(node, url))[0].status == REMOVED[0]
 
 
@@ -101,8 +101,8 @@ async def test_image_in_the_outbox_is_not_uploaded_once_blocked(remote: Remote, 
     one, other = await remote.node("a", store=HURRIED, platform=hurried), await remote.node("b", store=HURRIED)
     url = origin.gives("/a.png", make_image())
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
-    told = await saved(one, url)
-    await until(lambda: _removes_bytes(other, told["digest"]))
+    reply = await saved(one, url)
+    await until(lambda: _removes_bytes(other, reply["digest"]))
     await remote.gate.open()
     # A node that does not know of the removal may upload it: then it deletes the image as soon as it does.
     await until(lambda: refused(one, f"/images/{NAME}"))
@@ -130,13 +130,13 @@ async def _removes(node: Imgkeep, url: str) -> bool:
 async def test_interrupted_removal_is_finished_by_a_repeat(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     url = origin.gives("/a.png", make_image())
-    told = await saved(node, url)
+    reply = await saved(node, url)
     await remote.gate.answer(500, match=only("DELETE"))
-    assert await remove(node, f"/{told['key']}") == 503
+    assert await remove(node, f"/{reply['key']}") == 503
     assert len(await remote.stored("objects")) == 1
     await remote.gate.open()
     await replicated(node)
-    assert await remove(node, f"/{told['key']}") == 200
+    assert await remove(node, f"/{reply['key']}") == 200
     assert await remote.stored("objects") == {}
 
 
@@ -153,14 +153,14 @@ async def test_undo_holds_on_every_node(remote: Remote, origin: FakeOrigin) -> N
     hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
     one, other = await remote.node("a"), await remote.node("b", platform=hurried)
     url = origin.gives("/a.png", make_image())
-    told = await saved(one, url)
-    assert await remove(one, f"/{told['key']}") == 200
+    reply = await saved(one, url)
+    assert await remove(one, f"/{reply['key']}") == 200
     await until(lambda: refused(other, f"/images/{NAME}"))
-    assert await restore(other, digest=told["digest"]) == 200
+    assert await restore(other, digest=reply["digest"]) == 200
     assert await remote.stored("refused") == {}
     assert await remote.stored("records") == {}
-    assert await restore(one, digest=told["digest"]) == 200, "it did not know yet"
-    assert await restore(one, digest=told["digest"]) == 404
+    assert await restore(one, digest=reply["digest"]) == 200, "it did not know yet"
+    assert await restore(one, digest=reply["digest"]) == 404
     for node in (one, other):
         response, body = await get(node, url)
         assert (response.status, body) == (200, make_image())
@@ -172,8 +172,8 @@ async def test_node_learns_of_an_undo_within_a_refresh(remote: Remote, origin: F
     hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
     one, other = await remote.node("a"), await remote.node("b", platform=hurried)
     url = origin.gives("/a.png", make_image())
-    told = await saved(one, url)
-    assert await remove(one, f"/{told['key']}") == 200
+    reply = await saved(one, url)
+    assert await remove(one, f"/{reply['key']}") == 200
     await until(lambda: refused(other, f"/images/{NAME}"))
     assert await restore(one, url=url) == 200
     await until(lambda: _shows_nothing(other))
@@ -187,15 +187,15 @@ async def _shows_nothing(node: Imgkeep) -> bool:
 async def test_interrupted_undo_is_finished_by_a_repeat(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     urls = [origin.gives(f"/{name}.png", make_image()) for name in "ab"]
-    told = [await saved(node, url) for url in urls]
-    assert await remove(node, f"/{told[0]['key']}") == 200
+    reply = [await saved(node, url) for url in urls]
+    assert await remove(node, f"/{reply[0]['key']}") == 200
     for part in ("/v1/records/", "/v1/refused/"):
         await remote.gate.answer(500, match=only("DELETE", part))
-        assert await restore(node, digest=told[0]["digest"]) == 503
+        assert await restore(node, digest=reply[0]["digest"]) == 503
         assert len(await remote.stored("refused")) == 1, "the block goes last"
         await remote.gate.open()
         await replicated(node)
-    assert await restore(node, digest=told[0]["digest"]) == 200
+    assert await restore(node, digest=reply[0]["digest"]) == 200
     assert await remote.stored("refused") == {}
     assert not any(b"removed_at" in record for record in (await remote.stored("records")).values())
     for url in urls:
@@ -204,21 +204,21 @@ async def test_interrupted_undo_is_finished_by_a_repeat(remote: Remote, origin: 
 
 async def test_bucket_that_does_not_delete_is_a_fault(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
-    told = await saved(node, origin.gives("/a.png", make_image()))
-    assert await remove(node, f"/{told['key']}") == 200
+    reply = await saved(node, origin.gives("/a.png", make_image()))
+    assert await remove(node, f"/{reply['key']}") == 200
     await remote.gate.answer(204, match=only("DELETE"))
-    assert await restore(node, digest=told["digest"]) == 503
+    assert await restore(node, digest=reply["digest"]) == 503
     await remote.gate.open()
     await replicated(node)
-    assert await restore(node, digest=told["digest"]) == 200
+    assert await restore(node, digest=reply["digest"]) == 200
 
 
 async def test_undo_needs_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
-    told = await saved(node, origin.gives("/a.png", make_image()))
-    assert await remove(node, f"/{told['key']}") == 200
+    reply = await saved(node, origin.gives("/a.png", make_image()))
+    assert await remove(node, f"/{reply['key']}") == 200
     await remote.gate.refuse()
-    assert await restore(node, digest=told["digest"]) == 503
+    assert await restore(node, digest=reply["digest"]) == 503
     assert await refused(node, f"/images/{NAME}")
 
 
@@ -234,9 +234,9 @@ async def refetch(node: Imgkeep, key: str, url: str) -> tuple[int, dict[str, Any
 async def test_replaced_image_keeps_its_old_object(remote: Remote, origin: FakeOrigin) -> None:
     node, new = await remote.node(), make_image(seed=1)
     url = origin.gives("/a.png", make_image())
-    told = await saved(node, url)
+    reply = await saved(node, url)
     origin.gives("/a.png", new)
-    status, again = await refetch(node, told["key"], url)
+    status, again = await refetch(node, reply["key"], url)
     assert (status, again["replaced"], again["storage"]) == (200, True, "s3")
     assert (await get(node, url))[1] == new
     assert set((await remote.stored("objects")).values()) == {make_image(), new}
@@ -250,11 +250,11 @@ async def test_replaced_image_keeps_its_old_object(remote: Remote, origin: FakeO
 async def test_node_learns_of_a_replacement_by_a_refetch(remote: Remote, origin: FakeOrigin) -> None:
     one, other = await remote.node("a"), await remote.node("b")
     url = origin.gives("/a.png", make_image())
-    told = await saved(one, url)
+    reply = await saved(one, url)
     assert (await get(other, url))[1] == make_image()
     origin.gives("/a.png", make_image(seed=1))
-    assert (await refetch(one, told["key"], url))[1]["replaced"] is True
-    assert (await refetch(other, told["key"], url))[1]["replaced"] is False
+    assert (await refetch(one, reply["key"], url))[1]["replaced"] is True
+    assert (await refetch(other, reply["key"], url))[1]["replaced"] is False
     for node in (one, other):
         assert (await get(node, url))[1] == make_image(seed=1)
 
@@ -262,17 +262,17 @@ async def test_node_learns_of_a_replacement_by_a_refetch(remote: Remote, origin:
 async def test_failed_put_replaces_nothing(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     url = origin.gives("/a.png", make_image())
-    told = await saved(node, url)
+    reply = await saved(node, url)
     origin.gives("/a.png", make_image(seed=1))
     for part in ("/v1/objects/", "/v1/records/"):
         await remote.gate.answer(500, match=only("PUT", part))
-        assert (await refetch(node, told["key"], url))[0] == 503
+        assert (await refetch(node, reply["key"], url))[0] == 503
         assert (await get(node, url))[1] == make_image()
         assert node.files("records") == [], "a replacement does not wait in the fallback"
         await remote.gate.open()
         await replicated(node)
     await remote.gate.refuse()
-    assert (await refetch(node, told["key"], url))[0] == 503
+    assert (await refetch(node, reply["key"], url))[0] == 503
     assert (await get(node, url))[1] == make_image()
 
 
@@ -280,13 +280,13 @@ async def test_image_in_the_outbox_is_neither_replaced_nor_lost(remote: Remote, 
     node = await remote.node(store=HURRIED)
     url = origin.gives("/a.png", make_image())
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
-    told = await saved(node, url)
-    assert told["storage"] == "local"
+    reply = await saved(node, url)
+    assert reply["storage"] == "local"
     origin.gives("/a.png", make_image(seed=1))
-    assert (await refetch(node, told["key"], url))[0] == 503
+    assert (await refetch(node, reply["key"], url))[0] == 503
     assert (await get(node, url))[1] == make_image()
     await remote.gate.open()
     await replicated(node)
-    assert (await refetch(node, told["key"], url))[1]["replaced"] is True
+    assert (await refetch(node, reply["key"], url))[1]["replaced"] is True
     assert (await get(node, url))[1] == make_image(seed=1)
     assert set((await remote.stored("objects")).values()) == {make_image(), make_image(seed=1)}

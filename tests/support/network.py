@@ -95,7 +95,7 @@ class Dials:
         self.made.append((address, port))
         origin = self.tls if port in TLS_PORTS else self.plain
         if origin is None:
-            raise OSError(errno.ECONNREFUSED, "nobody listens there")
+            raise OSError(errno.ECONNREFUSED, "no server listens there")
         return _Rerouted(info[0], origin.port)
 
 

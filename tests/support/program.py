@@ -122,7 +122,7 @@ class Program:
         report: dict[str, object] = {}
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                while (report := await self.ready())["status"] != status:  # noqa: ASYNC110 - it tells nobody
+                while (report := await self.ready())["status"] != status:  # noqa: ASYNC110 - another process sets no event
                     await asyncio.sleep(0.05)
         assert report["status"] == status, report
         return report

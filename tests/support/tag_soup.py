@@ -1,4 +1,4 @@
-"""Pages that nobody would write, made of pieces that matter to a tokenizer; and how their links are moved."""
+"""Random pages, made of pieces that matter to a tokenizer; and how their links are moved."""
 
 from __future__ import annotations
 

@@ -46,11 +46,11 @@ async def _knows_json() -> bool:
     return b"--json" in (await process.communicate())[0]
 
 
-def shapes(told: object) -> object:
+def shapes(reply: object) -> object:
     """Names and types, for comparing with an example."""
-    if isinstance(told, dict):
-        return {name: shapes(value) for name, value in told.items()}
-    return type(told).__name__
+    if isinstance(reply, dict):
+        return {name: shapes(value) for name, value in reply.items()}
+    return type(reply).__name__
 
 
 async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin) -> None:  # noqa: PLR0915 - a page
@@ -67,48 +67,48 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
     async with serving(tmp_path / "data", **settings) as program:
         known = {"base": f"http://{program.address}", "token": TOKEN}
 
-        async def told(example: str, **more: str) -> dict[str, Any]:
+        async def reply(example: str, **more: str) -> dict[str, Any]:
             facts: dict[str, Any] = json.loads(await shell(example, tmp_path, **known, **more))
             assert facts["success"] is True
             return facts
 
-        saved = await told(by_link)
+        saved = await reply(by_link)
         documented = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0])
         assert shapes(saved) == shapes(documented)
         assert saved["url"] == f"http://127.0.0.1:8080/images/{sha256(make_image(seed=1)).hexdigest()}.png"
         first = README.replace("https://example.com", origin.url("")).replace("127.0.0.1:8080", program.address)
-        assert (await told(first))["key"] == saved["key"]
-        assert (await told(upload))["created"] is True
-        assert (await told(body))["created"] is False
-        assert (await told(data))["created"] is False
-        taken = await told(many)
+        assert (await reply(first))["key"] == saved["key"]
+        assert (await reply(upload))["created"] is True
+        assert (await reply(body))["created"] is False
+        assert (await reply(data))["created"] is False
+        taken = await reply(many)
         assert (taken["total"], len(taken["id"])) == (2, 32)
         assert (await shell(events, tmp_path, **known, job=taken["id"])).rstrip().splitlines()[-2] == "event: done"
-        results = (await told(job, job=taken["id"]))["results"]
+        results = (await reply(job, job=taken["id"]))["results"]
         documented = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[1])["results"]
         assert [sorted(result) for result in results] == [sorted(result) for result in documented]
         assert results[1]["error"] == documented[1]["error"]
-        assert [each["id"] for each in (await told(jobs))["jobs"]] == [taken["id"]]
-        assert (await told(cancelling, job=taken["id"]))["state"] == "done"
-        assert (await told(policy))["allow"] == ["*"]
-        assert [image["key"] for image in (await told(images))["images"]] == [saved["key"]]
-        assert (await told(one, key=saved["key"]))["digest"] == saved["digest"]
+        assert [each["id"] for each in (await reply(jobs))["jobs"]] == [taken["id"]]
+        assert (await reply(cancelling, job=taken["id"]))["state"] == "done"
+        assert (await reply(policy))["allow"] == ["*"]
+        assert [image["key"] for image in (await reply(images))["images"]] == [saved["key"]]
+        assert (await reply(one, key=saved["key"]))["digest"] == saved["digest"]
         assert (await program.img(origin.url("/other.png"))).status == 200
         answers = (await shell(removal, tmp_path, **known, key=saved["key"], digest=DIGEST)).replace("}{", "}\n{")
         assert [json.loads(line)["success"] for line in answers.splitlines()] == [True] * 3
         for path in (f"/images/{saved['digest']}.png", f"/images/{DIGEST}.png"):
             assert (await program.get(path)).status == 410
         assert (await program.img(origin.url("/other.png"))).status == 410
-        restored = await told(undo, key=saved["key"])
+        restored = await reply(undo, key=saved["key"])
         assert shapes(restored) == shapes(json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[-3]))
         assert restored["keys"] == [saved["key"]]
         assert (await shell(undos, tmp_path, **known, digest=DIGEST)).count('"restored":true') == 2
         assert (await program.img(origin.url("/other.png"))).status == 200
-        assert ((await told(by_link))["created"], (await told(again, key=saved["key"]))["replaced"]) == (True, False)
-        assert (await told(inspect))["key"] == saved["key"]
+        assert ((await reply(by_link))["created"], (await reply(again, key=saved["key"]))["replaced"]) == (True, False)
+        assert (await reply(inspect))["key"] == saved["key"]
         kept = "http://127.0.0.1:8080/img?src="
         assert (await shell(text, tmp_path, **known)).startswith(f"![a picture]({kept}http%3A%2F%2F127.0.0.1")
-        rewritten = await told(page)
+        rewritten = await reply(page)
         documented = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[-1])
         assert shapes(rewritten) == shapes(documented)
         assert rewritten["html"].startswith(f'<img src="{kept}http%3A%2F%2F127.0.0.1')

@@ -37,9 +37,9 @@ SECRET = "X-Amz-Signature=0123456789abcdef"
 async def failures(imgkeep: Imgkeep, **query: str) -> list[dict[str, Any]]:
     response = await imgkeep.client.get("/api/failures", params=query)
     assert response.status == 200
-    told = await response.json()
-    assert told["success"] is True
-    found: list[dict[str, Any]] = told["failures"]
+    reply = await response.json()
+    assert reply["success"] is True
+    found: list[dict[str, Any]] = reply["failures"]
     return found
 
 
@@ -98,9 +98,9 @@ async def test_failures_of_all_workers_are_listed(tmp_path: Path, origin: FakeOr
     async with serving(tmp_path / "data", server__workers="2") as program:
         for number in range(20):
             assert (await program.img(f"{url}?{number}")).status == 404
-        told = json.loads((await program.get("/api/failures?limit=500")).body)
-    assert sum(entry["count"] for entry in told["failures"]) == 20
-    assert {entry["code"] for entry in told["failures"]} == {"source_not_found"}
+        reply = json.loads((await program.get("/api/failures?limit=500")).body)
+    assert sum(entry["count"] for entry in reply["failures"]) == 20
+    assert {entry["code"] for entry in reply["failures"]} == {"source_not_found"}
 
 
 async def test_metrics_have_their_own_address(tmp_path: Path, unused_tcp_port: int) -> None:
@@ -162,10 +162,10 @@ async def test_follower_in_another_worker_notes_the_storage_error() -> None:
     stream = asyncio.StreamReader()
     error = StorageError("the disk of the store failed", place="/srv/images", cause="No space left on device")
     stream.feed_data(write_failure(FillFailure(None, error)))
-    told = await read_fill(stream)  # type: ignore[arg-type]  # reads alike
-    assert isinstance(told, FillFailure)
-    assert isinstance(told.error, StorageError)
-    assert told.error.in_full == error.in_full
+    reply = await read_fill(stream)  # type: ignore[arg-type]  # reads alike
+    assert isinstance(reply, FillFailure)
+    assert isinstance(reply.error, StorageError)
+    assert reply.error.in_full == error.in_full
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

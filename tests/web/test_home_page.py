@@ -40,11 +40,11 @@ async def test_programs_read_json(start: Start, accept: str | None) -> None:
     headers = {} if accept is None else {"Accept": accept}
     skip = ["Accept"] if accept is None else []
     async with imgkeep.stranger.get(imgkeep.client.make_url("/"), headers=headers, skip_auto_headers=skip) as response:
-        told = await response.json()
+        reply = await response.json()
         assert response.headers["Vary"] == "Accept"
         assert response.headers["Cache-Control"] == "no-store"
     base = OPEN["public_url"]
-    assert told == {
+    assert reply == {
         "name": "imgkeep",
         "summary": "Makes temporary image links permanent.",
         "version": __version__,
@@ -61,9 +61,9 @@ async def test_programs_read_json(start: Start, accept: str | None) -> None:
 
 async def test_links_lead_somewhere(imgkeep: Imgkeep) -> None:
     async with imgkeep.client.get("/") as response:
-        told = await response.json()
+        reply = await response.json()
     for name in ("openapi", "api", "documentation", "health", "readiness", "module"):
-        async with imgkeep.stranger.get(told[name]) as response:
+        async with imgkeep.stranger.get(reply[name]) as response:
             assert response.status == 200, name
     async with imgkeep.client.head("/") as response:
         assert (response.status, await response.read()) == (200, b"")

@@ -67,10 +67,10 @@ async def test_missing_src_names_the_endpoint(imgkeep: Imgkeep, method: str, pat
 )
 async def test_wrong_method_names_the_right_one(imgkeep: Imgkeep, path: str) -> None:
     response = await imgkeep.client.get(path)
-    told = await response.json()
-    assert (response.status, response.headers["Allow"], told["code"]) == (405, "POST", "method_not_allowed")
+    reply = await response.json()
+    assert (response.status, response.headers["Allow"], reply["code"]) == (405, "POST", "method_not_allowed")
     assert response.content_type == "application/problem+json"
-    assert "use POST" in told["detail"]
+    assert "use POST" in reply["detail"]
 
 
 async def test_inspection_states_what_the_policy_refuses(imgkeep: Imgkeep) -> None:

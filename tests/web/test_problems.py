@@ -63,10 +63,10 @@ def test_every_error_is_in_the_table(kind: type[ImgkeepError]) -> None:
     answer = problem_response(kind("the reason"))
     assert answer.status == CONTRACT[kind.code]
     assert isinstance(answer.body, bytes)
-    told = json.loads(answer.body)
-    assert told == {
+    reply = json.loads(answer.body)
+    assert reply == {
         "type": f"urn:imgkeep:problem:{kind.code}",
-        "title": told["title"],
+        "title": reply["title"],
         "status": answer.status,
         "detail": "the reason",
         "code": kind.code,
@@ -146,8 +146,8 @@ async def test_unexpected_error_is_a_500_without_its_message(
     with caplog.at_level(logging.INFO):
         answer = await ask(imgkeep, target_of(url))
     assert answer.status == 500
-    told = json.loads(answer.body)
-    assert (told["code"], told["status"]) == ("internal_error", 500)
+    reply = json.loads(answer.body)
+    assert (reply["code"], reply["status"]) == ("internal_error", 500)
     assert answer.headers["cache-control"] == "no-store"
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     lines = [RecordFormatter(form).format(record) for form in ("text", "json")]

@@ -34,12 +34,12 @@ def imgkeep_key(imgkeep: Imgkeep, url: str) -> str:
 async def test_removed_image_stays_removed(start: Start, origin: FakeOrigin, way: str) -> None:
     imgkeep = await start()
     url = origin.gives("/a.png", make_image())
-    told = await saved(imgkeep, url)
+    reply = await saved(imgkeep, url)
     other = await saved(imgkeep, origin.gives("/other.png", make_image(seed=1)))
     await imgkeep.img(url)
     for _ in range(2):
         if way == "key":
-            assert await remove(imgkeep, f"/{told['key']}") == 200
+            assert await remove(imgkeep, f"/{reply['key']}") == 200
         else:
             assert await remove(imgkeep, **{way: url if way == "src" else DIGEST}) == 200
     for node in (imgkeep, await start(folder=imgkeep.folder)):
@@ -55,8 +55,8 @@ async def test_removed_image_stays_removed(start: Start, origin: FakeOrigin, way
 async def test_removed_image_is_refused_under_another_link(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = png_of(500_000)
     url, again, small = (origin.gives(f"/{name}.png", body) for name in "abc")
-    told = [await saved(imgkeep, url), await saved(imgkeep, again)]
-    assert await remove(imgkeep, f"/{told[0]['key']}") == 200
+    reply = [await saved(imgkeep, url), await saved(imgkeep, again)]
+    assert await remove(imgkeep, f"/{reply[0]['key']}") == 200
     assert await problem_code(await imgkeep.img(again)) == REMOVED, "a link that was known to lead to it"
     for _ in range(3):
         assert (await save(imgkeep, {"url": small}))[1]["code"] == "removed"
@@ -84,8 +84,8 @@ async def test_image_that_was_never_stored_is_removed_by_force_alone(imgkeep: Im
 async def test_lost_database_restores_no_removed_image(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
     url = origin.gives("/a.png", make_image())
-    told = await saved(imgkeep, url)
-    await remove(imgkeep, f"/{told['key']}")
+    reply = await saved(imgkeep, url)
+    await remove(imgkeep, f"/{reply['key']}")
     await imgkeep.client.close()
     for path in imgkeep.folder.glob("imgkeep.db*"):
         path.unlink()
@@ -99,13 +99,13 @@ async def test_removed_image_with_a_record_is_not_listed(start: Start, origin: F
     """The record of a link in doubt stays, because another link of its key may bring other bytes."""
     imgkeep = await start()
     shape = f"?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature={'0' * 64}"
-    told = await saved(imgkeep, origin.gives("/a.png", make_image()) + shape)
+    reply = await saved(imgkeep, origin.gives("/a.png", make_image()) + shape)
     other = await saved(imgkeep, origin.gives("/other.png", make_image(seed=1)))
-    assert await remove(imgkeep, f"/{told['key']}") == 200
+    assert await remove(imgkeep, f"/{reply['key']}") == 200
     assert len(imgkeep.files("records")) == 2
     assert imgkeep.client.app is not None
     index = imgkeep.client.app[SERVICES].storage.database.image_index
-    record = await imgkeep.client.app[SERVICES].image_service.look_up(Key(told["key"]))
+    record = await imgkeep.client.app[SERVICES].image_service.look_up(Key(reply["key"]))
     assert isinstance(record, Record), "it is no tombstone"
 
     async def records() -> AsyncIterator[Record]:
@@ -186,8 +186,8 @@ async def test_images_are_found_by_their_facts(
 )
 async def test_malformed_removal_is_refused(imgkeep: Imgkeep, method: str, path: str, status: int) -> None:
     response = await imgkeep.client.request(method, f"/api/images{path}")
-    told = await response.json()
-    assert (response.status, told["success"]) == (status, False)
+    reply = await response.json()
+    assert (response.status, reply["success"]) == (status, False)
 
 
 async def test_removal_needs_access(start: Start, origin: FakeOrigin) -> None:

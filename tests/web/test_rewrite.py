@@ -41,8 +41,8 @@ async def post(imgkeep: Imgkeep, body: bytes, kind: str = "text/html", **query: 
 async def tell(imgkeep: Imgkeep, **body: Any) -> dict[str, Any]:
     response = await imgkeep.client.post("/api/rewrite", json=body)
     assert response.status == 200
-    told: dict[str, Any] = await response.json()
-    return told
+    reply: dict[str, Any] = await response.json()
+    return reply
 
 
 def ours(imgkeep: Imgkeep, url: str) -> str:
@@ -87,8 +87,8 @@ async def test_client_chooses_the_links(imgkeep: Imgkeep) -> None:
         response = await post(imgkeep, PAGE, which=which)
         assert (await response.read(), response.headers["Imgkeep-Rewritten"]) == (page, str(len(rewritten))), which
         options = which if which in {"temporary", "all"} else which.split(",")
-        told = await tell(imgkeep, html=PAGE.decode(), which=options)
-        assert told == {"success": True, "html": page.decode(), "rewritten": len(rewritten)}, which
+        reply = await tell(imgkeep, html=PAGE.decode(), which=options)
+        assert reply == {"success": True, "html": page.decode(), "rewritten": len(rewritten)}, which
 
 
 async def test_rewriting_twice_changes_nothing(imgkeep: Imgkeep) -> None:
@@ -151,10 +151,10 @@ async def test_binary_document_comes_back_unchanged(imgkeep: Imgkeep) -> None:
 
 async def test_string_comes_back_in_json(imgkeep: Imgkeep) -> None:
     page = f'\ufeff<meta charset=latin-1>ä€\U0001f600<img src="{DIES}">\r'
-    told = await tell(imgkeep, html=page)
-    assert told == {"success": True, "html": page.replace(DIES, ours(imgkeep, DIES)), "rewritten": 1}
-    told = await tell(imgkeep, markdown=f"![ä]({DIES})", which="all")
-    assert told == {"success": True, "markdown": f"![ä]({ours(imgkeep, DIES)})", "rewritten": 1}
+    reply = await tell(imgkeep, html=page)
+    assert reply == {"success": True, "html": page.replace(DIES, ours(imgkeep, DIES)), "rewritten": 1}
+    reply = await tell(imgkeep, markdown=f"![ä]({DIES})", which="all")
+    assert reply == {"success": True, "markdown": f"![ä]({ours(imgkeep, DIES)})", "rewritten": 1}
     assert await tell(imgkeep, html="") == {"success": True, "html": "", "rewritten": 0}
 
 
@@ -169,9 +169,9 @@ async def test_long_string_comes_back_whole(imgkeep: Imgkeep) -> None:
 async def test_links_are_signed_and_lead_to_the_image(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(security={"signature": "always", "signing_keys": [KEY, "a-former-key-of-ours"]})
     url = origin.gives("/a.png", make_image()) + f"?{SIGNED}"
-    told = await tell(imgkeep, html=f"<img src='{url}'>")
+    reply = await tell(imgkeep, html=f"<img src='{url}'>")
     target = signed_path(KEY, url)
-    assert unescape(told["html"]) == f"<img src='http://127.0.0.1:{port_of(imgkeep)}{target}'>"
+    assert unescape(reply["html"]) == f"<img src='http://127.0.0.1:{port_of(imgkeep)}{target}'>"
     assert await (await imgkeep.client.get(URL(target, encoded=True))).read() == make_image()
 
 
@@ -217,11 +217,11 @@ async def test_images_are_saved_at_once(imgkeep: Imgkeep, origin: FakeOrigin, wa
         job = URL(response.headers["Location"]).name
         assert response.headers["Location"] == f"http://127.0.0.1:{port_of(imgkeep)}/api/jobs/{job}"
     else:
-        told = await tell(imgkeep, html=page, save=True)
-        assert (told["rewritten"], told["job"]["total"], told["job"]["state"]) == (4, 3, "queued")
-        job = told["job"]["id"]
-    told = await job_done(imgkeep, job)
-    assert (told["total"], told["saved"]) == (3, 3)
+        reply = await tell(imgkeep, html=page, save=True)
+        assert (reply["rewritten"], reply["job"]["total"], reply["job"]["state"]) == (4, 3, "queued")
+        job = reply["job"]["id"]
+    reply = await job_done(imgkeep, job)
+    assert (reply["total"], reply["saved"]) == (3, 3)
     await origin.stop()
     for n, url in enumerate(urls):
         assert await (await imgkeep.img(url)).read() == make_image(seed=n)
@@ -265,8 +265,8 @@ OTHER_JSON: list[Any] = [
 async def test_other_json_is_refused(imgkeep: Imgkeep) -> None:
     for body in OTHER_JSON:
         response = await post(imgkeep, json.dumps(body).encode(), "application/json")
-        told = await response.json()
-        assert (response.status, told["code"], told["success"]) == (400, "invalid_request", False), str(body)[:40]
+        reply = await response.json()
+        assert (response.status, reply["code"], reply["success"]) == (400, "invalid_request", False), str(body)[:40]
     response = await post(imgkeep, rb'{"html": "\ud800"}', "application/json")
     assert response.status == 400, "half a character"
     response = await imgkeep.client.post("/api/rewrite?which=all", json={"html": ""})

@@ -47,13 +47,13 @@ def form(body: bytes, name: str = "file") -> FormData:
 async def test_saved_link_has_a_permanent_url(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = make_image()
     url = origin.gives("/a.png", body)
-    status, told = await save(imgkeep, {"url": url})
+    status, reply = await save(imgkeep, {"url": url})
     assert status == 201
     digest = sha256(body).hexdigest()
-    assert told.pop("url") == f"http://127.0.0.1:{port_of(imgkeep)}/images/{digest}.png"
-    assert len(told.pop("key")) == 64
-    stored_at = told.pop("stored_at")
-    assert told == {
+    assert reply.pop("url") == f"http://127.0.0.1:{port_of(imgkeep)}/images/{digest}.png"
+    assert len(reply.pop("key")) == 64
+    stored_at = reply.pop("stored_at")
+    assert reply == {
         "success": True,
         "storage": "local",
         "created": True,
@@ -91,7 +91,7 @@ async def test_save_joins_a_running_fill(imgkeep: Imgkeep, origin: FakeOrigin) -
     early, _ = await asyncio.wait(saving, timeout=0.05)
     assert not early
     go.set()
-    assert {(status, told["created"]) for status, told in await asyncio.gather(*saving)} == {(200, False)}
+    assert {(status, reply["created"]) for status, reply in await asyncio.gather(*saving)} == {(200, False)}
     assert await looking.read() == body
     assert origin.asked("/a.png") == 1
 
@@ -122,12 +122,12 @@ async def test_equal_bytes_are_stored_once(imgkeep: Imgkeep, way: str, body: byt
             response = await imgkeep.client.post("/api/save-image", data=form(body))
         else:
             response = await post(imgkeep, json.dumps({"data": data_url(body)}).encode())
-        told = await response.json()
-        assert (response.status, told["created"]) == (201 if created else 200, created), told
-        assert told["key"] == identify_bytes(Digest(sha256(body).hexdigest())).key
-        assert (told["content_type"], told["size"]) == (media_type, len(body))
-        assert told["source"] == {"host": None, "provider": None, "temporary": False, "expires_at": None}
-        names.add(f"{told['digest']}.{extension}")
+        reply = await response.json()
+        assert (response.status, reply["created"]) == (201 if created else 200, created), reply
+        assert reply["key"] == identify_bytes(Digest(sha256(body).hexdigest())).key
+        assert (reply["content_type"], reply["size"]) == (media_type, len(body))
+        assert reply["source"] == {"host": None, "provider": None, "temporary": False, "expires_at": None}
+        names.add(f"{reply['digest']}.{extension}")
     (name,) = names
     permanent = await imgkeep.client.get(f"/images/{name}")
     assert await permanent.read() == body
@@ -149,8 +149,8 @@ async def test_equal_bytes_are_stored_once(imgkeep: Imgkeep, way: str, body: byt
     ids=["lies", "no type", "parameters", "no padding", "line breaks", "encoded base64", "no base64"],
 )
 async def test_data_url_is_judged_by_its_bytes(imgkeep: Imgkeep, text: str) -> None:
-    status, told = await save(imgkeep, {"data": text})
-    assert (status, told["content_type"], told["digest"]) == (201, "image/png", sha256(make_image()).hexdigest())
+    status, reply = await save(imgkeep, {"data": text})
+    assert (status, reply["content_type"], reply["digest"]) == (201, "image/png", sha256(make_image()).hexdigest())
 
 
 async def test_absolute_urls_ignore_what_clients_claim(start: Start) -> None:
@@ -181,16 +181,16 @@ async def test_absolute_urls_ignore_what_clients_claim(start: Start) -> None:
     ],
 )
 async def test_unsavable_link_fails_as_under_img(imgkeep: Imgkeep, url: str, status: int, code: str) -> None:
-    got, told = await save(imgkeep, {"url": url})
-    assert (got, told["code"], told["success"]) == (status, code, False)
+    got, reply = await save(imgkeep, {"url": url})
+    assert (got, reply["code"], reply["success"]) == (status, code, False)
 
 
 async def test_other_bytes_are_not_stored(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     page = b"<html>please log in</html>"
     assert (await save(imgkeep, {"url": origin.gives("/a.png", page)}))[1]["code"] == "not_an_image"
     for body in (page, b"", make_image()[:-8], png_of(500_000)[:400_000]):
-        status, told = await save(imgkeep, {"data": data_url(body)})
-        assert (status, told["code"]) == (422, "not_an_image")
+        status, reply = await save(imgkeep, {"data": data_url(body)})
+        assert (status, reply["code"]) == (422, "not_an_image")
         response = await imgkeep.client.post("/api/save-image", data=form(body))
         assert (response.status, (await response.json())["code"]) == (422, "not_an_image")
         assert "Cache-Status" not in response.headers
@@ -209,12 +209,12 @@ async def test_limits_hold_for_uploads(start: Start) -> None:
 
 
 async def test_own_permanent_url_names_the_stored_image(imgkeep: Imgkeep) -> None:
-    _, told = await save(imgkeep, {"data": data_url(make_image())})
-    assert await save(imgkeep, {"url": told["url"]}) == (200, {**told, "created": False})
-    status, problem = await save(imgkeep, {"url": told["url"].replace(told["digest"], "0" * 64)})
+    _, reply = await save(imgkeep, {"data": data_url(make_image())})
+    assert await save(imgkeep, {"url": reply["url"]}) == (200, {**reply, "created": False})
+    status, problem = await save(imgkeep, {"url": reply["url"].replace(reply["digest"], "0" * 64)})
     assert (status, problem["code"]) == (404, "not_found")
-    await imgkeep.client.delete(f"/api/images/{told['key']}")
-    status, problem = await save(imgkeep, {"url": told["url"]})
+    await imgkeep.client.delete(f"/api/images/{reply['key']}")
+    status, problem = await save(imgkeep, {"url": reply["url"]})
     assert (status, problem["code"]) == (410, "removed")
 
 
@@ -253,11 +253,11 @@ async def test_own_server_as_source_is_a_loop(start: Start) -> None:
 async def test_malformed_request_is_refused_at_once(imgkeep: Imgkeep, body: str | bytes, says: str) -> None:
     async with asyncio.timeout(20):
         response = await post(imgkeep, body.encode() if isinstance(body, str) else body)
-    told = await response.json()
-    assert response.status == 400, told
-    assert told["code"] in {"invalid_request", "invalid_source"}
-    assert says in told["detail"]
-    assert "s3cr3t" not in str(told)
+    reply = await response.json()
+    assert response.status == 400, reply
+    assert reply["code"] in {"invalid_request", "invalid_source"}
+    assert says in reply["detail"]
+    assert "s3cr3t" not in str(reply)
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
@@ -378,13 +378,13 @@ async def test_page_of_another_site_cannot_upload(imgkeep: Imgkeep) -> None:
 @pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "image/x-whatever; charset=x", "IMAGE/PNG"])
 async def test_image_body_is_stored_by_the_type_of_its_bytes(imgkeep: Imgkeep, kind: str) -> None:
     body = make_image(seed=3)
-    told: dict[str, Any] = {}
+    reply: dict[str, Any] = {}
     for status in (201, 200):
         response = await imgkeep.client.post("/api/save-image", data=body, headers={"Content-Type": kind})
-        told = await response.json()
-        assert (response.status, told["digest"]) == (status, sha256(body).hexdigest())
-        assert told["content_type"] == "image/png"
-    served = await imgkeep.client.get(URL(told["url"]).path)
+        reply = await response.json()
+        assert (response.status, reply["digest"]) == (status, sha256(body).hexdigest())
+        assert reply["content_type"] == "image/png"
+    served = await imgkeep.client.get(URL(reply["url"]).path)
     assert await served.read() == body
 
 

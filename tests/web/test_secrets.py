@@ -58,7 +58,7 @@ async def test_no_secret_leaks(tmp_path: Path, origin: FakeOrigin) -> None:
         "fetch__total_timeout_s": "5",
         "fetch__retries_max": "0",
     }
-    told: list[str] = []
+    reply: list[str] = []
     async with serving(tmp_path / "data", **settings) as program:
         for link in links:
             for path in (
@@ -70,16 +70,16 @@ async def test_no_secret_leaks(tmp_path: Path, origin: FakeOrigin) -> None:
             ):
                 answer = await program.get(path.replace(" ", "%20"))
                 if answer.headers.get("Content-Type") == "application/problem+json":
-                    told.append(answer.body.decode())
-        told += await abuse_the_api(program, links, origin)
-        told.append((await program.get("/metrics")).body.decode())
-        told.append((await program.get("/readyz")).body.decode())
+                    reply.append(answer.body.decode())
+        reply += await abuse_the_api(program, links, origin)
+        reply.append((await program.get("/metrics")).body.decode())
+        reply.append((await program.get("/readyz")).body.decode())
     for words in (["stats"], ["save", *links[:3]], ["check", "--live"]):
         _, out, err = await run(tmp_path / "data", *words, **settings)
-        told += [out.replace(f"images/{MARK}", ""), err]
-    told += program.log
+        reply += [out.replace(f"images/{MARK}", ""), err]
+    reply += program.log
     assert len(program.log) > 100
-    guilty = [line for line in told if MARK in line]
+    guilty = [line for line in reply if MARK in line]
     assert guilty == []
     with sqlite3.connect(tmp_path / "data" / "imgkeep.db") as database:
         assert database.execute("SELECT count(*) FROM items WHERE link IS NOT NULL").fetchone() == (0,)
@@ -87,7 +87,7 @@ async def test_no_secret_leaks(tmp_path: Path, origin: FakeOrigin) -> None:
 
 
 async def abuse_the_api(program: Program, links: list[str], origin: FakeOrigin) -> list[str]:
-    told = []
+    reply = []
 
     async def ask(method: str, path: str, token: str = TOKEN, **how: Any) -> str:
         headers = {"Authorization": f"Bearer {token}"}
@@ -96,7 +96,7 @@ async def abuse_the_api(program: Program, links: list[str], origin: FakeOrigin) 
         ) as response:
             text = await response.text()
             if response.status >= 400 or "/jobs/" in path:
-                told.append(text)
+                reply.append(text)
             return text
 
     for token in (f"wrong-{MARK}", TOKEN, OTHER_TOKEN):
@@ -115,4 +115,4 @@ async def abuse_the_api(program: Program, links: list[str], origin: FakeOrigin) 
 
     await until(is_done, within_s=60)
     await ask("GET", f"/api/jobs/{job}/events")
-    return told
+    return reply

@@ -59,7 +59,7 @@ async def test_module_cannot_be_changed(imgkeep: Imgkeep) -> None:
     assert (response.status, (await response.json())["code"]) == (405, "method_not_allowed")
 
 
-async def told(start: Callable[..., Awaitable[Imgkeep]], folder: Path, **sections: Any) -> tuple[dict[str, Any], str]:
+async def reply(start: Callable[..., Awaitable[Imgkeep]], folder: Path, **sections: Any) -> tuple[dict[str, Any], str]:
     response = await (await start(folder=folder, **sections)).client.get("/imgkeep.js")
     found = re.search(r"^const SERVER = (.+);$", await response.text(), re.MULTILINE)
     assert found is not None
@@ -74,11 +74,11 @@ async def test_module_contains_the_policy_of_its_server(
         "deny": ("*.inside.example", "secret.example"),
     }
     fetch = {"allow_ports": (443,), "allow_networks": ("10.1.0.0/16",)}
-    facts, etag = await told(start, tmp_path / "a", sources=sources, fetch=fetch)
+    facts, etag = await reply(start, tmp_path / "a", sources=sources, fetch=fetch)
     assert (facts["allow"], facts["ports"]) == (["a.example", "b.example/x/*"], [443])
     assert all(word not in str(facts) for word in ("inside.example", "secret", "10.1"))
-    facts, other = await told(start, tmp_path / "b", sources={"allow": ("*",)})
+    facts, other = await reply(start, tmp_path / "b", sources={"allow": ("*",)})
     assert (facts["allow"], other != etag) == (["*"], True)
     security = {"signature": "misses", "signing_keys": (KEY,)}
-    facts, _ = await told(start, tmp_path / "c", security=security)
+    facts, _ = await reply(start, tmp_path / "c", security=security)
     assert facts["allow"] == [], "links of a page have no signature"
