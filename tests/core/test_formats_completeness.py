@@ -133,11 +133,11 @@ SCAN = JPEG.index(b"\xff\xda")
         pytest.param(Format.SVG, b"<svg></svg><!-- -->", False, id="svg and a comment"),
     ],
 )
-def test_the_end_of_a_walk(fmt: Format, body: bytes, seen: bool) -> None:  # noqa: FBT001 - a table
+def test_end_of_a_walk(fmt: Format, body: bytes, seen: bool) -> None:  # noqa: FBT001 - a table
     assert ending_of(fmt, body).is_seen is seen
 
 
-def test_a_look_at_the_first_bytes_takes_the_size_that_the_framing_tells() -> None:
+def test_look_at_the_first_bytes_takes_the_size_that_the_framing_tells() -> None:
     body = saved("BMP")
     ending = ending_of(Format.BMP, body[:60])
     assert foresees_end(ending, len(body), Budget(100))
@@ -161,14 +161,14 @@ def test_where_a_body_ends_may_be_known_before_its_last_bytes() -> None:
     assert not ending_of(Format.BMP, saved("BMP")).is_foreseen(10**6)
 
 
-def test_a_look_at_a_piece_that_has_not_come_says_nothing() -> None:
+def test_look_at_a_piece_that_has_not_come_says_nothing() -> None:
     ending = ending_of(Format.BMP, b"12345")
     assert ending.look(100, lambda body: body.piece(0, 5) == b"12345", Budget(10))
     assert ending.look(5, lambda body: body.piece(0, 10) == b"12345", Budget(10))
     assert not ending.look(100, lambda body: bool(body.piece(0, 10)), Budget(10))
 
 
-def test_a_look_does_not_go_beyond_the_first_bytes() -> None:
+def test_look_does_not_go_beyond_the_first_bytes() -> None:
     body = SAMPLES["TIFF"].body if "TIFF" in SAMPLES else saved("TIFF")
     assert not foresees_end(ending_of(Format.TIFF, body[:20]), len(body), Budget(1000))
     long = b"\0" * HEAD_BYTES_MAX
@@ -185,7 +185,7 @@ def test_a_look_does_not_go_beyond_the_first_bytes() -> None:
         (Format.WEBP, b"RIFF\xf8\xff\xff\xffWEBP", b"EXIF\0\0\0\0"),
     ],
 )
-def test_a_walk_gives_up_what_takes_too_many_steps(fmt: Format, opening: bytes, piece: bytes) -> None:
+def test_walk_gives_up_what_takes_too_many_steps(fmt: Format, opening: bytes, piece: bytes) -> None:
     """Five megabytes of the smallest pieces: without its budget a walk would hold the event loop for a second."""
     body = opening + piece * (5_000_000 // len(piece))
     ending = Ending(fmt)

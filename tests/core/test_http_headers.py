@@ -108,12 +108,12 @@ RANGES = [
 
 
 @pytest.mark.parametrize(("field", "wanted"), RANGES)
-def test_a_range_of_1000_bytes(field: str, wanted: object) -> None:
+def test_range_of_1000_bytes(field: str, wanted: object) -> None:
     assert read_range(field, 1000) == wanted
 
 
 @given(start=st.none() | st.integers(0, 10**19), last=st.none() | st.integers(0, 10**19), size=st.integers(1, 10**15))
-def test_a_span_is_never_empty_and_lies_within_the_body(start: int | None, last: int | None, size: int) -> None:
+def test_span_is_never_empty_and_lies_within_the_body(start: int | None, last: int | None, size: int) -> None:
     field = f"bytes={'' if start is None else start}-{'' if last is None else last}"
     span = read_range(field, size)
     if isinstance(span, Span):
@@ -132,7 +132,7 @@ def test_a_span_is_never_empty_and_lies_within_the_body(start: int | None, last:
         pytest.param("", False, id="empty"),
     ],
 )
-def test_an_unasked_range_counts_only_when_it_is_whole(field: str, whole: bool) -> None:  # noqa: FBT001 - a table
+def test_unasked_range_counts_only_when_it_is_whole(field: str, whole: bool) -> None:  # noqa: FBT001 - a table
     assert is_whole_range(field) is whole
 
 
@@ -180,7 +180,7 @@ def test_retry_after_is_never_negative_whatever_the_clocks_say(seconds: int) -> 
         pytest.param([("CDN-Loop", ""), ("Via", " , ,")], False, id="empty"),
     ],
 )
-def test_a_loop_is_seen(fields: list[tuple[str, str]], ours: bool) -> None:  # noqa: FBT001 - a table
+def test_loop_is_seen(fields: list[tuple[str, str]], ours: bool) -> None:  # noqa: FBT001 - a table
     assert passed_through_us(CIMultiDict(fields)) is ours
 
 
@@ -244,7 +244,7 @@ XFF, RFC = "x-forwarded-for", "forwarded"
         pytest.param("", XFF, ["9.9.9.9"], "", id="a peer unknown"),
     ],
 )
-def test_the_clients_address(peer: str, header: str, lines: list[str], address: str) -> None:
+def test_clients_address(peer: str, header: str, lines: list[str], address: str) -> None:
     fields = CIMultiDict([(header.title(), line) for line in lines])
     assert str(client_address(peer, fields, TRUSTED, header)) == address
 
@@ -292,7 +292,7 @@ def test_nothing_raises(text: str, fields: CIMultiDict[str]) -> None:
         *((value, None) for value in ("", "a b", "a/b", "u@a", "[::1", "::1", "a:b", "a:1:2", "%zz", "ä", "a:123456")),
     ],
 )
-def test_a_host_is_read_without_its_port(value: str, host: str | None) -> None:
+def test_host_is_read_without_its_port(value: str, host: str | None) -> None:
     assert read_host(value) == host
 
 
@@ -304,5 +304,5 @@ def test_a_host_is_read_without_its_port(value: str, host: str | None) -> None:
         *((value, None) for value in ("null", "", "http://", "http://[", "a.example", "http://a/b", "://a")),
     ],
 )
-def test_the_host_of_an_origin(value: str, host: str | None) -> None:
+def test_host_of_an_origin(value: str, host: str | None) -> None:
     assert read_origin(value) == host

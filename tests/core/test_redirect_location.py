@@ -24,7 +24,7 @@ HERE = read_source("https://a.example:8443/b/c.png?d=e")
         ("//bücher.example/".encode(), "https://xn--bcher-kva.example/"),
     ],
 )
-def test_a_location_is_resolved(location: bytes, url: str) -> None:
+def test_location_is_resolved(location: bytes, url: str) -> None:
     assert read_location([location], HERE).url == url
     assert read_location([location, location], HERE).url == url
 

@@ -85,7 +85,7 @@ CASES = json.loads((Path(__file__).parents[1] / "cases" / "forbidden_sources.jso
         pytest.param("http://[::FFFF:7F00:1]/", "http", "::ffff:127.0.0.1", 80, "/", id="v6-mapped"),
     ],
 )
-def test_a_url_is_brought_into_its_one_form(text: str, scheme: str, host: str, port: int, target: str) -> None:
+def test_url_is_brought_into_its_one_form(text: str, scheme: str, host: str, port: int, target: str) -> None:
     source = read_source(text)
     assert source == Source(scheme, host, port, target)
     assert read_source(source.url) == source
@@ -118,7 +118,7 @@ def test_a_url_is_brought_into_its_one_form(text: str, scheme: str, host: str, p
         ("/a%23b", "/a%23b"),
     ],
 )
-def test_the_target_goes_out_as_it_came_but_for_what_may_not_stand_in_it(given_target: str, target: str) -> None:
+def test_target_goes_out_as_it_came_but_for_what_may_not_stand_in_it(given_target: str, target: str) -> None:
     source = read_source(f"https://example.com{given_target}")
     assert source.target == target
     assert read_source(source.url) == source
@@ -276,25 +276,25 @@ def test_user_information_is_forbidden(text: str) -> None:
     ],
     ids=ascii,
 )  # fmt: skip
-def test_an_address_in_a_spelling_of_its_own_is_forbidden(host: str) -> None:
+def test_address_in_a_spelling_of_its_own_is_forbidden(host: str) -> None:
     with pytest.raises(SourceForbidden, match="non-canonical") as raised:
         read_source(f"http://{host}/a.png")
     assert raised.value.__context__ is None
 
 
-def test_the_longest_url_is_read_and_one_more_character_is_not() -> None:
+def test_longest_url_is_read_and_one_more_character_is_not() -> None:
     url = "https://example.com/".ljust(SOURCE_CHARS_MAX, "a")
     assert read_source(url).url == url
     with pytest.raises(InvalidSource, match="longer than 8192"):
         read_source(url + "a")
 
 
-def test_a_url_counts_as_it_goes_out() -> None:
+def test_url_counts_as_it_goes_out() -> None:
     with pytest.raises(InvalidSource, match="longer than 8192"):
         read_source("https://example.com/" + "ü" * (SOURCE_CHARS_MAX // 6))
 
 
-def test_the_longest_label_and_the_longest_name_are_read() -> None:
+def test_longest_label_and_the_longest_name_are_read() -> None:
     name = ".".join(["a" * 63] * 3 + ["a" * 61])
     assert read_source(f"http://{name}/").host == name
     assert len(name) == 253
@@ -302,13 +302,13 @@ def test_the_longest_label_and_the_longest_name_are_read() -> None:
 
 
 @pytest.mark.parametrize("text", [*INVALID, "https://user:s3cr3t@example.com/", "https://s3cr3t.1/"], ids=ascii)
-def test_a_message_holds_nothing_of_the_url(text: str) -> None:
+def test_message_holds_nothing_of_the_url(text: str) -> None:
     with pytest.raises(SourceRejected) as raised:
         read_source(text.replace("example", "s3cr3t").replace("local", "s3cr3t"))
     assert "s3cr3t" not in str(raised.value)
 
 
-def test_the_urls_of_all_cases_are_read_or_rejected() -> None:
+def test_urls_of_all_cases_are_read_or_rejected() -> None:
     taken = {text for case in CASES for text in [case["url"]] if _is_read(text)}
     allowed = {case["url"] for case in CASES if case["expect"] == "allow"}
     assert allowed <= taken
@@ -414,7 +414,7 @@ def test_encode_uri_of_a_link_without_parameters_is_a_form_value() -> None:
     assert read_img_query("src=https://example.com/a%252Fb%20c.png").source.target == "/a%2Fb%20c.png"
 
 
-def test_a_plus_is_a_space_in_a_form_value_and_itself_in_a_url_that_stands_as_it_is() -> None:
+def test_plus_is_a_space_in_a_form_value_and_itself_in_a_url_that_stands_as_it_is() -> None:
     assert read_img_query("src=https://example.com/a+b.png").source.target == "/a%20b.png"
     assert read_img_query("src=https://example.com/a+b.png?c=d+e").source.target == "/a+b.png?c=d+e"
     assert read_img_query("src=https%3A//example.com/a%2Bb.png").source.target == "/a+b.png"
@@ -487,7 +487,7 @@ def test_our_parameters_are_told_from_those_of_the_source(
     ],
     ids=lambda text: ascii(text)[:70],
 )
-def test_a_query_without_one_clear_source_is_invalid(query: str, message: str) -> None:
+def test_query_without_one_clear_source_is_invalid(query: str, message: str) -> None:
     with pytest.raises(InvalidSource, match=message) as raised:
         read_img_query(query)
     assert "example" not in str(raised.value)
@@ -496,12 +496,12 @@ def test_a_query_without_one_clear_source_is_invalid(query: str, message: str) -
 @pytest.mark.parametrize(
     "host", ["%E2%91%A0.%E2%91%A0.%E2%91%A0.%E2%91%A0", "127%E3%80%821", "user%C3%BC@a.example"], ids=str
 )
-def test_a_host_that_a_browser_encoded_is_seen_through(host: str) -> None:
+def test_host_that_a_browser_encoded_is_seen_through(host: str) -> None:
     with pytest.raises(SourceForbidden):
         read_img_query(f"src=https://{host}/a?b=c")
 
 
-def test_a_query_does_not_print_its_secrets() -> None:
+def test_query_does_not_print_its_secrets() -> None:
     read = read_img_query("sig=s3cr3t&src=https://example.com/s3cr3t?sig=s3cr3t")
     assert repr(read) == "ImgQuery(source=<Source at example.com>)"
 
@@ -576,7 +576,7 @@ def test_any_query_is_read_or_rejected(query: str) -> None:
         ("http://img.example.com:8080", "http://img.example.com:8080/images/a.png", "/images/a.png"),
     ],
 )
-def test_a_path_under_our_own_url_is_known(public: str, url: str, path: str | None) -> None:
+def test_path_under_our_own_url_is_known(public: str, url: str, path: str | None) -> None:
     assert own_path(read_source(url), read_source(public)) == path
 
 

@@ -26,7 +26,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize(("url", "place"), GOOD.values(), ids=GOOD)
-def test_a_store_is_named_by_its_url(url: str, place: Folder | Bucket) -> None:
+def test_store_is_named_by_its_url(url: str, place: Folder | Bucket) -> None:
     assert read_store_url(url) == place
 
 

@@ -178,7 +178,7 @@ def test_nothing_is_rewritten_until_imgkeep_has_told_and_no_page_waits(api: Api)
     assert api.asked == [("/api/policy", "Bearer the-token")]
 
 
-def test_a_site_without_a_key_leaves_all_to_an_imgkeep_that_wants_signatures(api: Api) -> None:
+def test_site_without_a_key_leaves_all_to_an_imgkeep_that_wants_signatures(api: Api) -> None:
     api.body = policy_body(signature="misses")
     site = LinkRewriter(public_url="https://k.example", allow="ask", save=f"{api.url}/base/", token="t")
     signing = LinkRewriter(

@@ -49,7 +49,7 @@ def cut(page: bytes, random: Random, *, chars_max: int, step_max: int = 9) -> by
 
 
 @pytest.mark.parametrize("name", HTML)
-def test_a_page_may_come_in_any_pieces(name: str) -> None:
+def test_page_may_come_in_any_pieces(name: str) -> None:
     page, wanted = (text.encode() for text in HTML[name])
     assert cut(page, Random(1), chars_max=1 << 20, step_max=1) == wanted
     for seed in range(5):
@@ -202,9 +202,7 @@ def test_what_is_too_long_stays_and_what_follows_does_not(page: str) -> None:
         f"<a b='{'x' * 900}'>",
     ],
 )
-def test_what_is_kept_is_bounded_and_read_a_bounded_number_of_times(
-    piece: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_buffer_is_bounded_and_parsed_a_bounded_number_of_times(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
     html = Html(Values(Page(move), Text()), token_chars_max=1000)
     read = 0
     go = html._go
@@ -237,7 +235,7 @@ def test_pages_of_soup_have_links_that_move() -> None:
 # --- base
 
 
-def test_the_first_base_counts_for_what_follows() -> None:
+def test_first_base_counts_for_what_follows() -> None:
     page = (
         "<img src=a><template><base href=https://n.example/></template><svg><base href=/n/></svg><base target=x>"
         "<noscript><base href=/n/></noscript><base href=/x/><base href=/y/><img src=a>"

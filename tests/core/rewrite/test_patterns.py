@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         (many("a"), "", 0),
     ],
 )
-def test_a_round_that_fails_half_way_leaves_nothing(pattern: str, text: str, end: int) -> None:
+def test_round_that_fails_half_way_leaves_nothing(pattern: str, text: str, end: int) -> None:
     match = re.match(pattern, text)
     assert match is not None
     assert match.end() == end

@@ -45,7 +45,7 @@ def test_in_text_a_name_that_needs_no_semicolon_is_a_reference_wherever_it_ends(
 
 
 @given(st.text(st.sampled_from("&#xX;abcdefgnopty10=<> \"'"), max_size=30))
-def test_a_place_in_a_text_leads_back_to_its_source(source: str) -> None:
+def test_place_in_a_text_leads_back_to_its_source(source: str) -> None:
     value = references.read(source)
     for at in range(len(value.text)):
         start, end = value.source(at, at + 1)
@@ -104,7 +104,7 @@ def test_srcset_is_cut_at_white_space_and_commas_as_browsers_do(text: str, found
     assert links(text) == found
 
 
-def test_a_new_link_in_srcset_begins_and_ends_with_no_comma() -> None:
+def test_new_link_in_srcset_begins_and_ends_with_no_comma() -> None:
     assert rewrite_html(f"<img srcset='{H} 1x'>", lambda _: ",/a,b,,") == "<img srcset='%2C/a,b%2C%2C 1x'>"
 
 
@@ -163,11 +163,11 @@ def test_any_css_is_read(text: str) -> None:
         assert 0 <= start <= end <= len(text) + 6
 
 
-def test_a_new_link_in_css_ends_no_url() -> None:
+def test_new_link_in_css_ends_no_url() -> None:
     assert rewrite_html(f'<p style="b:url({H})">', lambda _: "/('a')") == '<p style="b:url(/%28%27a%27%29)">'
 
 
-def test_a_new_link_in_the_style_of_a_drawing_is_the_same_in_text_and_in_a_section() -> None:
+def test_new_link_in_the_style_of_a_drawing_is_the_same_in_text_and_in_a_section() -> None:
     page = f"<svg><style>p{{a:url({H}?a&copy=1&amp;b)}}<![CDATA[p{{a:url({H}?a&amp;b)}}]]></style>"
     seen: list[str] = []
 
@@ -229,6 +229,6 @@ def test_text_is_no_link_and_as_long_as_it_likes() -> None:
     assert rewrite_html(page.format("nice.png"), lambda _: "/x", url="https://p.example/") == page.format("/x")
 
 
-def test_a_script_is_never_ended_by_a_link() -> None:
+def test_script_is_never_ended_by_a_link() -> None:
     page = f'<script type="application/ld+json">{{"image":"{H}"}}</script>'
     assert "</" not in rewrite_html(page, lambda _: "/</script>")[35:-9]
