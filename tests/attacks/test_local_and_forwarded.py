@@ -22,9 +22,9 @@ from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.http_headers import FORWARDED_HEADERS
 from imgkeep.storage.local.machine_token import make_token
 from imgkeep.web.auth import AUTH
-from imgkeep.web.request_state import RequestLog
 from imgkeep.web.login_tickets import COOKIE, LINK_LIFETIME_S, SESSION_LIFETIME_S, make_log_in_link, make_ticket
 from imgkeep.web.request_response import ImageRequest
+from imgkeep.web.request_state import RequestLog
 from multidict import CIMultiDict
 from yarl import URL
 

@@ -50,12 +50,12 @@ def test_body_that_is_cut_has_not_ended(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED.keys())
-def test_what_is_malformed_is_refused(data: bytes) -> None:
+def test_malformed_framing_is_refused(data: bytes) -> None:
     with pytest.raises(Malformed):
         Chunks().feed(data)
 
 
-def test_bytes_behind_the_end_are_told_and_dropped() -> None:
+def test_bytes_behind_the_end_are_reported_and_dropped() -> None:
     chunks = Chunks()
     assert chunks.feed(BODIES["usual"] + b"\n") == b"abcde"
     assert chunks.has_more

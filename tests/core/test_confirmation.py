@@ -91,7 +91,7 @@ def info_of(url: str) -> SourceInfo:
         ("http://a.example:8080/p.png", NOW, (False, True, False, False, False)),
     ],
 )
-def test_link_has_the_expected_properties(url: str, now: datetime, kind: tuple[bool, ...]) -> None:
+def test_link_has_the_facts_that_count(url: str, now: datetime, kind: tuple[bool, ...]) -> None:
     read = read_link(read_source(url), info_of(url), now)
     assert (read.signed, read.enforced, read.ended, read.secure, read.shares_https_key) == kind
     assert read.folded
@@ -117,14 +117,14 @@ def test_exact_identity_stands_for_itself() -> None:
         ("http://a.example:8080/p.png", None),
     ],
 )
-def test_http_link_shares_its_key_with_an_https_link(url: str, twin: str | None) -> None:
+def test_http_link_has_an_https_twin_where_both_share_a_key(url: str, twin: str | None) -> None:
     found = https_source(read_source(url), info_of(url))
     assert (found and found.url) == twin
     if twin is not None:
         assert info_of(twin).key == info_of(url).key
 
 
-def test_own_identity_contains_the_shared_one() -> None:
+def test_own_identity_differs_and_names_the_shared_one() -> None:
     info = info_of(SIGNED)
     own = own_info(info, MINE)
     assert (own.identity, own.key) == (f"//a.example/p.png#link={MINE}", key_of(own.identity))
@@ -144,7 +144,7 @@ def test_own_identity_contains_the_shared_one() -> None:
         ("ended", True, {SIGNATURE, ENDED, PLAINTEXT}),
     ],
 )
-def test_kind_of_link_decides_the_doubts(
+def test_image_has_the_doubts_of_its_link(
     kind: str,
     plaintext: bool,  # noqa: FBT001 - a table
     doubts: set[Doubt],
@@ -224,7 +224,7 @@ def test_kind_of_link_decides_the_doubts(
         ),
     ],
 )
-def test_doubts_and_link_decide_the_use_of_a_record(
+def test_use_of_a_record_depends_on_its_worth_to_the_link(
     doubts: Iterable[Doubt],
     to: Link,
     use: RecordUse,
@@ -290,7 +290,7 @@ def test_standing_is_one_word(doubts: Iterable[Doubt], identity: str, standing: 
         pytest.param((SIGNATURE, PLAINTEXT), (SIGNATURE,), False, Comparison.OTHER, id="https over http, unverified"),
     ],
 )
-def test_doubts_decide_the_comparison(
+def test_whole_image_is_weighed_by_its_doubts(
     old: tuple[Doubt, ...],
     new: tuple[Doubt, ...],
     same: bool,  # noqa: FBT001 - a table
@@ -303,12 +303,12 @@ def test_doubts_decide_the_comparison(
     )
 
 
-def test_same_link_over_https_replaces_its_image() -> None:
+def test_same_link_by_https_replaces_its_image() -> None:
     known = record(SIGNATURE, PLAINTEXT, by=MINE)
     assert compare_records(known, record(SIGNATURE, digest=OTHER, by=MINE)) is Comparison.REPLACE
 
 
-def test_no_unverified_link_replaces_what_another_has_brought_by_https() -> None:
+def test_unverified_link_replaces_no_image_of_https() -> None:
     """Of all doubts that there are: the property behind the table."""
     every = [frozenset(some) for size in range(7) for some in combinations([*Doubt][:6], size)]
     for old in every:
@@ -333,7 +333,7 @@ def test_no_unverified_link_replaces_what_another_has_brought_by_https() -> None
         ((SIGNATURE,), (SCHEME,), {SIGNATURE}, THEIRS),
     ],
 )
-def test_equal_bytes_keep_unrelated_doubts(
+def test_equal_bytes_leave_unrelated_doubts(
     old: tuple[Doubt, ...], new: tuple[Doubt, ...], merged: set[Doubt], by: str
 ) -> None:
     known = merge(record(*old), record(*new, by=MINE))
@@ -358,7 +358,7 @@ def test_equal_bytes_keep_unrelated_doubts(
         ((), (SIGNATURE,), MINE, False),
     ],
 )
-def test_second_valid_link_can_confirm(
+def test_another_unexpired_link_can_confirm(
     old: tuple[Doubt, ...],
     new: tuple[Doubt, ...],
     by: str,
@@ -391,7 +391,7 @@ def test_only_a_verified_link_refreshes(
     assert can_refresh(record(*old), record(*new, digest=OTHER, by=MINE)) is refreshes
 
 
-def test_confirmation_removes_its_doubts() -> None:
+def test_confirmation_removes_the_doubts_it_settles() -> None:
     assert confirmed(record(SIGNATURE)) == record()
     assert confirmed(record(UNSIGNED)).doubts == set()
     kept = confirmed(record(SIGNATURE, PLAINTEXT, CONTESTED))
@@ -428,7 +428,7 @@ REFUSED, UNKNOWN = ProbeResponse.REFUSED, ProbeResponse.UNKNOWN
         pytest.param(OTHER, (REFUSED, REFUSED), REFUSED, ProbeResult.NOTHING, id="other, everything is refused"),
     ],
 )
-def test_probe_has_the_expected_result(
+def test_verdict_of_a_probe(
     brought: Digest,
     spoiled: tuple[Digest | ProbeResponse, Digest | ProbeResponse],
     control: Digest | ProbeResponse,

@@ -56,7 +56,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("method", "accept", "destination", "form"), CASES.values(), ids=CASES)
-def test_form_is_what_the_client_reads(method: str, accept: str | None, destination: str | None, form: Form) -> None:
+def test_form_follows_the_accept_field(method: str, accept: str | None, destination: str | None, form: Form) -> None:
     assert choose_form(method, accept, destination) is form
 
 
@@ -66,7 +66,7 @@ def test_wildcard_is_no_page() -> None:
     assert prefers_page("text/html, */*")
 
 
-def test_script_may_send_any_field_but_those_that_say_who_asks() -> None:
+def test_script_may_send_all_but_identifying_fields() -> None:
     assert allow_fields(None) == allow_fields("") == FIELDS_USUAL
     assert allow_fields("Range, X-Anything ,\ttraceparent,x-anything") == (*FIELDS_USUAL, "x-anything", "traceparent")
     refused = [*FORWARDED_HEADERS, "Authorization", "Cookie", "Via", "CDN-Loop", "X-Forwarded-Host", "Imgkeep-Peer"]

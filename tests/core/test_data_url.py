@@ -21,7 +21,7 @@ def test_bytes_are_named_as_rfc_6920_names_them() -> None:
 
 
 @given(st.binary(max_size=100))
-def test_what_was_encoded_comes_back(data: bytes) -> None:
+def test_encoded_bytes_come_back(data: bytes) -> None:
     text = base64.b64encode(data).decode()
     assert read_data_url(f"data:image/png;base64,{text}") == data
     assert read_data_url(f"data:;BASE64,{text.rstrip('=')}") == data

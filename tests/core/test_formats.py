@@ -110,7 +110,7 @@ def test_bytes_behind_a_whole_image_are_tolerated(name: str, tail: bytes) -> Non
     ("tail", "whole"),
     [(b"\n", True), (b"<!-- 12 ms -->\n<?a b?>", True), (b"garbage", False), (b"<svg/>", False), (b"<!-- ", False)],
 )
-def test_svg_may_be_followed_by_what_xml_allows(tail: bytes, *, whole: bool) -> None:
+def test_svg_may_be_followed_by_xml_misc(tail: bytes, *, whole: bool) -> None:
     assert is_whole(Format.SVG, images.svg().encode() + tail) is whole
 
 
@@ -133,7 +133,7 @@ def test_size_never_changes_as_bytes_come_in(name: str) -> None:
 
 
 @every_sample
-def test_what_has_ended_is_decided(name: str) -> None:
+def test_ended_body_is_decided(name: str) -> None:
     sample = SAMPLES[name]
     assert {sniff(sample.body[:size], ended=True) for size in range(0, len(sample.body), 7)} <= {
         None,
@@ -155,7 +155,7 @@ def test_few_dozen_bytes_are_enough(name: str, enough: int) -> None:
     assert sniff(sample.body[: enough - 1], ended=False) is UNDECIDED
 
 
-def test_png_is_told_from_an_apng_as_far_as_we_look() -> None:
+def test_png_is_distinguished_from_apng_up_to_a_limit() -> None:
     far = images.png_with(images.png_chunk(b"caBX", bytes(HEAD_BYTES_MAX)), images.png_chunk(b"acTL", bytes(8)))
     assert sniff(far[: HEAD_BYTES_MAX - 1], ended=False) is UNDECIDED
     assert sniff(far, ended=False) is Format.PNG
@@ -163,7 +163,7 @@ def test_png_is_told_from_an_apng_as_far_as_we_look() -> None:
     assert sniff(images.png_header() + b"\0\0\0\0 no chunk", ended=False) is Format.PNG
 
 
-def test_svg_is_looked_for_as_far_as_we_look() -> None:
+def test_svg_is_recognised_up_to_a_limit() -> None:
     body = f"<!--{'x' * HEAD_BYTES_MAX * 3}-->{images.svg()}".encode()
     assert sniff(body[: HEAD_BYTES_MAX - 1], ended=False) is UNDECIDED
     assert sniff(body, ended=False) is None
@@ -255,7 +255,7 @@ NEGATIVES = {
 
 
 @pytest.mark.parametrize("body", NEGATIVES.values(), ids=NEGATIVES)
-def test_what_is_no_image_is_refused(body: bytes) -> None:
+def test_other_bytes_than_an_image_are_refused(body: bytes) -> None:
     assert sniff(body, ended=True) is None
     answers = [sniff(body[:size], ended=False) for size in range(min(len(body), 500))]
     assert set(answers) <= {UNDECIDED, None}
@@ -404,7 +404,7 @@ WITHOUT_PROOF = {
 
 
 @pytest.mark.parametrize(("fmt", "body"), WITHOUT_PROOF.values(), ids=WITHOUT_PROOF)
-def test_what_has_no_proof_is_not_whole(fmt: Format, body: bytes) -> None:
+def test_unproved_image_is_not_whole(fmt: Format, body: bytes) -> None:
     assert not is_whole(fmt, body)
 
 
@@ -430,17 +430,17 @@ def test_open_meta_is_whole_when_its_items_are_there() -> None:
 
 @pytest.mark.parametrize("size", [None, 1, 10**6, images.DIB.__len__() + 48])
 @pytest.mark.parametrize("depth", [1, 4, 8, 24, 32])
-def test_image_of_an_icon_gives_its_own_length(depth: int, size: int | None) -> None:
+def test_length_of_an_icon_image_follows_from_its_header(depth: int, size: int | None) -> None:
     assert is_whole(Format.ICO, images.ico((20, 12, images.dib(depth)), size=size))
 
 
-def test_image_with_alpha_needs_no_mask() -> None:
+def test_icon_image_with_alpha_needs_no_mask() -> None:
     assert is_whole(Format.ICO, images.ico((20, 12, images.dib(32, mask=False))))
     assert is_whole(Format.ICO, images.ico((20, 12, images.dib(32, mask=False)), size=1))
 
 
 @pytest.mark.parametrize("frames", [(), ((0, b"fcTL"), (1, b"fdAT"), (2, b"fdAT"), (3, b"fcTL"), (4, b"fdAT"))])
-def test_animation_may_begin_behind_its_image(frames: tuple[tuple[int, bytes], ...]) -> None:
+def test_animation_may_begin_behind_its_still_image(frames: tuple[tuple[int, bytes], ...]) -> None:
     assert is_whole(Format.APNG, images.animation(*frames))
 
 
@@ -455,7 +455,7 @@ def test_colour_profile_is_a_part_of_the_image(profile: bytes) -> None:
     assert is_whole(Format.BMP, body[:-1]) is is_whole(Format.ICO, icon[:-1]) is (profile == b"sRGB")
 
 
-def test_control_chunks_of_a_image_that_is_no_animation_mean_nothing() -> None:
+def test_control_chunks_of_a_still_image_mean_nothing() -> None:
     late = images.png_chunk(b"acTL", bytes(8)) + images.png_chunk(b"fcTL", b"\0\0\0\7")
     body = images.saved("PNG")
     assert is_whole(Format.PNG, body[:-12] + late + body[-12:])
@@ -485,7 +485,7 @@ def test_brand_counts_wherever_it_stands(brands: tuple[bytes, ...], fmt: Format 
         ((images.PITM,), Format.HEIF),
     ],
 )
-def test_coding_of_the_primary_item_counts_where_brands_leave_it_open(children: tuple[bytes, ...], fmt: Format) -> None:
+def test_coding_of_the_primary_item_decides_an_open_brand(children: tuple[bytes, ...], fmt: Format) -> None:
     assert sniff(heif_of(*children), ended=True) is fmt
 
 
@@ -501,7 +501,7 @@ def test_items_that_are_not_there_yet_are_waited_for() -> None:
     )
 
 
-def test_runs_beyond_a_limit_are_left_to_what_the_header_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_walk_beyond_its_limit_trusts_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bmp, "RUNS_MAX", 2)
     runs = [b"\x14\7\0\0"] * 12
     assert is_whole(Format.BMP, images.bmp_of_runs(*runs, image_bytes=48))
@@ -526,7 +526,7 @@ WITHOUT_SIZE = {
 
 
 @pytest.mark.parametrize(("fmt", "body"), WITHOUT_SIZE.values(), ids=WITHOUT_SIZE)
-def test_what_states_no_size_has_none(fmt: Format, body: bytes) -> None:
+def test_file_without_a_size_has_none(fmt: Format, body: bytes) -> None:
     assert measure(fmt, body) is None
 
 
@@ -648,7 +648,7 @@ def test_images_of_an_icon_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sniff(body, ended=True) is None
 
 
-def test_expat_limits_what_entities_expand_to() -> None:
+def test_expat_limits_entity_expansion() -> None:
     """Entities are refused by us once a piece is read; within it expat's own limit holds (2.4.1 and newer)."""
     levels = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 10))
     bomb = f'<!DOCTYPE svg [<!ENTITY a0 "ha">{levels}]><svg a="&a9;"/>'.encode()

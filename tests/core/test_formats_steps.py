@@ -45,7 +45,7 @@ def test_good_heads_are_judged_far_below_the_budget_of_the_loop(name: str) -> No
     assert budget.taken < LOOP_STEPS_MAX
 
 
-def test_look_comes_when_what_was_missing_is_there() -> None:
+def test_next_look_comes_with_the_missing_bytes() -> None:
     """Provenance before the pixels: nothing is to be learned before its end."""
     body = images.png_with(images.png_chunk(b"caBX", bytes(100_000)))
     budget = Budget(LOOP_STEPS_MAX)
@@ -76,7 +76,7 @@ def test_budget_pauses_again_and_again_and_a_pause_may_end_it() -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_head_tells_what_the_file_tells(name: str) -> None:
+def test_head_agrees_with_the_whole_file(name: str) -> None:
     sample = SAMPLES[name]
     seen = HeadReader(Budget(LOOP_STEPS_MAX)).look(sample.body, ended=True)
     assert seen == Seen(sample.fmt, sample.size, is_measured=sample.size is not None)
@@ -96,7 +96,7 @@ def test_format_that_was_ruled_out_is_not_tried_again() -> None:
     assert budget.taken - before <= 3
 
 
-def test_size_that_no_byte_more_would_tell_is_not_waited_for() -> None:
+def test_undecidable_size_is_not_waited_for() -> None:
     seen = HeadReader(Budget(LOOP_STEPS_MAX)).look(b"<svg viewBox='a'><g>", ended=False)
     assert seen == Seen(Format.SVG, None, is_measured=True)
 
@@ -111,7 +111,7 @@ def test_size_beyond_the_head_is_left_to_the_whole_file() -> None:
     assert measure(Format.AVIF, body) == images.SIZE
 
 
-def test_what_goes_on_beyond_a_budget_is_spent() -> None:
+def test_walk_beyond_its_budget_is_spent() -> None:
     budget = Budget(100)
     with pytest.raises(Spent):
         is_whole(Format.GIF, GIF, budget)

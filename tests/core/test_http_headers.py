@@ -184,7 +184,7 @@ def test_loop_is_seen(fields: list[tuple[str, str]], ours: bool) -> None:  # noq
     assert passed_through_us(CIMultiDict(fields)) is ours
 
 
-def test_cache_status_has_our_name_first() -> None:
+def test_cache_status_begins_with_imgkeep() -> None:
     assert cache_status("fwd=uri-miss", "stored") == "imgkeep; fwd=uri-miss; stored"
 
 
@@ -250,15 +250,13 @@ def test_clients_address(peer: str, header: str, lines: list[str], address: str)
 
 
 @pytest.mark.parametrize("header", FORWARDED_HEADERS)
-def test_no_other_field_says_who_the_client_is(header: str) -> None:
+def test_no_other_field_identifies_the_client(header: str) -> None:
     forged = {name: "for=6.6.6.6" if name == RFC else "6.6.6.6" for name in FORWARDED_HEADERS if name != header}
     assert str(client_address("10.0.0.1", CIMultiDict(forged), TRUSTED, header)) == "10.0.0.1"
 
 
 @given(text=ANY, claimed=st.ip_addresses(), header=st.sampled_from(FORWARDED_HEADERS))
-def test_what_a_proxy_appends_counts_whatever_stands_before_it(
-    text: str, claimed: IPv4Address | IPv6Address, header: str
-) -> None:
+def test_entry_of_the_trusted_proxy_counts(text: str, claimed: IPv4Address | IPv6Address, header: str) -> None:
     proxy = f'for="[{claimed}]"' if claimed.version == 6 else f"for={claimed}"
     appended = proxy if header == RFC else str(claimed)
     if any(unmap(claimed) in network for network in TRUSTED):

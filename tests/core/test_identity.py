@@ -62,7 +62,7 @@ def _families() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_link_has_the_expected_expiry(name: str) -> None:
+def test_link_has_its_expiry(name: str) -> None:
     case, info = CASES[name], INFOS[name]
     expected = case.get("expires_at")
     assert info.expires_at == (expected and datetime.fromisoformat(expected))
@@ -70,7 +70,7 @@ def test_link_has_the_expected_expiry(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_links_share_a_key_or_not(name: str) -> None:
+def test_links_are_one_image_or_two(name: str) -> None:
     for other in _named(CASES[name], "same_as"):
         assert INFOS[name].identity == INFOS[other].identity
         assert INFOS[name].key == INFOS[other].key
@@ -89,7 +89,7 @@ def test_no_two_images_share_a_key() -> None:
 
 
 @pytest.mark.parametrize(("rule", "url", "applies"), EXAMPLES)
-def test_every_rule_does_what_its_examples_say(rule: Any, url: str, *, applies: bool) -> None:
+def test_every_rule_agrees_with_its_examples(rule: Any, url: str, *, applies: bool) -> None:
     assert (rule in rules_for(read_source(url))) is applies
 
 
@@ -101,7 +101,7 @@ def test_every_rule_has_examples_a_source_and_a_date() -> None:
         assert rule.table.date, rule.name
 
 
-def test_every_rule_that_leaves_out_a_permission_says_whether_it_is_checked() -> None:
+def test_every_rule_states_whether_its_permission_is_checked() -> None:
     for rule in BUILT_IN.rules:
         table = rule.table
         decided = table.enforced is not None
@@ -111,7 +111,7 @@ def test_every_rule_that_leaves_out_a_permission_says_whether_it_is_checked() ->
 
 
 @pytest.mark.parametrize(("name", "checked"), sorted(CHECKED.items()))
-def test_link_tells_whether_its_service_checks_the_signature(name: str, *, checked: bool | None) -> None:
+def test_link_shows_whether_its_signature_is_enforced(name: str, *, checked: bool | None) -> None:
     info = INFOS[name]
     assert (info.enforced if info.permission else None) is checked
 
@@ -131,7 +131,7 @@ SHAPE = f"/a.png?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature={'0' * 64}"
         ("x.execute-api.us-east-1.amazonaws.com", False),
     ],
 )
-def test_shape_proves_more_where_the_host_is_known_to_sign_like_this(host: str, *, known: bool) -> None:
+def test_shape_proves_more_on_a_host_that_signs_so(host: str, *, known: bool) -> None:
     info = identify_url(f"https://{host}{SHAPE}", NOW)
     assert (info.permission, info.enforced, info.enforced_by_host) == (True, True, known)
 
@@ -156,7 +156,7 @@ def test_key_is_the_hash_of_the_identity() -> None:
     assert info.key == sha256(info.identity.encode()).hexdigest()
 
 
-def test_exact_identity_is_the_whole_url_and_the_rest_is_told_as_ever() -> None:
+def test_exact_identity_is_the_whole_url() -> None:
     case = CASES["bfl"]
     source = read_source(case["url"])
     exact, usual = identify(source, NOW, exact=True), identify(source, NOW)
@@ -188,7 +188,7 @@ def test_ten_years_are_counted_from_now() -> None:
         (CASES["ig-dm"]["url"], "Instagram", "Instagram"),
     ],
 )
-def test_provider_and_scheme_are_told(url: str, provider: str | None, scheme: str | None) -> None:
+def test_identity_names_provider_and_scheme(url: str, provider: str | None, scheme: str | None) -> None:
     info = identify_url(url, NOW)
     assert (info.provider, info.scheme) == (provider, scheme)
 
@@ -233,7 +233,7 @@ SIGV4 = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=" + "a" * 64
         (f"https://shop.example/a.png?expires=1768050000&token={'a' * 43}", "limit=5"),
     ],
 )
-def test_common_name_beside_a_signature_is_content_unless_its_value_is_the_signers(url: str, more: str) -> None:
+def test_common_parameter_beside_a_signature_is_content(url: str, more: str) -> None:
     assert identify_url(f"{url}&{more}", NOW).key != identify_url(url, NOW).key
 
 
@@ -245,7 +245,7 @@ def test_common_name_beside_a_signature_is_content_unless_its_value_is_the_signe
         (f"https://b.example/a.png?{SIGV4}", "x-id=GetObject"),
     ],
 )
-def test_what_goes_with_a_signature_does_not_count(url: str, more: str) -> None:
+def test_parameters_of_a_signature_do_not_count(url: str, more: str) -> None:
     assert identify_url(f"{url}&{more}", NOW).key == identify_url(url, NOW).key
 
 

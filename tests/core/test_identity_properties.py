@@ -105,7 +105,7 @@ def test_another_path_or_host_changes_the_key(url: str, text: str) -> None:
 
 
 @given(FIELDS, FIELDS)
-def test_on_an_unknown_host_every_parameter_counts(
+def test_every_parameter_counts_on_an_unknown_host(
     ours: list[tuple[str, str, str]], theirs: list[tuple[str, str, str]]
 ) -> None:
     def written(fields: list[tuple[str, str, str]]) -> list[str]:

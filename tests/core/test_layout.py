@@ -95,7 +95,7 @@ def test_cut_record_is_unreadable(cut: int) -> None:
         pytest.param((b'"version": 1', b'"version": 2, "size": "many"'), id="newer and unlike"),
     ],
 )
-def test_newer_record_is_told_from_a_damaged_one(change: tuple[bytes, bytes]) -> None:
+def test_newer_record_is_distinguished_from_a_damaged_one(change: tuple[bytes, bytes]) -> None:
     with pytest.raises(RecordTooNew):
         decode_record(WRITTEN.replace(*change))
 
@@ -135,7 +135,7 @@ def test_record_under_another_name_is_damage(name: str) -> None:
     assert not isinstance(caught.value, RecordTooNew)
 
 
-def test_newer_record_is_told_from_a_damaged_one_under_any_name() -> None:
+def test_newer_record_is_recognised_under_any_name() -> None:
     with pytest.raises(RecordTooNew):
         read_record(WRITTEN.replace(b'"version": 1', b'"version": 2'), "other.json")
 
@@ -153,7 +153,7 @@ def test_newer_record_is_told_from_a_damaged_one_under_any_name() -> None:
         f"/{DIGEST}.png",
     ],
 )
-def test_what_is_no_object_name_is_not_read(name: str) -> None:
+def test_other_name_than_an_object_is_not_read(name: str) -> None:
     assert read_object_name(name) is None
 
 
@@ -240,7 +240,7 @@ def test_refusal_lists_the_keys_that_went_with_it() -> None:
     assert read_block_keys(encode_block(DIGEST, WHEN)) == frozenset()
 
 
-def test_refusal_lists_so_many_keys_at_most_and_can_be_read_again() -> None:
+def test_refusal_lists_a_bounded_number_of_keys() -> None:
     keys = [Key(f"{number:064x}") for number in range(BLOCK_KEYS_MAX + 1)]
     written = encode_block(DIGEST, WHEN, keys)
     assert len(written) < BLOCK_BYTES_MAX
@@ -252,7 +252,7 @@ def test_damaged_refusal_names_no_key(data: bytes) -> None:
     assert read_block_keys(data) == frozenset()
 
 
-def test_refusal_tells_its_digest_by_its_name() -> None:
+def test_name_of_a_refusal_holds_its_digest() -> None:
     path = block_path(RECORD.digest)
     assert path == f"v1/refused/{RECORD.digest[:2]}/{RECORD.digest}.json"
     assert read_block_path(path) == RECORD.digest
@@ -269,7 +269,7 @@ def test_object_has_a_name_for_every_format() -> None:
     assert len(object_names(RECORD.digest)) == len(Format)
 
 
-def test_how_an_incomplete_image_was_fetched_again_is_kept() -> None:
+def test_refetches_are_written_and_read() -> None:
     refetches = Refetches(3, 1, WHEN, WHEN.replace(minute=5))
     record = replace(
         RECORD, trust=Trust(doubts=frozenset({Doubt.INCOMPLETE}), brought_by="0" * 32, refetches=refetches)

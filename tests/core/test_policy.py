@@ -117,7 +117,7 @@ def test_list_that_denies_holds_for_all_that_a_link_names() -> None:
         ("", "ni:///sha-256;abc", False),
     ],
 )
-def test_what_is_stored_is_denied_by_where_it_came_from(host: str, identity: str, *, denied: bool) -> None:
+def test_stored_image_is_denied_by_its_source(host: str, identity: str, *, denied: bool) -> None:
     policy = Policy(None, ("denied.example", "part.example/no/*", "2001:db8::1"), PORTS, ())
     assert policy.denies_record(host, identity) is denied
     assert not DEFAULT.denies_record(host, identity)
@@ -135,7 +135,7 @@ def test_glob_that_can_match_no_host_is_an_error(glob: str) -> None:
         hosts(deny=(glob,))
 
 
-def test_policies_are_compared_by_what_the_operator_wrote() -> None:
+def test_policies_are_equal_by_their_settings() -> None:
     assert hosts(allow=("a.example",)) == hosts(allow=("a.example",))
     assert hosts(allow=("a.example",)) != hosts(allow=("b.example",))
     assert len({hosts(), hosts()}) == 1
@@ -205,7 +205,7 @@ def test_source_is_judged_by_its_url_alone(host: str, port: int, reason: str | N
         ("::ffff:10.1.2.3", 80, "transition form"),
     ],
 )
-def test_with_networks_only_addresses_tell_what_a_name_or_port_means(host: str, port: int, reason: str | None) -> None:
+def test_networks_make_names_and_ports_undecided(host: str, port: int, reason: str | None) -> None:
     assert judge(at(host, port), INSIDE) == reason
 
 

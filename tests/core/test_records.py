@@ -53,7 +53,7 @@ BEFORE, AFTER = datetime(2026, 11, 22, 9, tzinfo=UTC), datetime(2026, 11, 22, 11
         (False, BEFORE, None, False, False),
     ],
 )
-def test_link_tells_how_old_it_is(
+def test_link_has_an_age(
     *, temporary: bool, expires_at: datetime | None, scheme: str | None, fresh: bool, expired: bool
 ) -> None:
     info = SourceInfo("x", Key("0"), None, temporary, expires_at, scheme)
@@ -69,7 +69,7 @@ def test_job_is_queued_running_done_or_cancelled() -> None:
     assert (cancelled.state, cancelled.cancelled, job.cancelled) == ("cancelled", 1, 0)
 
 
-def test_what_waits_in_a_job_does_not_print_its_link() -> None:
+def test_item_of_a_job_does_not_print_its_link() -> None:
     link = "https://a.example/?sig=s3cr3t"
     waiting = [
         NewItem(link, "a.example", None),
@@ -83,5 +83,5 @@ def test_what_waits_in_a_job_does_not_print_its_link() -> None:
     ("host", "provider", "label"),
     [("a.example", "Acme", "Acme"), ("a.example", None, "other"), ("", None, "upload")],
 )
-def test_metrics_tell_a_provider_from_a_bounded_set(host: str, provider: str | None, label: str) -> None:
+def test_provider_label_comes_from_a_bounded_set(host: str, provider: str | None, label: str) -> None:
     assert Subject(Key("0" * 64), host, provider).label == label

@@ -103,7 +103,7 @@ def test_head_ends_at_an_empty_line(data: bytes, end: int | None) -> None:
     assert all(find_head_end(bytearray(data), start) == end for start in range(1, (end or 4) - 3))
 
 
-def test_what_does_not_begin_as_http_is_told_early() -> None:
+def test_other_bytes_than_http_are_recognised_early() -> None:
     assert may_begin(b"")
     assert may_begin(b"\r\n\r\nHTT")
     assert may_begin(b"\r\n\r\nhttp")
@@ -121,7 +121,7 @@ def test_chunked_is_found_in_any_list() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_what_is_mended_is_read_alike_again(data: bytes) -> None:
+def test_repaired_head_is_read_alike_again(data: bytes) -> None:
     try:
         head = mend_head(b"HTTP/1.1 200 OK\r\n" + data + b"\r\n\r\n")
     except Contradiction:

@@ -40,7 +40,7 @@ def first(_below: int) -> int:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_spoiled_link_differs_in_a_few_characters_alone_and_reads_the_same(name: str) -> None:
+def test_spoiled_link_differs_in_a_few_characters(name: str) -> None:
     try:
         source = read_source(CASES[name])
     except SourceRejected:
@@ -72,7 +72,7 @@ def test_most_links_with_a_permission_can_be_spoiled() -> None:
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_signature_is_spoiled_and_not_what_stands_beside_it(name: str) -> None:
+def test_signature_alone_is_spoiled(name: str) -> None:
     source = read_source(CASES[name])
     spoiled = make_invalid_signature(source, NOW, BUILT_IN, first)
     assert spoiled is not None
@@ -125,7 +125,7 @@ def test_signature_in_base64_stays_one_for_strict_decoders(signature: bytes, ran
     ],
     ids=["bare", "not known", "too short a run", "given twice", "nothing inside is signed", "nothing inside"],
 )
-def test_what_has_no_signature_that_can_be_told_is_not_spoiled(url: str) -> None:
+def test_link_without_a_known_signature_is_not_spoiled(url: str) -> None:
     provider_rules = read_provider_rules(
         [
             {"name": "Acme", "hosts": ["img.acme.example"], "signed_by": {"sig": "/[a-z-]+/"}, "temporary": True},
@@ -135,7 +135,7 @@ def test_what_has_no_signature_that_can_be_told_is_not_spoiled(url: str) -> None
     assert make_invalid_signature(read_source(url), NOW, provider_rules, first) is None
 
 
-def test_what_is_too_deep_inside_others_is_not_spoiled() -> None:
+def test_too_deeply_nested_link_is_not_spoiled() -> None:
     provider_rules = read_provider_rules(
         [
             {"name": "Proxy", "hosts": ["proxy.acme.example"], "keep": ["url"], "nested": "url"},

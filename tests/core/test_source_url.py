@@ -118,7 +118,7 @@ def test_url_is_brought_into_its_one_form(text: str, scheme: str, host: str, por
         ("/a%23b", "/a%23b"),
     ],
 )
-def test_target_goes_out_as_it_came_but_for_what_may_not_stand_in_it(given_target: str, target: str) -> None:
+def test_target_is_sent_as_received_but_for_forbidden_characters(given_target: str, target: str) -> None:
     source = read_source(f"https://example.com{given_target}")
     assert source.target == target
     assert read_source(source.url) == source
@@ -238,7 +238,7 @@ INVALID = [
 
 
 @pytest.mark.parametrize("text", INVALID, ids=ascii)
-def test_what_is_no_absolute_http_url_is_invalid(text: str) -> None:
+def test_other_text_than_an_absolute_http_url_is_invalid(text: str) -> None:
     with pytest.raises(InvalidSource) as raised:
         read_source(text)
     assert raised.value.__cause__ is None
@@ -378,12 +378,12 @@ PROGRAMS: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 @pytest.mark.parametrize("url", LINKS.values(), ids=LINKS)
-def test_what_programs_encode_is_the_same_source(url: str, program: Callable[[str], str]) -> None:
+def test_encoded_source_is_the_same(url: str, program: Callable[[str], str]) -> None:
     assert read_img_query(program(url)).source == read_source(url)
 
 
 @pytest.mark.parametrize("url", [url for name, url in LINKS.items() if name != "plain"])
-def test_what_people_leave_unencoded_is_the_same_source(url: str) -> None:
+def test_unencoded_source_is_the_same(url: str) -> None:
     for query in (f"src={url}", f"exp=1&sig=x&src={url}", f"src={in_address_bar(url)}"):
         assert read_img_query(query).source == read_source(url)
 
@@ -414,7 +414,7 @@ def test_encode_uri_of_a_link_without_parameters_is_a_form_value() -> None:
     assert read_img_query("src=https://example.com/a%252Fb%20c.png").source.target == "/a%2Fb%20c.png"
 
 
-def test_plus_is_a_space_in_a_form_value_and_itself_in_a_url_that_stands_as_it_is() -> None:
+def test_plus_is_a_space_only_in_a_form_value() -> None:
     assert read_img_query("src=https://example.com/a+b.png").source.target == "/a%20b.png"
     assert read_img_query("src=https://example.com/a+b.png?c=d+e").source.target == "/a+b.png?c=d+e"
     assert read_img_query("src=https%3A//example.com/a%2Bb.png").source.target == "/a+b.png"
@@ -439,9 +439,7 @@ def test_escapes_of_a_url_that_stands_as_it_is_are_its_own() -> None:
         pytest.param("src=https://h.example/a?b=c&sig=x", "/a?b=c&sig=x", []),
     ],
 )
-def test_our_parameters_are_told_from_those_of_the_source(
-    query: str, target: str, options: list[tuple[str, str]]
-) -> None:
+def test_own_parameters_are_separated_from_the_source(query: str, target: str, options: list[tuple[str, str]]) -> None:
     read = read_img_query(query)
     assert read.source.target == target
     assert read.options == tuple(options)
@@ -531,7 +529,7 @@ urls = st.builds(
 @settings(deadline=None)
 @given(st.one_of(anything, urlish))
 @example("http://" + "\u00ad" * 5000)
-def test_any_text_is_read_or_rejected_and_what_is_read_is_in_its_last_form(text: str) -> None:
+def test_any_text_is_rejected_or_read_into_its_final_form(text: str) -> None:
     try:
         source = read_source(text)
     except SourceRejected:
@@ -576,14 +574,14 @@ def test_any_query_is_read_or_rejected(query: str) -> None:
         ("http://img.example.com:8080", "http://img.example.com:8080/images/a.png", "/images/a.png"),
     ],
 )
-def test_path_under_our_own_url_is_known(public: str, url: str, path: str | None) -> None:
+def test_path_under_the_public_url_is_known(public: str, url: str, path: str | None) -> None:
     assert own_path(read_source(url), read_source(public)) == path
 
 
 @pytest.mark.parametrize(
     "text", ["https://a.example/?", "https://a.example/x?b=1", "https://a.example/#", "https://a.example#b"]
 )
-def test_what_paths_are_put_behind_has_neither_query_nor_fragment(text: str) -> None:
+def test_base_of_paths_has_neither_query_nor_fragment(text: str) -> None:
     assert read_base("https://a.example/keep") == read_source("https://a.example/keep")
     with pytest.raises(InvalidSource, match="neither a query nor a fragment"):
         read_base(text)

@@ -70,7 +70,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("url", "reason"), BAD.values(), ids=BAD)
-def test_what_cannot_be_honoured_is_refused_with_what_was_expected(url: str, reason: str) -> None:
+def test_invalid_url_is_refused_with_the_expected_form(url: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         read_store_url(url)
 

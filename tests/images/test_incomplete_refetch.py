@@ -13,9 +13,9 @@ from imgkeep.core.identity import identify
 from imgkeep.core.records import Doubt, Record, Standing
 from imgkeep.core.source_url import read_source
 from imgkeep.images import fill_checks
-from imgkeep.images.request_context import RequestContext
 from imgkeep.images.fill_checks import GATHERED_BYTES_MAX
 from imgkeep.images.incomplete_refetch import REFETCHES_MAX
+from imgkeep.images.request_context import RequestContext
 
 from tests.support.fakes import FakeResponse, World, read_all, settle, whole
 from tests.support.images import make_image

@@ -12,8 +12,8 @@ from imgkeep.core.errors import OriginError, OriginRefused, SourceExpired, Sourc
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.records import Digest, Validator
 from imgkeep.core.source_url import read_source
-from imgkeep.images.request_context import RedirectToSource
 from imgkeep.images.background_refresh import SourceRules
+from imgkeep.images.request_context import RedirectToSource
 from imgkeep.origin.demand import NotModified
 
 from tests.support.fakes import FakeResponse, World, whole

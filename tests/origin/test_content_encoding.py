@@ -240,7 +240,7 @@ async def test_first_bytes_decide_beside_an_unknown_coding(fields: list[str], si
     [("br", brotli.compress(PNG)), ("zstd", zstd.compress(PNG)), ("deflate", zlib.compress(PNG))],
     ids=["br", "zstd", "deflate"],
 )
-async def test_first_bytes_tell_every_coding(coding: str, data: bytes) -> None:
+async def test_first_bytes_identify_every_coding(coding: str, data: bytes) -> None:
     assert (await run(f"aws-chunked,{coding}", each([data])))[0] == PNG
     assert (await run(f"aws-chunked,{coding}", each([PNG])))[0] == PNG
     assert (await run(f"aws-chunked,{coding}", each([])))[0] == b""

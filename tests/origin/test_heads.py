@@ -61,7 +61,7 @@ async def test_image_that_chromium_shows_is_stored(imgkeep: Imgkeep, origin: Fak
     assert (seen.status, seen.body) == (200, make_image(seed=2))
 
 
-async def test_chromium_shows_what_the_table_says(origin: FakeOrigin) -> None:
+async def test_chromium_agrees_with_the_table(origin: FakeOrigin) -> None:
     urls = [origin.on(f"/{number}.png", answering(head)) for number, head in enumerate(HEADS.values())]
     async with browsing() as browser:
         page = await browser.new_page()
@@ -111,7 +111,9 @@ async def test_head_may_come_in_any_pieces(imgkeep: Imgkeep, origin: FakeOrigin,
         ),
     ],
 )
-async def test_connection_with_a_mended_head_is_not_reused(imgkeep: Imgkeep, origin: FakeOrigin, answer: bytes) -> None:
+async def test_connection_with_a_repaired_head_is_not_reused(
+    imgkeep: Imgkeep, origin: FakeOrigin, answer: bytes
+) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.send(answer)
 
@@ -121,7 +123,7 @@ async def test_connection_with_a_mended_head_is_not_reused(imgkeep: Imgkeep, ori
 
 
 @pytest.mark.parametrize("name", ["plain", "chunked", "chunks with a trailer"])
-async def test_plain_answer_keeps_its_connection(imgkeep: Imgkeep, origin: FakeOrigin, name: str) -> None:
+async def test_connection_with_a_plain_answer_is_reused(imgkeep: Imgkeep, origin: FakeOrigin, name: str) -> None:
     plain = replace(HEADS[name], closes=False)
     for number in range(3):
         url = origin.on(f"/{number}.png", answering(plain))
@@ -186,7 +188,7 @@ FLOODS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("answer", FLOODS.values(), ids=FLOODS.keys())
-async def test_flood_of_mended_heads_holds_no_loop_iteration(start: Start, answer: bytes) -> None:
+async def test_flood_of_repaired_heads_holds_no_loop_iteration(start: Start, answer: bytes) -> None:
     imgkeep = await start(fetch={"read_timeout_s": 1, "retries_max": 0})
     longest, last = 0.0, time.thread_time()
 
@@ -206,7 +208,7 @@ async def test_flood_of_mended_heads_holds_no_loop_iteration(start: Start, answe
     assert longest < 0.25, "a generous bound of processor time: a turn takes a few milliseconds"
 
 
-async def test_mended_interim_answers_are_counted(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_repaired_interim_answers_are_counted(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     for number in (INTERIM_ANSWERS_MAX, INTERIM_ANSWERS_MAX + 1):
 
         async def script(exchange: Exchange, number: int = number) -> None:
@@ -216,7 +218,7 @@ async def test_mended_interim_answers_are_counted(imgkeep: Imgkeep, origin: Fake
         assert seen.status == (200 if number == INTERIM_ANSWERS_MAX else 502)
 
 
-async def test_fields_of_mended_heads_are_counted(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_fields_of_repaired_heads_are_counted(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     for number, more in enumerate(([], [b"a b"])):
         fields = [b"X-A: b"] * (FIELDS_MAX - 2)
         for count, status in ((0, 200), (8, 502)):

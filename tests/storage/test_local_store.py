@@ -109,7 +109,7 @@ async def test_walk_of_a_missing_root_is_a_fault(store: LocalStore) -> None:
 # --- memory
 
 
-async def test_small_object_stays_in_memory_and_large_one_is_read_in_pieces(
+async def test_small_object_stays_in_memory_large_one_does_not(
     tmp_path: Path,
 ) -> None:
     store = local_store(tmp_path, memory_bytes_max=10_000_000)

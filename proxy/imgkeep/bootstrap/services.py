@@ -24,16 +24,16 @@ from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.invalid_signature import make_invalid_signature
 from imgkeep.core.source_url import read_source
 from imgkeep.health import Health
+from imgkeep.images.background_refresh import SourceRules
 from imgkeep.images.blocked_digests import BlockedDigests
 from imgkeep.images.dependencies import FillDependencies
+from imgkeep.images.failure_history import RecentFailures
+from imgkeep.images.fill_rate_limit import RateLimiter
 from imgkeep.images.inspect import Inspector, make_inspector
 from imgkeep.images.interfaces import Cluster
 from imgkeep.images.observer import FillObserver
-from imgkeep.images.placeholder_suspects import PlaceholderSuspects
-from imgkeep.images.fill_rate_limit import RateLimiter
-from imgkeep.images.failure_history import RecentFailures
 from imgkeep.images.operator_refetch import Refetcher
-from imgkeep.images.background_refresh import SourceRules
+from imgkeep.images.placeholder_suspects import PlaceholderSuspects
 from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from imgkeep.images.upload import Saver

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from imgkeep.cli.dispatch import Command
     from imgkeep.cli.invocation import Invocation
     from imgkeep.core.records import Record, Source, SourceInfo
-    from imgkeep.images.record_json import ImageFacts
     from imgkeep.images.operator_refetch import Refetcher
+    from imgkeep.images.record_json import ImageFacts
     from imgkeep.images.removal import Remover
 
     Kind = Literal["key", "digest", "url"]

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from imgkeep.core.confirmation import is_immutable_for, read_link
 from imgkeep.core.errors import ImgkeepError, OriginError, Removed, SourceForbidden, StorageError, Yielded
 from imgkeep.core.records import Key, Record
-from imgkeep.images.request_context import CacheStatus, Delivery, HeldByPeer
 from imgkeep.images.fill_result import NotStored, Stored
 from imgkeep.images.fill_starter import neither_available
 from imgkeep.images.negative_cache import hash_link
 from imgkeep.images.peer_fill import FillFailure, PeerFill
+from imgkeep.images.request_context import CacheStatus, Delivery, HeldByPeer
 from imgkeep.images.singleflight import SingleFlight
 from imgkeep.images.stored_images import file_name
 
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
     from imgkeep.core.confirmation import Link
     from imgkeep.core.records import Source, SourceInfo
-    from imgkeep.images.request_context import RequestContext
     from imgkeep.images.fill import Fill, FillHead, PutImage
     from imgkeep.images.fill_starter import FillStarter
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.record_cache import RecordCache
+    from imgkeep.images.request_context import RequestContext
     from imgkeep.images.shared_body import SharedBody
 
 TRY_PREFIX: Final = "try."

@@ -58,9 +58,9 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Digest, Key, Record, Source, SourceInfo
     from imgkeep.images.confirmer import Confirmer
-    from imgkeep.images.request_context import RequestContext
     from imgkeep.images.fill_result import FillResult
     from imgkeep.images.fill_starter import FillStarter
+    from imgkeep.images.request_context import RequestContext
     from imgkeep.storage.interfaces import Draft
 
 REFETCHES_MAX: Final = 8

@@ -19,6 +19,7 @@ from imgkeep.web.auth import AUTH, Auth
 from imgkeep.web.connection import CONNECTIONS, ConnectionContext
 from imgkeep.web.cors_preflight import preflight
 from imgkeep.web.error_presentation import PLACEHOLDER, Placeholder
+from imgkeep.web.error_to_problem import problem_middleware
 from imgkeep.web.fastpath.fast_path import FAST_PATH, FastPath
 from imgkeep.web.home_page import HOME_PAGE, HomePage
 from imgkeep.web.host_header import require_valid_host
@@ -27,7 +28,6 @@ from imgkeep.web.images import IMAGES, IMAGES_PATH, IMG_PATH, ImageHandlers, as_
 from imgkeep.web.login import login
 from imgkeep.web.metrics import METRICS, MetricsPage, metrics
 from imgkeep.web.probes import HEALTH
-from imgkeep.web.error_to_problem import problem_middleware
 from imgkeep.web.request_body import BODIES, RequestBodies
 
 if TYPE_CHECKING:

@@ -13,15 +13,15 @@ from imgkeep.core.errors import LoopDetected, OriginError, RateLimited, SourceRe
 from imgkeep.core.source_url import own_path, read_img_query
 from imgkeep.images.request_context import RedirectToObject, RedirectToSource
 from imgkeep.web.aiohttp_adapter import as_aiohttp_response, presence_of, send_body_range
-from imgkeep.web.request_state import IS_IMAGE, REQUEST_LOG
 from imgkeep.web.request_response import BodyRange, ImageRequest
+from imgkeep.web.request_state import IS_IMAGE, REQUEST_LOG
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from imgkeep.core.records import Source
-    from imgkeep.images.request_context import Delivery
     from imgkeep.images.lookup_rate_limit import MissLimiter
+    from imgkeep.images.request_context import Delivery
     from imgkeep.images.service import ImageService
     from imgkeep.web.auth import Auth
     from imgkeep.web.request_response import HttpResponse

@@ -13,11 +13,11 @@ from aiohttp import web
 
 from imgkeep.core.errors import Forbidden
 from imgkeep.core.http_headers import read_host
-from imgkeep.web.request_state import REQUEST_LOG, RequestLog
+from imgkeep.web.error_to_problem import problem_middleware
 from imgkeep.web.image_headers import SERVER_NAME
 from imgkeep.web.metrics import METRICS
 from imgkeep.web.probes import healthz
-from imgkeep.web.error_to_problem import problem_middleware
+from imgkeep.web.request_state import REQUEST_LOG, RequestLog
 
 if TYPE_CHECKING:
     import socket

@@ -50,7 +50,7 @@ def test_raw_text_that_costs_too_much_stays(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", [IMAGE.encode(), IMAGE.encode("utf-16"), b"\x1b$B"])
-def test_what_is_held_back_is_told(page: bytes) -> None:
+def test_bytes_held_back_are_counted(page: bytes) -> None:
     stream = HtmlStream(move, charset="iso-2022-jp" if page.startswith(b"\x1b") else None)
     assert stream.held_chars == 0
     stream.feed(page[:-4])

@@ -26,7 +26,7 @@ CODECS = {
 
 
 @pytest.mark.parametrize(("encoding", "label"), [(name, label) for name in LABELS for label in LABELS[name]])
-def test_label_means_what_the_standard_says(encoding: str, label: str) -> None:
+def test_label_has_its_encoding_of_the_standard(encoding: str, label: str) -> None:
     codec = codec_of(f" {label.upper()}\n")
     if encoding in {"iso-2022-jp", "replacement", "x-user-defined"}:
         assert codec in OPAQUE
@@ -88,12 +88,12 @@ def test_encoding_is_found_where_a_browser_finds_it(head: bytes, told: str | Non
         b"<!-- < --><?xml 1 < 2?><title>a < b</title><meta charset=utf-8>",
     ],
 )
-def test_page_that_tells_its_encoding_early_need_not_wait(head: bytes) -> None:
+def test_page_with_an_early_encoding_does_not_wait(head: bytes) -> None:
     assert HtmlStream(lambda _: None).feed(head) == head
 
 
 @pytest.mark.parametrize("head", [b"<p>", b"<a title='<meta charset=koi8-r>", b"<!-", b"<", b"</", b"<meta charset=x>"])
-def test_page_that_does_not_tell_its_encoding_yet_waits(head: bytes) -> None:
+def test_page_waits_for_its_encoding(head: bytes) -> None:
     assert not tells_codec(head)
 
 
@@ -120,7 +120,7 @@ def test_page_in_any_encoding_changes_only_in_its_links(charset: str) -> None:
     assert after.decode(charset) == wanted.replace("https://h.example/", "/x")
 
 
-def test_what_is_not_certain_stays() -> None:
+def test_uncertain_text_stays() -> None:
     for page in (
         b"<img src=https://h.example/\xe9><style>/*\xe9*/p{b:url(https://h.example/)}</style>",
         b"<meta charset=shift_jis><img src='https://h.example/\x81\x20'>",
@@ -139,7 +139,7 @@ def test_what_is_not_certain_stays() -> None:
     )
 
 
-def test_what_does_not_come_back_as_it_was_stays() -> None:
+def test_text_that_does_not_round_trip_stays() -> None:
     # Big5 has two codes for some characters.
     page = b"<p style='--a:\"" + b"\xf9\xf9\xf9\xfe\xa2\xcc" + b"\";b:url(https://h.example/)'>"
     assert rewrite_html(page, lambda _: "/x", charset="big5") == page

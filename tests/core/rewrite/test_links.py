@@ -34,7 +34,7 @@ def test_link_leads_to_img_with_the_source_encoded() -> None:
     )
 
 
-def test_with_a_key_a_link_is_signed() -> None:
+def test_link_is_signed_with_a_key() -> None:
     made = ImgLinks(every, key="k" * 20)(H)
     assert made is not None
     query = read_img_query(made.partition("?")[2])
@@ -43,12 +43,12 @@ def test_with_a_key_a_link_is_signed() -> None:
     assert "kkk" not in repr(ImgLinks(every, key="k" * 20))
 
 
-def test_public_url_has_to_be_one() -> None:
+def test_public_url_has_to_be_a_url() -> None:
     with pytest.raises(InvalidSource):
         ImgLinks(every, public_url="i.example")
 
 
-def test_what_could_not_be_served_stays() -> None:
+def test_unservable_link_stays() -> None:
     policy = Policy(("*.example",), (), frozenset({443}), (ip_network("10.0.0.0/8"),))
     linker = ImgLinks(every, policy=policy)
     assert linker("https://a.example/") is not None
@@ -65,7 +65,7 @@ def test_links_that_die_are_those_of_the_provider_rules() -> None:
     assert linker(rules[0].table.examples[0]) is not None
 
 
-def test_choosy_name_hosts_or_decide_themselves() -> None:
+def test_which_names_hosts_or_decides() -> None:
     assert ImgLinks(Hosts("*.a.example", "b.example"))("https://x.a.example/") is not None
     assert ImgLinks(Hosts("*.a.example"))("https://b.example/") is None
 
@@ -110,7 +110,7 @@ def test_glob_that_can_match_no_host_is_refused(glob: str) -> None:
         "https://h.example/\x01a",
     ],
 )
-def test_our_links_and_those_that_we_cannot_fetch_stay(link: str) -> None:
+def test_own_and_unfetchable_links_stay(link: str) -> None:
     page = Page(ImgLinks(every, public_url="https://i.example"), "https://p.example/d/")
     assert page.replacement(link) is None
 
@@ -189,11 +189,11 @@ def test_fragment_stays_where_the_browser_uses_it() -> None:
         ("a:b", None),
     ],
 )
-def test_links_mean_what_they_mean_to_a_browser(link: str, url: str | None) -> None:
+def test_links_resolve_as_in_a_browser(link: str, url: str | None) -> None:
     assert resolve(link, read("https://p.example/d/e?f#g", None)) == url
 
 
-def test_in_an_old_encoding_a_query_is_encoded_by_it_and_a_path_is_not() -> None:
+def test_old_encoding_applies_to_the_query_alone() -> None:
     assert with_query_in("https://h.example/é?é=я#é", "cp1252") == "https://h.example/é?%E9=%26%231103%3B#é"
     page = "<meta charset=latin1><img src='https://h.example/é?é'>"
     seen: list[str] = []

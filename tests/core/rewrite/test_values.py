@@ -40,7 +40,7 @@ def test_references_are_read_as_in_an_attribute(source: str, text: str) -> None:
     assert value.source(0, len(text)) == (0, len(source))
 
 
-def test_in_text_a_name_that_needs_no_semicolon_is_a_reference_wherever_it_ends() -> None:
+def test_reference_without_semicolon_counts_in_text() -> None:
     assert references.read("a&copy=1&copyb&amp&no", in_text=True).text == "a©=1©b&&no"
 
 
@@ -53,7 +53,7 @@ def test_place_in_a_text_leads_back_to_its_source(source: str) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")), st.sampled_from(["'", '"', ""]))
-def test_what_is_written_is_read_again(text: str, quote: str) -> None:
+def test_written_value_is_read_again(text: str, quote: str) -> None:
     written = references.write(text, quote)
     assert references.read(written).text == text
     assert html.unescape(written) == text or re.search(r"[\x01-\x1f]", text)
@@ -72,7 +72,7 @@ def test_new_links_are_written_for_the_quotes_they_stand_in() -> None:
     )
 
 
-def test_what_cannot_be_written_is_not() -> None:
+def test_unwritable_value_is_not_written() -> None:
     page = f"<img src={H}>"
     assert rewrite_html(page, lambda _: "/\ud800") == page
     assert rewrite_html(page, lambda url: url) == page
@@ -167,7 +167,7 @@ def test_new_link_in_css_ends_no_url() -> None:
     assert rewrite_html(f'<p style="b:url({H})">', lambda _: "/('a')") == '<p style="b:url(/%28%27a%27%29)">'
 
 
-def test_new_link_in_the_style_of_a_drawing_is_the_same_in_text_and_in_a_section() -> None:
+def test_new_link_in_an_svg_style_is_the_same_in_cdata() -> None:
     page = f"<svg><style>p{{a:url({H}?a&copy=1&amp;b)}}<![CDATA[p{{a:url({H}?a&amp;b)}}]]></style>"
     seen: list[str] = []
 
@@ -180,7 +180,7 @@ def test_new_link_in_the_style_of_a_drawing_is_the_same_in_text_and_in_a_section
     assert urls("p{a:url(/x?a\\26 b)}") == ["/x?a&b"]
 
 
-def test_style_attributes_with_functions_of_other_names_are_passed_over() -> None:
+def test_style_attributes_with_other_functions_are_skipped() -> None:
     page = '<p style="color:rgb(1,2,3);width:calc(1px)">' + f"<p style='a:rgb(1);b:url({HERE})'>"
     assert rewrite_html(page, move) == page.replace(HERE, THERE)
 
@@ -216,7 +216,7 @@ def test_json_ld_has_its_links_under_names_of_images(value: object, found: list[
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"image": a}', "[" * 100_000, '{"image": "a",}', "<!-- {} -->"])
-def test_what_is_no_json_has_no_links(text: str) -> None:
+def test_invalid_json_has_no_links(text: str) -> None:
     assert json_ld.find_links(text) == []
 
 

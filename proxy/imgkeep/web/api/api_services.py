@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Record
     from imgkeep.database import ImageIndex
     from imgkeep.health import Health
-    from imgkeep.images.inspect import Inspector
     from imgkeep.images.failure_history import RecentFailures
-    from imgkeep.images.record_json import ImageFacts
+    from imgkeep.images.inspect import Inspector
     from imgkeep.images.operator_refetch import Refetcher
+    from imgkeep.images.record_json import ImageFacts
     from imgkeep.images.removal import Remover
     from imgkeep.images.service import ImageService
     from imgkeep.images.upload import Saver

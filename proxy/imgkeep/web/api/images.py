@@ -15,8 +15,8 @@ from imgkeep.core.source_url import read_source
 from imgkeep.web.api import schemas
 from imgkeep.web.api.api_services import API, api_context, image_facts, json_response, read_query
 from imgkeep.web.api.paging import make_cursor, read_cursor, read_limit
-from imgkeep.web.request_state import REQUEST_LOG
 from imgkeep.web.request_body import BODIES, has_body
+from imgkeep.web.request_state import REQUEST_LOG
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Source

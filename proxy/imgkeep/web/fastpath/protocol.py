@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 from imgkeep.images.request_context import CacheStatus
 from imgkeep.web.access_log import CLIENT_LEFT
 from imgkeep.web.connection import Connection
-from imgkeep.web.request_state import RequestLog
+from imgkeep.web.error_to_problem import error_response
 from imgkeep.web.fastpath.request_head import (
     GET,
     HEAD,
@@ -40,7 +40,7 @@ from imgkeep.web.fastpath.request_head import (
 )
 from imgkeep.web.fastpath.states import BUSY, TRANSITIONS, Event, State, next_state
 from imgkeep.web.request_response import BodyRange, ImageRequest
-from imgkeep.web.error_to_problem import error_response
+from imgkeep.web.request_state import RequestLog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from multidict import CIMultiDict
 
     from imgkeep.web.connection import ConnectionContext
-    from imgkeep.web.fastpath.response_coalescing import SharedResponse
     from imgkeep.web.fastpath.fast_path import FastPath
     from imgkeep.web.fastpath.response_cache import CachedResponse
+    from imgkeep.web.fastpath.response_coalescing import SharedResponse
     from imgkeep.web.images import Handler
     from imgkeep.web.request_response import HttpResponse
 
