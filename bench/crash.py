@@ -26,8 +26,8 @@ from zlib import crc32
 
 import aiohttp
 
+from tests.support.images import make_image
 from tests.support.origins import FakeOrigin
-from tests.support.pictures import picture
 from tests.support.program import Program, run, serving
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Tally:
 
 def body_of(number: int) -> bytes:
     """Return a PNG that no other number has."""
-    small = picture(width=8, height=8)
+    small = make_image(width=8, height=8)
     draw = random.Random(number)
     data = b"paDd" + draw.randbytes(draw.randrange(16, BYTES_MAX))
     return small[:-12] + (len(data) - 4).to_bytes(4, "big") + data + crc32(data).to_bytes(4, "big") + small[-12:]

@@ -21,7 +21,7 @@ from imgkeep.storage.local.disk import Disk
 from imgkeep.storage.local.store import LocalStore
 from PIL import Image
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -33,7 +33,7 @@ OBJECTS_SHARED: Final = 256
 """Different images among the records of a store that is large by its number of records."""
 NOW: Final = datetime(2026, 11, 1, tzinfo=UTC)
 
-_FRAME: Final = picture(width=8, height=8)
+_FRAME: Final = make_image(width=8, height=8)
 
 
 def image(number: int, size: int = SMALL) -> bytes:

@@ -14,7 +14,7 @@ from bench import crowds, report, seed
 from bench.rows import BYTES_OFF_MAX, Plan, Row, alternate, check
 from bench.servers import Server
 from bench.wrk import InvalidRun
-from tests.support.pictures import picture
+from tests.support.images import make_image
 
 if TYPE_CHECKING:
     from tests.support.origins import FakeOrigin
@@ -58,7 +58,7 @@ async def test_reencoded_image_is_accepted(origin: FakeOrigin, form: str) -> Non
         (NOISE[:-5000], {"headers": PNG}, "does not decode"),
         (b"<html>", {"headers": PNG}, "does not decode"),
         (b"", {"headers": PNG}, "does not decode"),
-        (picture(), {"headers": PNG}, "another picture"),
+        (make_image(), {"headers": PNG}, "another picture"),
         (seed.noise(2), {"headers": PNG}, "another picture"),
         (written_anew(NOISE, "BMP") + b"\0" * 1000, {"headers": PNG}, "bytes for"),
     ],

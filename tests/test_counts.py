@@ -16,7 +16,7 @@ from imgkeep.web.access_log import ACCESS_LOG
 from imgkeep.web.fastpath.protocol import FastConnection
 
 from tests.support.image_requests import store_image
-from tests.support.pictures import picture_of
+from tests.support.images import png_of
 from tests.support.program import need_strace, serving
 from tests.support.raw_http import request, target_of
 from tests.support.system_calls import NUMBER, QUICK, SLACK, ask_often, counting
@@ -44,7 +44,7 @@ async def test_system_calls_of_a_hit(
     tmp_path: Path, origin: FakeOrigin, hot_bytes_max: str, fields: tuple[str, ...], per_request: dict[str, int]
 ) -> None:
     need_strace()
-    url = origin.gives("/a.png", picture_of(20_000))
+    url = origin.gives("/a.png", png_of(20_000))
     calls: dict[str, int] = {}
     async with serving(tmp_path / "data", store__hot_bytes_max=hot_bytes_max, log__access="false") as program:
         for _ in range(3):
@@ -84,7 +84,7 @@ class Transport(asyncio.Transport):
 
 
 async def test_function_calls_and_sql_of_a_hit(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture_of(20_000))
+    url = origin.gives("/a.png", png_of(20_000))
     await store_image(imgkeep, url)
     await store_image(imgkeep, url)
     server = imgkeep.client.server.runner.server  # type: ignore[union-attr]

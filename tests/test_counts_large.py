@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.pictures import picture_of
+from tests.support.images import png_of
 from tests.support.program import need_strace, serving
 from tests.support.raw_http import request, target_of
 from tests.support.system_calls import NUMBER, QUICK, SLACK, ask_often, counting
@@ -32,7 +32,7 @@ async def test_system_calls_of_a_hit_on_a_large_object(
     tmp_path: Path, origin: FakeOrigin, fields: tuple[str, ...], writes: int, fstats: int
 ) -> None:
     need_strace()
-    url = origin.gives("/a.png", picture_of(200_000))
+    url = origin.gives("/a.png", png_of(200_000))
     calls: dict[str, int] = {}
     async with serving(tmp_path / "data", log__access="false") as program:
         for _ in range(3):

@@ -1,5 +1,5 @@
 """
-Every example of `examples/README.md`, by the commands that stand there, seen by Chromium: it shows a picture through
+Every example of `examples/README.md`, by the commands that stand there, seen by Chromium: it shows an image through
 imgkeep, and still does when the image service is gone. Only ports are replaced, by free ones.
 """
 
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 README = (EXAMPLES / "README.md").read_text("utf-8")
 MAKES_A_LINK_WHEN_OPENED = "JavaScript in a page"
 
-PICTURES = """async () => {
-  const pictures = [];
+IMAGES = """async () => {
+  const images = [];
   for (const image of document.images) {
     await image.decode().catch(() => null);
-    pictures.push([image.currentSrc, image.naturalWidth]);
+    images.push([image.currentSrc, image.naturalWidth]);
   }
-  return pictures;
+  return images;
 }"""
 
 
-async def pictures_of(browser: Browser, url: str) -> list[tuple[str, int]]:
+async def images_of(browser: Browser, url: str) -> list[tuple[str, int]]:
     """Return source and width of each image that a new browser shows at a URL."""
     async with visiting(browser) as visit:
         await visit.open(url)
         with suppress(PlaywrightError):
             await visit.page.wait_for_selector("img", state="attached")
         await visit.page.wait_for_load_state("networkidle")
-        shown: list[Any] = await visit.ask(PICTURES)
+        shown: list[Any] = await visit.ask(IMAGES)
         assert shown, (url, visit.statuses, visit.complaints)
         return [(source, width) for source, width in shown]
 
@@ -60,9 +60,9 @@ async def show(browser: Browser, folder: Path, example: Example, *, times: str) 
         url = (folder / url).read_text().strip()
     elif not example.serves:
         url = (folder / url).as_uri()
-    shown = await pictures_of(browser, url)
+    shown = await images_of(browser, url)
     ours = [(source, width) for source, width in shown if "/img?src=" in source]
-    assert ours, f"{example.name}, {times}: no picture leads through imgkeep: {shown}"
+    assert ours, f"{example.name}, {times}: no image leads through imgkeep: {shown}"
     assert {width for _, width in ours} == {480}, f"{example.name}, {times}: {shown}"
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from tests.support.checkout import Shell
+from tests.support.images import make_image
 from tests.support.page_links import SIGNED
-from tests.support.pictures import picture
 from tests.support.program import ROOT, cannot
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ async def test_each_command_does_what_the_page_says(tmp_path: Path, origin: Fake
         cannot("curl is not installed")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    made = origin.gives("/made.png", picture(seed=1))
-    link = f"{origin.gives('/link.png', picture(seed=2))}?{SIGNED}"
+    made = origin.gives("/made.png", make_image(seed=1))
+    link = f"{origin.gives('/link.png', make_image(seed=2))}?{SIGNED}"
     text = PAGE.replace("127.0.0.1:8080", f"127.0.0.1:{port}").replace("https://example.com/made.png", made)
     adopt, look, save, copy, move, undo = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     (tmp_path / "config.toml").write_text(
@@ -37,9 +37,9 @@ async def test_each_command_does_what_the_page_says(tmp_path: Path, origin: Fake
     )
     for folder in ("public/generated-images", "old-images"):
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "lighthouse.png").write_bytes(picture())
+        (tmp_path / folder / "lighthouse.png").write_bytes(make_image())
     (tmp_path / "public/generated-images/notes.txt").write_text("not an image")
-    (tmp_path / "made.png").write_bytes(picture(seed=3))
+    (tmp_path / "made.png").write_bytes(make_image(seed=3))
     (tmp_path / "links.txt").write_text(f"{link}\n")
     page = tmp_path / "site" / "page.html"
     page.parent.mkdir()
@@ -60,7 +60,7 @@ async def test_each_command_does_what_the_page_says(tmp_path: Path, origin: Fake
         async with aiohttp.ClientSession() as session:
             url = f"http://127.0.0.1:{port}{new['legacy:generated/lighthouse.png']}"
             async with session.get(url) as response:
-                assert await response.read() == picture()
+                assert await response.read() == make_image()
         await shell.run(without("psql", move).replace("--diff site", "--diff site || [ $? = 1 ]"), "move")
         assert page.read_text().startswith('<img src="/img?src=')
         await shell.run("imgkeep verify", "verify")

@@ -17,8 +17,8 @@ from imgkeep.cli.demo_images import draw
 from yarl import URL
 
 from tests.support.checkout import EXAMPLES, Shell, copy_checkout
+from tests.support.images import make_image
 from tests.support.page_links import DIES, SIGNED, STAYS
-from tests.support.pictures import picture
 from tests.support.program import ROOT, cannot, environment, serving
 from tests.support.raw_http import port_of, target_of
 
@@ -62,7 +62,7 @@ async def test_curl_rewrites_a_page_and_waits_for_its_images(start: Start, origi
     if shutil.which("curl") is None:
         cannot("curl is not installed")
     imgkeep = await start(security={"api_tokens": [TOKEN]})
-    url = f"{origin.gives('/a.png', picture())}?{SIGNED}"
+    url = f"{origin.gives('/a.png', make_image())}?{SIGNED}"
     base = f"http://127.0.0.1:{port_of(imgkeep)}"
     page = tmp_path / "page.html"
     page.write_text(f'<img src="{url}">')
@@ -71,13 +71,13 @@ async def test_curl_rewrites_a_page_and_waits_for_its_images(start: Start, origi
     assert out.decode() == f'<img src="{base}{target_of(url)}">'
     assert '"state":"done"' in err
     await origin.stop()
-    assert await (await imgkeep.img(url)).read() == picture()
+    assert await (await imgkeep.img(url)).read() == make_image()
     page.write_text("<p>nothing")
     assert await output(*script, IMGKEEP=base, IMGKEEP_TOKEN=TOKEN) == (b"<p>nothing", "")
 
 
 async def test_command_rewrites_a_folder_and_saves_its_images(tmp_path: Path, origin: FakeOrigin) -> None:
-    url = f"{origin.gives('/a.png', picture())}?{SIGNED}"
+    url = f"{origin.gives('/a.png', make_image())}?{SIGNED}"
     page = tmp_path / "site" / "page.html"
     page.parent.mkdir()
     page.write_text(f'<p>\n<img src="{url}">\n')
@@ -90,7 +90,7 @@ async def test_command_rewrites_a_folder_and_saves_its_images(tmp_path: Path, or
     assert page.read_text() == changed
     await origin.stop()
     async with serving(tmp_path / "data") as program:
-        assert (await program.img(url)).body == picture()
+        assert (await program.img(url)).body == make_image()
     out, _ = await output(*script, **settings)
     assert (out, page.read_text()) == (b"", changed), "twice is once"
 
@@ -117,7 +117,7 @@ async def test_pages_and_images_come_from_one_host_through_nginx(tmp_path: Path)
         found = re.search(r'<img alt="temporary"[^>]* src="([^"]*)"', page.decode())
         assert found is not None
         assert found[1].startswith("/img?src=http%3A%2F%2F127.0.0.1%3A"), "a path, on this host"
-        # The script has stored the picture, so its origin is needed no more.
+        # The script has stored the image, so its origin is needed no more.
         assert await get(unescape(found[1])) == (200, "image/png", draw("dusk"))
         for path in ("/api/images", "/metrics", "/readyz", "/openapi.json", "/imgx"):
             status, kind, _ = await get(path)

@@ -19,8 +19,8 @@ from tests.support import image_files as images
 if TYPE_CHECKING:
     from pathlib import Path
 
-JPEG = images.saved("JPEG", images.picture(size=(64, 64)))
-PNG = images.saved("PNG", images.picture(size=(64, 64)))
+JPEG = images.saved("JPEG", images.make_image(size=(64, 64)))
+PNG = images.saved("PNG", images.make_image(size=(64, 64)))
 AVIF = images.saved("AVIF")
 HEAD_BYTES = int.from_bytes(AVIF[:4], "big")
 
@@ -33,7 +33,7 @@ def avif_of(*brands: bytes) -> bytes:
 
 WHOLE = {
     "png": PNG,
-    "gif": images.saved("GIF", images.picture("L")),
+    "gif": images.saved("GIF", images.make_image("L")),
     "jpeg": JPEG,
     "jpeg with junk in front": b"\xff\xd8\xff\0a\xff\x01" + JPEG[2:],
     "cursor": images.ico((20, 12, images.dib(1)), kind=2),
@@ -82,7 +82,7 @@ async def test_verdicts_agree_with_chromium(tmp_path: Path, capsys: pytest.Captu
 
 
 async def test_gif_has_the_size_that_chromium_shows(tmp_path: Path) -> None:
-    data = images.saved("GIF", images.picture("L"))
+    data = images.saved("GIF", images.make_image("L"))
     at = data.index(b",\0\0\0\0\x14\0\x0c\0")
     files = []
     for number, screen in enumerate([(0, 0), (0, 12), (1, 1), (10, 30), (100, 100)]):

@@ -138,7 +138,7 @@ def _load(arguments: Namespace) -> Config:
 
 def _check_placeholder(config: Config) -> None:
     if config.delivery.placeholder:
-        from imgkeep.web.error_responses import read_placeholder
+        from imgkeep.web.error_presentation import read_placeholder
 
         read_placeholder(config.delivery.placeholder)
 

@@ -1,5 +1,5 @@
 """
-Links in which an opaque token names the picture: each shows its own.
+Links in which an opaque token names the image: each shows its own.
 
 A framework or a script hands out `download.php?token=A` and `?token=B`. By their shapes alone, `A` and `B` are
 signatures of one link. The attacker asks for a link of his own, or with a token that he made up, and is shown what the
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from imgkeep.core.identity import BUILT_IN, identify_url, read_provider_rules, rules_for
 from imgkeep.core.source_url import read_source
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -50,7 +50,7 @@ MARKS: Final[Mapping[str, str]] = {
     "Alibaba OSS V1": "OSSAccessKeyId",
     "Alibaba OSS V4": "x-oss-signature-version=OSS4-HMAC-SHA256",
     "Alibaba OSS V2": "x-oss-signature-version=OSS2",
-    "Alibaba CDN type A": "auth_key",  # <end>-<random>-<user>-<md5>, and a path that ends in a picture's name
+    "Alibaba CDN type A": "auth_key",  # <end>-<random>-<user>-<md5>, and a path that ends in an image's name
     "Tencent COS": "q-sign-time",
     "Tencent COS packed": "sign=q-sign-algorithm=",
     "Huawei OBS": "AccessKeyId",  # with an HMAC-SHA1 under Signature, and Expires
@@ -61,7 +61,7 @@ MARKS: Final[Mapping[str, str]] = {
     "Cloudflare Images on a custom domain": "/cdn-cgi/imagedelivery/",
     "Akamai EdgeAuth": "exp=...~hmac=...",  # only fields that say who and until when
     "Akamai EdgeAuth in the path": "/hdnts=exp=...~hmac=.../",
-    "Fastly token": "<end>_<hmac>",  # and a path that ends in a picture's name
+    "Fastly token": "<end>_<hmac>",  # and a path that ends in an image's name
     "Bunny token in the path": "/bcdn_token=...&expires=.../",
     "Dify": "nonce",  # 32 hex, with timestamp and an HMAC-SHA256 under sign, on /files/<uuid>/...-preview
     "Laravel signed route": "signature",  # an HMAC of the whole URL beside expires; the path ends in an id or a file
@@ -159,7 +159,7 @@ SCRIPTS: Final = [path for path in PATHS if not path.endswith((".png", ".jpg", "
 
 @dataclass(frozen=True)
 class Pair:
-    """Two links of one application that open two pictures."""
+    """Two links of one application that open two images."""
 
     one: str
     other: str
@@ -179,7 +179,7 @@ def token_links(draw: st.DrawFn) -> Pair:
     assume(one != other)
     shared = draw(st.lists(st.sampled_from(["w", "size", "inline", "lang"]), unique=True, max_size=2))
     end = draw(st.one_of(st.none(), st.sampled_from([each for each in END_NAMES if each != name])))
-    # `<end>_<hex>` beside the name of a picture is Fastly's; a script has no such name.
+    # `<end>_<hex>` beside the name of an image is Fastly's; a script has no such name.
     path = draw(st.sampled_from(SCRIPTS if shape is stamped else PATHS))
     fields = [(each, "1") for each in shared] + ([] if end is None else [(end, draw(ends))])
     at = draw(st.integers(0, len(fields)))
@@ -371,7 +371,7 @@ def test_link_with_a_token_has_its_end() -> None:
 def test_laravel_route_is_identified_by_path_and_parameters(
     ours: tuple[int, int, str], theirs: tuple[int, int, str]
 ) -> None:
-    """Laravel signs the whole URL with an HMAC, so two links that differ in the signature alone are one picture."""
+    """Laravel signs the whole URL with an HMAC, so two links that differ in the signature alone are one image."""
     for route in (
         "https://app.example.com/photos/{}?expires={}&signature={}",
         "https://app.example.com/photos/{}.png?expires={}&signature={}",
@@ -396,29 +396,29 @@ def test_laravel_route_is_identified_by_path_and_parameters(
 )
 async def test_stranger_sees_no_image_of_another_token(imgkeep: Imgkeep, origin: FakeOrigin, query: str) -> None:
     size = 64 if "signature={}" in query else 40 if "_{}" in query else 43
-    pictures = {c * size: picture(seed=number) for number, c in enumerate("ab")}
+    images = {c * size: make_image(seed=number) for number, c in enumerate("ab")}
 
     async def script(exchange: Exchange) -> None:
-        found = next((body for token, body in pictures.items() if token in exchange.target), None)
+        found = next((body for token, body in images.items() if token in exchange.target), None)
         if found is None:
             await exchange.answer(b"no such token", status="403 Forbidden")
         else:
             await exchange.answer(found)
 
     url = origin.on("/download.php", script)
-    for token, body in pictures.items():
+    for token, body in images.items():
         response = await imgkeep.img(f"{url}?{query.format(token)}")
         assert (response.status, await response.read()) == (200, body)
     invented = await imgkeep.img(f"{url}?{query.format('c' * size)}")
     assert invented.status in {410, 502}  # by whether the link says when it ends
-    assert await invented.read() not in pictures.values()
+    assert await invented.read() not in images.values()
     assert origin.asked("/download.php") == 3, "each of the three was asked of the origin"
 
 
 async def test_operator_binds_a_scheme_to_a_host(start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin) -> None:
     rule: dict[str, Any] = {"name": "Acme", "like": "Bunny token", "hosts": ["127.0.0.1"]}
     imgkeep = await start(sources={"providers": [rule]})
-    url = origin.gives("/my/dog.png", body := picture(seed=3))
+    url = origin.gives("/my/dog.png", body := make_image(seed=3))
     for token in ("a" * 43, "b" * 43):
         response = await imgkeep.img(f"{url}?token={token}&expires=1999999999")
         assert await response.read() == body

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import ROOT, cannot, serving
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 UNIT: Final = ROOT / "deploy" / "imgkeep.service"
 EXPOSURE_MAX: Final = 2.0
-IMAGE: Final = picture("png")
+IMAGE: Final = make_image("png")
 
 NUMBERS: Final = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 

@@ -16,8 +16,8 @@ from imgkeep.origin.demand import Demand
 from imgkeep.web.connection import CONNECTIONS
 from imgkeep.web.connection_limit import ConnectionLimit
 
+from tests.support.images import make_image, png_of
 from tests.support.network import Dials, Names, Timer, counted, look, until_counted
-from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import port_of, request, target_of
 from tests.support.waiting import until
 
@@ -89,10 +89,10 @@ class Flood:
 
 @pytest.fixture
 async def drips(origin: FakeOrigin) -> FakeOrigin:
-    """An origin that begins an image under `/drip` and goes on when told; other paths are pictures."""
+    """An origin that begins an image under `/drip` and goes on when told; other paths are images."""
 
     async def drip(exchange: Exchange) -> None:
-        await exchange.send(HEAD + picture_of(100_000)[:2000])
+        await exchange.send(HEAD + png_of(100_000)[:2000])
         await exchange.gone()
 
     async def silent(exchange: Exchange) -> None:
@@ -101,7 +101,7 @@ async def drips(origin: FakeOrigin) -> FakeOrigin:
     origin.on("/drip", drip)
     origin.on("/silent", silent)
     for n in range(100):
-        origin.gives(f"/{n}.png", picture(seed=n))
+        origin.gives(f"/{n}.png", make_image(seed=n))
     return origin
 
 
@@ -120,7 +120,7 @@ async def test_dripping_origins_of_two_clients_leave_slots_for_others(start: Sta
     record, created = await imgkeep.client.app[SERVICES].image_service.save(
         *_source(imgkeep, "http://own.example.com/50.png")
     )
-    assert (record.size, created) == (len(picture(seed=50)), True)
+    assert (record.size, created) == (len(make_image(seed=50)), True)
     assert drips.asked("/drip") == 16, "the attack goes on"
     for flood in floods:
         await flood.leave()
@@ -163,7 +163,7 @@ async def test_abandoned_fetch_yields_to_one_that_waits(
 
 async def test_abandoned_fetch_continues_while_no_other_waits(start: Start, origin: FakeOrigin) -> None:
     goes_on = asyncio.Event()
-    body = picture_of(100_000)
+    body = png_of(100_000)
 
     async def script(exchange: Exchange) -> None:
         await exchange.send(HEAD + body[:2000])
@@ -193,7 +193,7 @@ async def test_queued_fetch_ends_with_its_client(start: Start, drips: FakeOrigin
 
 async def test_fetch_that_is_nearly_complete_does_not_yield(start: Start, origin: FakeOrigin) -> None:
     goes_on = asyncio.Event()
-    body = picture_of(100_000)
+    body = png_of(100_000)
 
     async def script(exchange: Exchange) -> None:
         await exchange.send(HEAD + body[:60_000])
@@ -201,7 +201,7 @@ async def test_fetch_that_is_nearly_complete_does_not_yield(start: Start, origin
         await exchange.send(body[60_000:])
 
     origin.on("/most", script)
-    origin.gives("/1.png", picture())
+    origin.gives("/1.png", make_image())
     imgkeep = await open_server(start, origin, concurrent_max=1)
     flood = Flood(imgkeep, "203.0.113.1")
     flood.ask(1, what="most")
@@ -360,7 +360,7 @@ async def test_release_costs_the_same_with_a_long_queue(number: int) -> None:
 
 
 async def drip_in_time(imgkeep: Imgkeep, origin: FakeOrigin, sizes: list[int], pause_s: float) -> Any:
-    body = picture_of(sum(sizes))
+    body = png_of(sum(sizes))
 
     async def script(exchange: Exchange) -> None:
         await exchange.send_head(f"Content-Length: {len(body)}")
@@ -396,7 +396,7 @@ async def test_slow_origin_within_the_limits_is_waited_for(
 
 async def test_pausing_client_does_not_count_against_the_origin(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"bytes_per_s_min": 1_000_000, "rate_grace_s": 0.2})
-    body = picture_of(4_000_000)
+    body = png_of(4_000_000)
     response = await imgkeep.img(origin.gives("/large.png", body))
     await until_counted(imgkeep, 'imgkeep_fills_total{outcome="stored"}', 1)
     assert await response.read() == body
@@ -424,7 +424,7 @@ async def test_missed_object_is_found_once_it_is_stored_here(remote: Remote, ori
     from hashlib import sha256  # noqa: PLC0415
 
     node = await remote.node(mode=mode)
-    body = picture(seed=3)
+    body = make_image(seed=3)
     target = f"/images/{sha256(body).hexdigest()}.png"
     assert (await node.client.get(target)).status == 404
     assert (await look(node, origin.gives("/3.png", body))).status == 200
@@ -441,7 +441,7 @@ async def test_misses_are_limited_by_client_and_hits_are_not(remote: Remote, ori
         sources={"allow": ["127.0.0.1"]},
         legacy=[{"mount": "old"}],
     )
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     assert (await look(node, url, headers=at("203.0.113.1"))).status == 200
     before = len(remote.gate.seen)
     stranger = at("203.0.113.1")

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.accept_fields import IMG, TAB
 from tests.support.image_requests import store_image
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.raw_http import ask, port_of, split, talk, target_of
 from tests.support.signing_vectors import KEY
 
@@ -49,7 +49,7 @@ async def test_no_page_repeats_markup(imgkeep: Imgkeep, targets: list[str]) -> N
     "host", ["evil.example", "127.0.0.1.evil.example", "localhost.", "[::2]", "0.0.0.0", "10.0.0.1"]
 )
 async def test_rebound_name_gets_no_page(imgkeep: Imgkeep, origin: FakeOrigin, host: str) -> None:
-    await store_image(imgkeep, origin.gives("/a.png", picture()))
+    await store_image(imgkeep, origin.gives("/a.png", make_image()))
     for accept in (TAB, "*/*"):
         head = f"GET / HTTP/1.1\r\nHost: {host}\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"
         answer = split(await talk(port_of(imgkeep), head.encode()))
@@ -59,10 +59,10 @@ async def test_rebound_name_gets_no_page(imgkeep: Imgkeep, origin: FakeOrigin, h
 
 
 async def test_page_shows_nothing_of_the_store(start: Start, origin: FakeOrigin) -> None:
-    """For a client with a token too: pictures, and what is read from a link, come from the API alone."""
+    """For a client with a token too: images, and what is read from a link, come from the API alone."""
     for server in ({}, {"public_url": "https://img.example"}):
         imgkeep = await start(server=server, security={"api_tokens": [KEY]})
-        target = target_of(origin.gives("/secret-name.png", picture()))
+        target = target_of(origin.gives("/secret-name.png", make_image()))
         await store_image(imgkeep, origin.url("/secret-name.png"))
         image = await ask(imgkeep, target)
         place = image.headers["content-location"].rpartition("/")[2]
@@ -87,11 +87,11 @@ async def test_host_is_in_no_page_where_others_can_ask(start: Start) -> None:
 
 async def test_placeholder_has_the_status_of_its_problem(start: Start, origin: FakeOrigin, tmp_path: Path) -> None:
     """Neither form says that something is stored, forbidden or removed where the other does not."""
-    (tmp_path / "a.png").write_bytes(picture("PNG"))
+    (tmp_path / "a.png").write_bytes(make_image("PNG"))
     imgkeep = await start(
         delivery={"placeholder": str(tmp_path / "a.png")}, security={"signature": "always", "signing_keys": [KEY]}
     )
-    for target in (target_of(origin.gives("/a.png", picture())), "/images/x", "/img", target_of("http://10.0.0.1/")):
+    for target in (target_of(origin.gives("/a.png", make_image())), "/images/x", "/img", target_of("http://10.0.0.1/")):
         answers = [await ask(imgkeep, target, f"Accept: {accept}") for accept in ("*/*", IMG, TAB)]
         assert len({answer.status for answer in answers}) == 1
         assert {answer.headers["cache-control"] for answer in answers} == {"no-store"}

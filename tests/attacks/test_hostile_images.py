@@ -46,7 +46,7 @@ from imgkeep.storage.memory import MemorySpool
 from tests.support.hostile_images import WORST, png_chunks, tiff_children
 from tests.support.hostile_transfers import read, unframed
 from tests.support.image_requests import services_of
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 SMALL, LARGE = 65_536, 262_144
 LINES_PER_STEP_MAX = 30
 """Of Python, in `imgkeep.core.formats`; a directory of a TIFF takes most."""
-STORED = picture()
+STORED = make_image()
 
 every_worst = pytest.mark.parametrize("case", WORST, ids=lambda case: f"{case[0].name}: {case[1]}")
 
@@ -271,8 +271,8 @@ async def test_held_image_checks_delay_no_other_request(
     hit = await imgkeep.img(stored)
     assert (await hit.read(), hit.headers["Cache-Status"]) == (STORED, "imgkeep; hit")
     for form in ("PNG", "JPEG", "GIF", "WEBP"):
-        fresh = await imgkeep.img(origin.gives(f"/fresh.{form}", picture(form, seed=1)))
-        assert (fresh.status, await fresh.read()) == (200, picture(form, seed=1))
+        fresh = await imgkeep.img(origin.gives(f"/fresh.{form}", make_image(form, seed=1)))
+        assert (fresh.status, await fresh.read()) == (200, make_image(form, seed=1))
     await services_of(imgkeep).health.check()
     assert (await imgkeep.client.get("/healthz")).status == 200
     ready = await imgkeep.client.get("/readyz")
@@ -294,8 +294,8 @@ async def test_slow_check_delays_only_slow_checks(start: Start, origin: FakeOrig
     readers = [asyncio.create_task(read(imgkeep, url)) for url in hostile]
     await until(lambda: slow_gate.held == 1 and format_checker.under_way == len(hostile))
     for form in ("PNG", "JPEG", "GIF", "WEBP"):
-        honest = await imgkeep.img(origin.on(f"/honest.{form}", unframed(picture(form))))
-        assert await honest.read() == picture(form)
+        honest = await imgkeep.img(origin.on(f"/honest.{form}", unframed(make_image(form))))
+        assert await honest.read() == make_image(form)
     slow_gate.open()
     await asyncio.gather(*readers)
 

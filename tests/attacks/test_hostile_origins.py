@@ -24,8 +24,8 @@ from imgkeep.origin.bounded_connection import (
 )
 from imgkeep.origin.content_encoding import WindowSlots
 
+from tests.support.images import make_image, png_of
 from tests.support.network import Timer, counted, look, nothing_kept
-from tests.support.pictures import picture, picture_of
 from tests.support.waiting import until
 
 if sys.version_info >= (3, 14):
@@ -125,7 +125,7 @@ async def test_ten_interim_answers_are_skipped(start: Start, origin: FakeOrigin,
 
     async def script(exchange: Exchange) -> None:
         await exchange.send(INTERIMS["early hints"] * number)
-        await exchange.answer(picture())
+        await exchange.answer(make_image())
 
     assert (await look(imgkeep, origin.on("/a.png", script))).status == (200 if number <= INTERIM_ANSWERS_MAX else 502)
 
@@ -134,7 +134,7 @@ async def test_interim_answers_of_many_origins_delay_no_hit(
     start: Start, origin: FakeOrigin, parsed: list[int]
 ) -> None:
     imgkeep = await start()
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     assert (await look(imgkeep, url)).status == 200
     scripts = [Endless(b"", INTERIMS["as short as it can be"]) for _ in range(8)]
     asking = [asyncio.create_task(look(imgkeep, origin.on(f"/{n}.png", script))) for n, script in enumerate(scripts)]
@@ -179,7 +179,7 @@ async def test_endless_framing_is_cut(
 ) -> None:
     imgkeep = await start(fetch={"retries_max": 0})
     # An image so far, so that what is cut is the framing and not the judgement.
-    image = picture_of(3000)[:2900]
+    image = png_of(3000)[:2900]
     begins = begins.replace(CHUNKED, CHUNKED + b"%x\r\n%b\r\n" % (len(image), image), 1)
     script = Endless(begins, again)
     await ends(imgkeep, origin, script)
@@ -189,7 +189,7 @@ async def test_endless_framing_is_cut(
 
 async def test_image_in_honest_chunks_is_stored(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
-    body = picture_of(3_000_000)
+    body = png_of(3_000_000)
 
     async def script(exchange: Exchange) -> None:
         await exchange.send(CHUNKED)
@@ -209,7 +209,7 @@ async def test_image_in_honest_chunks_is_stored(start: Start, origin: FakeOrigin
 async def test_chunked_image_for_a_slow_disk_comes_whole(start: Start, origin: FakeOrigin) -> None:
     """What is held back while nothing can be taken comes in its order."""
     imgkeep = await start()
-    body = picture_of(2_000_000)
+    body = png_of(2_000_000)
     size = 150_000
 
     async def script(exchange: Exchange) -> None:
@@ -222,7 +222,7 @@ async def test_chunked_image_for_a_slow_disk_comes_whole(start: Start, origin: F
 
 # --- bytes that belong to no answer
 
-SPLIT = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(picture(seed=66)), picture(seed=66))
+SPLIT = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(make_image(seed=66)), make_image(seed=66))
 
 
 def framed(body: bytes, form: str) -> bytes:
@@ -240,7 +240,7 @@ async def test_unrequested_answer_reaches_no_other_client(
     idle = asyncio.Event()
 
     async def first(exchange: Exchange) -> None:
-        answer = framed(picture(seed=1), form)
+        answer = framed(make_image(seed=1), form)
         if when == "with it":
             await exchange.send(answer + SPLIT)
         else:
@@ -253,15 +253,15 @@ async def test_unrequested_answer_reaches_no_other_client(
         await exchange.gone()
 
     seen = await look(imgkeep, origin.on("/1.png", first))
-    assert (seen.status, seen.body) == (200, picture(seed=1))
+    assert (seen.status, seen.body) == (200, make_image(seed=1))
     idle.set()
     if when == "as it is idle":
         reader = origin.seen[0].reader
         assert reader is not None
         await until(reader.at_eof)
     for seed in (2, 3):
-        seen = await look(imgkeep, origin.gives(f"/{seed}.png", picture(seed=seed)))
-        assert (seen.status, seen.body) == (200, picture(seed=seed))
+        seen = await look(imgkeep, origin.gives(f"/{seed}.png", make_image(seed=seed)))
+        assert (seen.status, seen.body) == (200, make_image(seed=seed))
     assert origin.connections == 2
 
 
@@ -298,10 +298,10 @@ async def test_bytes_before_a_request_end_the_connection(start: Start, origin: F
     server = await asyncio.start_server(speak, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     seen = await look(imgkeep, f"http://127.0.0.1:{port}/a.png")
-    assert seen.status == 502 or seen.body == picture(seed=66)  # it may have come after we asked
+    assert seen.status == 502 or seen.body == make_image(seed=66)  # it may have come after we asked
     server.close()
-    seen = await look(imgkeep, origin.gives("/b.png", picture()))
-    assert seen.body == picture()
+    seen = await look(imgkeep, origin.gives("/b.png", make_image()))
+    assert seen.body == make_image()
     await asyncio.gather(*spoken)
 
 
@@ -318,10 +318,10 @@ async def test_switch_of_protocols_buffers_nothing(start: Start, origin: FakeOri
 
 async def test_body_of_a_redirect_is_not_read(start: Start, origin: FakeOrigin, parsed: list[int]) -> None:
     imgkeep = await start()
-    there = origin.gives("/there.png", picture())
+    there = origin.gives("/there.png", make_image())
     head = f"HTTP/1.1 302 Found\r\nLocation: {there}\r\nContent-Length: 1000000000\r\n\r\n"
     script = Endless(head.encode(), b"x" * PIECE)
-    assert (await look(imgkeep, origin.on("/a.png", script))).body == picture()
+    assert (await look(imgkeep, origin.on("/a.png", script))).body == make_image()
     await script.ended.wait()
     assert sum(parsed) <= 16 * PIECE
 
@@ -350,9 +350,9 @@ CODINGS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("coding", CODINGS)
 async def test_bomb_stops_at_the_limit_and_delays_no_hit(start: Start, origin: FakeOrigin, coding: str) -> None:
     imgkeep = await start(fetch={"retries_max": 0, "body_bytes_max": 10_000_000})
-    hit = origin.gives("/hit.png", picture())
+    hit = origin.gives("/hit.png", make_image())
     assert (await look(imgkeep, hit)).status == 200
-    bomb = await asyncio.to_thread(lambda: CODINGS[coding](picture_of(20_000_000)))
+    bomb = await asyncio.to_thread(lambda: CODINGS[coding](png_of(20_000_000)))
     urls = [origin.gives(f"/{n}.png", bomb, headers={"Content-Encoding": coding}) for n in range(4)]
     asking = [asyncio.create_task(look(imgkeep, url)) for url in urls]
     assert (await look(imgkeep, hit)).status == 200
@@ -364,7 +364,7 @@ async def test_bomb_stops_at_the_limit_and_delays_no_hit(start: Start, origin: F
 async def test_window_slots_are_released(start: Start, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(WindowSlots.__init__, "__defaults__", (1, 10.0))
     imgkeep = await start(fetch={"retries_max": 0})
-    whole = CODINGS["br"](picture())
+    whole = CODINGS["br"](make_image())
     for number in range(3):
         for name, body in (("whole", whole), ("cut", whole[: len(whole) // 2]), ("bad", b"\xff" * 100)):
             await look(imgkeep, origin.gives(f"/{name}{number}.png", body, headers={"Content-Encoding": "br"}))
@@ -382,8 +382,8 @@ def unfinished(body: bytes) -> bytes:
 
 GZIP = OK + b"Content-Encoding: gzip\r\n\r\n"
 MEMBERS = {
-    "members": (GZIP + gzip.compress(picture_of(3000)[:2900]), gzip.compress(b"")),
-    "empty blocks": (GZIP + unfinished(picture_of(3000)), b"\x00\x00\x00\xff\xff"),
+    "members": (GZIP + gzip.compress(png_of(3000)[:2900]), gzip.compress(b"")),
+    "empty blocks": (GZIP + unfinished(png_of(3000)), b"\x00\x00\x00\xff\xff"),
 }
 
 
@@ -400,7 +400,7 @@ async def test_endless_compressed_body_is_cut(start: Start, origin: FakeOrigin, 
 
 async def test_segments_of_one_byte_make_an_image(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
-    body = picture(width=8, height=8)
+    body = make_image(width=8, height=8)
 
     async def script(exchange: Exchange) -> None:
         for byte in framed(body, "length"):
@@ -435,7 +435,7 @@ async def test_429_for_one_client_is_remembered_for_all(start: Start, origin: Fa
     imgkeep = await start(platform=Platform(timer=timer), server={"trusted_proxies": ["127.0.0.0/8"]})
     url = origin.gives("/a.png", b"", status="429 Too Many Requests", headers={"Retry-After": "3600"})
     assert (await look(imgkeep, url, headers={"X-Forwarded-For": "203.0.113.1"})).status == 502
-    origin.gives("/a.png", picture())
+    origin.gives("/a.png", make_image())
     timer.seconds += TOO_MANY_REQUESTS_S - 1
     assert (await look(imgkeep, url, headers={"X-Forwarded-For": "198.51.100.7"})).status == 502
     timer.seconds += 1

@@ -20,8 +20,8 @@ from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.rewrite import ImgLinks, every, rewrite_html, rewrite_markdown
 from imgkeep.core.rewrite.markdown import steps_max
 from imgkeep.integrations.asgi import Imgkeep
-from imgkeep.integrations.links import FRAGMENT_STEPS_MAX, SiteLinks
-from imgkeep.integrations.response_body import HEAVY_CHARS, TURN_BYTES
+from imgkeep.integrations.links import FRAGMENT_STEPS_MAX, LinkRewriter
+from imgkeep.integrations.response_body import HEAVY_CHARS, STEP_BYTES
 from imgkeep.page_rewriting import rewrite
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 LINES_PER_BYTE_MAX = 100
 """Of the worst input of HTML, an end tag that ends none of the elements that are open."""
-LINES_PER_TURN_MAX = (TURN_BYTES + HEAVY_CHARS) * LINES_PER_BYTE_MAX
+LINES_PER_TURN_MAX = (STEP_BYTES + HEAVY_CHARS) * LINES_PER_BYTE_MAX
 LINES_PER_STEP_MAX = 64
 """Of Markdown, over a whole text."""
 
@@ -311,7 +311,7 @@ async def page_of(body: bytes, pieces: int = 1, *, before: Callable[[], object] 
 
 @pytest.mark.parametrize("make", HTML)
 async def test_no_page_holds_the_event_loop(make: Maker) -> None:
-    page = make(3 * (TURN_BYTES + HEAVY_CHARS)).encode()
+    page = make(3 * (STEP_BYTES + HEAVY_CHARS)).encode()
     with counting() as lines:
         turns = Turns(lines)
         taking = asyncio.get_running_loop().create_task(turns.take())
@@ -355,7 +355,7 @@ async def test_failing_application_blocks_the_loop_for_no_long() -> None:
 def test_filter_reads_a_bounded_part_and_leaves_the_rest() -> None:
     image = "<img src='http://a.co/b'>"
     html = image * 50_000
-    made = SiteLinks(public_url="https://k.example", which="all", allow=["*"]).rewrite(html)
+    made = LinkRewriter(public_url="https://k.example", which="all", allow=["*"]).rewrite(html)
     changed = made.count("https://k.example/img?src=")
     assert 0 < changed <= FRAGMENT_STEPS_MAX
     assert made.endswith(image * (50_000 - changed))
@@ -366,6 +366,6 @@ def test_filter_reads_a_bounded_part_and_leaves_the_rest() -> None:
 @pytest.mark.parametrize("make", HTML)
 def test_filter_stops_at_its_budget(make: Maker) -> None:
     """What a filter is given is ten times what it reads, and what it reads is bounded."""
-    site = SiteLinks(public_url="https://k.example", which="all", allow=["*"])
+    site = LinkRewriter(public_url="https://k.example", which="all", allow=["*"])
     lines = lines_of(lambda: site.rewrite(make(FRAGMENT_STEPS_MAX)))
     assert lines < FRAGMENT_STEPS_MAX * LINES_PER_BYTE_MAX

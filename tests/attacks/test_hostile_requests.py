@@ -13,7 +13,7 @@ from imgkeep.config import ConfigError, load, read_database_url
 from imgkeep.core.records import Backlog
 
 from tests.support.image_requests import fills_done
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import ROOT, run_here
 from tests.support.raw_http import Answer, port_of, split, talk, target_of
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
-IMAGE = picture("png")
+IMAGE = make_image("png")
 
 HOST = "Host: 127.0.0.1"
 

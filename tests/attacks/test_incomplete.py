@@ -12,9 +12,9 @@ import pytest
 from imgkeep.bootstrap.platform import Platform
 
 from tests.support.image_requests import fills_done
-from tests.support.pictures import picture, picture_of
+from tests.support.images import make_image, png_of
 from tests.support.s3.remote import sleep_briefly
-from tests.support.signed_links import BRIEF, FOREVER, PICTURE, UNCERTAIN, SignedOrigin, good, invented, show
+from tests.support.signed_links import BRIEF, FOREVER, IMAGE, UNCERTAIN, SignedOrigin, good, invented, show
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
-HALF = PICTURE[: len(PICTURE) // 2]
+HALF = IMAGE[: len(IMAGE) // 2]
 DAY_S = 86_400
 
 
@@ -56,7 +56,7 @@ async def test_half_image_with_fitting_length_is_replaced(start: Start, origin: 
     assert (first.body, first.caching, first.outcome) == (HALF, BRIEF, "fwd=uri-miss; stored")
     later = await show(imgkeep, url)
     assert (later.body, later.caching, later.outcome) == (HALF, BRIEF, "hit")
-    origin.gives("/a.png", PICTURE)
+    origin.gives("/a.png", IMAGE)
     time.wait(59)
     assert (await show(imgkeep, url)).body == HALF
     assert origin.asked("/a.png") == 1
@@ -64,7 +64,7 @@ async def test_half_image_with_fitting_length_is_replaced(start: Start, origin: 
     assert (await show(imgkeep, url)).body == HALF, "the client does not wait"
     assert origin.asked("/a.png") == 2
     whole = await show(imgkeep, url)
-    assert (whole.body, whole.caching, whole.outcome) == (PICTURE, FOREVER, "hit")
+    assert (whole.body, whole.caching, whole.outcome) == (IMAGE, FOREVER, "hit")
     time.wait(DAY_S)
     await show(imgkeep, url)
     assert origin.asked("/a.png") == 2
@@ -73,16 +73,16 @@ async def test_half_image_with_fitting_length_is_replaced(start: Start, origin: 
 @pytest.mark.parametrize(
     "body",
     [
-        pytest.param(PICTURE[:-12], id="png without its end"),
-        pytest.param(picture("JPEG")[:-2], id="jpeg without eoi"),
-        pytest.param(picture("GIF")[:-1], id="gif without its trailer"),
-        pytest.param(picture("WEBP")[:-2], id="webp"),
-        pytest.param(picture("BMP")[:-3], id="bmp"),
-        pytest.param(picture("ICO")[:-20], id="ico"),
-        pytest.param(picture("TIFF")[: len(picture("TIFF")) // 2], id="tiff"),
-        pytest.param(picture("AVIF")[:-30], id="avif"),
+        pytest.param(IMAGE[:-12], id="png without its end"),
+        pytest.param(make_image("JPEG")[:-2], id="jpeg without eoi"),
+        pytest.param(make_image("GIF")[:-1], id="gif without its trailer"),
+        pytest.param(make_image("WEBP")[:-2], id="webp"),
+        pytest.param(make_image("BMP")[:-3], id="bmp"),
+        pytest.param(make_image("ICO")[:-20], id="ico"),
+        pytest.param(make_image("TIFF")[: len(make_image("TIFF")) // 2], id="tiff"),
+        pytest.param(make_image("AVIF")[:-30], id="avif"),
         pytest.param(b'<svg xmlns="http://www.w3.org/2000/svg"><path d="M0 0h9"/>', id="svg"),
-        pytest.param(picture_of(300_000)[:-100_000], id="large, in pieces"),
+        pytest.param(png_of(300_000)[:-100_000], id="large, in pieces"),
     ],
 )
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
@@ -110,7 +110,7 @@ async def test_cut_image_of_each_format_is_cached_for_a_minute(
 
 async def test_equal_file_over_a_day_is_confirmed(start: Start, origin: FakeOrigin, time: Time) -> None:
     imgkeep = await start(platform=time.platform())
-    body = picture("JPEG")[:-2]
+    body = make_image("JPEG")[:-2]
     url = origin.gives("/a.jpg", body)
     hour = 0
     while (await show(imgkeep, url)).caching != FOREVER and hour < 48:
@@ -135,14 +135,14 @@ async def test_api_shows_why_image_is_provisional(start: Start, origin: FakeOrig
     assert "incomplete" in facts["doubts"]
     (listed,) = (await (await imgkeep.client.get("/api/images")).json())["images"]
     assert "incomplete" in listed["doubts"]
-    origin.gives("/a.png", PICTURE)
+    origin.gives("/a.png", IMAGE)
     refetched = await imgkeep.client.post(f"/api/images/{facts['key']}/refetch", json={"url": url})
     assert (await refetched.json())["replaced"] is True
     assert (await show(imgkeep, url)).caching == FOREVER
 
 
 async def test_cut_upload_is_refused(imgkeep: Imgkeep) -> None:
-    for body in (HALF, picture("JPEG")[:-2], picture("GIF")[:-1]):
+    for body in (HALF, make_image("JPEG")[:-2], make_image("GIF")[:-1]):
         answer = await imgkeep.client.post("/api/save-image", data={"file": BytesIO(body)})
         problem = await answer.json()
         assert (answer.status, problem["code"]) == (422, "not_an_image")
@@ -152,7 +152,7 @@ async def test_cut_upload_is_refused(imgkeep: Imgkeep) -> None:
 
 async def test_stranger_cannot_replace_or_confirm_half_image(start: Start, origin: FakeOrigin, time: Time) -> None:
     imgkeep = await start(platform=time.platform(), sources={"providers": [UNCERTAIN]})
-    signed = SignedOrigin(origin, picture=HALF)
+    signed = SignedOrigin(origin, image=HALF)
     assert (await show(imgkeep, signed.url(good()))).body == HALF
     before = imgkeep.files("records")[0].read_bytes()
     for number in range(30):
@@ -163,10 +163,10 @@ async def test_stranger_cannot_replace_or_confirm_half_image(start: Start, origi
     assert shared["digest"] == json.loads(before)["digest"]
     assert "incomplete" in shared["doubts"]
     assert "refetches" not in shared, "an unverified link does not use up the interval"
-    signed.picture = PICTURE
+    signed.image = IMAGE
     assert (await show(imgkeep, signed.url(good()))).body == HALF
     whole = await show(imgkeep, signed.url(good()))
-    assert whole.body == PICTURE
+    assert whole.body == IMAGE
 
 
 async def test_failing_origin_leaves_stored_image(start: Start, origin: FakeOrigin, time: Time) -> None:
@@ -191,7 +191,7 @@ async def test_redirect_to_half_image_is_cached_briefly(remote: Remote, origin: 
     await fills_done(node)
     before = await node.img(url, allow_redirects=False)
     assert (before.status, before.headers["Cache-Control"]) == (302, BRIEF)
-    origin.gives("/a.png", PICTURE)
+    origin.gives("/a.png", IMAGE)
     time.wait(60)
     during = await node.img(url, allow_redirects=False)
     assert during.headers["Location"] == before.headers["Location"]

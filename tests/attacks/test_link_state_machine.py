@@ -1,7 +1,7 @@
 """
 Any order of genuine, invented, ended and bare links, at origins of every kind: what must hold after each of them.
 
-- A good link never shows anything but its own picture once its origin has answered it.
+- A good link never shows anything but its own image once its origin has answered it.
 - Nothing that a wrong signature brings may be kept by a client for ever.
 - Nothing that is stored is lost.
 """
@@ -19,18 +19,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from imgkeep.core.errors import ImgkeepError, OriginError
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
-from imgkeep.core.identity.signature_probe import make_invalid_signature
+from imgkeep.core.identity.invalid_signature import make_invalid_signature
 
 from tests.support.fakes import FakeOrigin, World, read_all, whole
-from tests.support.pictures import picture
-from tests.support.signed_links import ENFORCED, PAST, PICTURE, PLACEHOLDER, UNCERTAIN, good, invented, shaped, strict
+from tests.support.images import make_image
+from tests.support.signed_links import ENFORCED, IMAGE, PAST, PLACEHOLDER, UNCERTAIN, good, invented, shaped, strict
 from tests.support.signed_links import SignedOrigin as Rule
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
 
     from imgkeep.core.records import Source, SourceInfo, Validator
-    from imgkeep.images.context import Delivery
+    from imgkeep.images.request_context import Delivery
     from imgkeep.origin.demand import Demand
 
     from tests.support.fakes import FakeResponse
@@ -93,7 +93,7 @@ class _Quiet:
 
 
 class Links(RuleBasedStateMachine):
-    """Links to one picture, in any order."""
+    """Links to one image, in any order."""
 
     @initialize(
         kind=st.sampled_from(
@@ -109,13 +109,13 @@ class Links(RuleBasedStateMachine):
         ),
     )
     def begin(self, kind: str) -> None:
-        names = {good(number): picture(seed=20 + number) for number in range(3)}
+        names = {good(number): make_image(seed=20 + number) for number in range(3)}
         self.kind = kind
         self.rule = Rule(
             _Quiet(),  # type: ignore[arg-type]
             placeholder=PLACEHOLDER if kind in {"placeholder", "names"} else None,
-            bare={"bare is public": PICTURE, "bare is a placeholder": PLACEHOLDER}.get(kind),
-            pictures=names if kind.startswith("names") else {},
+            bare={"bare is public": IMAGE, "bare is a placeholder": PLACEHOLDER}.get(kind),
+            images=names if kind.startswith("names") else {},
             checks=kind != "nothing",
         )
         self.loop = asyncio.new_event_loop()
@@ -219,5 +219,5 @@ def test_invented_link_does_not_stand_for_a_verified_one() -> None:
     machine.begin("placeholder")
     for name in ("shaped 0", "strict", "shaped 1", "strict"):
         machine.ask(name)
-    assert machine.answered == {"strict": PICTURE}
+    assert machine.answered == {"strict": IMAGE}
     machine.teardown()

@@ -22,15 +22,15 @@ from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.http_headers import FORWARDED_HEADERS
 from imgkeep.storage.local.machine_token import make_token
 from imgkeep.web.auth import AUTH
-from imgkeep.web.context import RequestLog
 from imgkeep.web.login_tickets import COOKIE, LINK_LIFETIME_S, SESSION_LIFETIME_S, make_log_in_link, make_ticket
-from imgkeep.web.messages import ImageRequest
+from imgkeep.web.request_response import ImageRequest
+from imgkeep.web.request_state import RequestLog
 from multidict import CIMultiDict
 from yarl import URL
 
 from tests.support.clock import FakeClock
+from tests.support.images import make_image
 from tests.support.nginx import BARE, nginx, shipped
-from tests.support.pictures import picture
 from tests.support.program import ROOT, cannot, run, serving
 from tests.support.raw_http import port_of, split, talk, target_of
 from tests.support.waiting import until
@@ -108,7 +108,7 @@ async def test_shipped_nginx_reports_the_true_client(tmp_path: Path, origin: Fak
     ):
 
         async def fetch(client: str, n: int, claims: Mapping[str, str]) -> int:
-            url = origin.gives(f"/{client}.{n}.png", picture(seed=n))
+            url = origin.gives(f"/{client}.{n}.png", make_image(seed=n))
             async with client_at(client) as session:
                 target = URL(f"http://{address}{target_of(url)}", encoded=True)
                 async with session.get(target, headers=claims) as response:
@@ -152,7 +152,7 @@ async def test_only_the_header_that_is_named_counts(
         claims = forged(f"192.0.2.{n}")
         if header:
             claims[header.lower()] = "for=203.0.113.7" if header == "forwarded" else "203.0.113.7"
-        response = await imgkeep.img(origin.gives(f"/{n}.png", picture(seed=n)), headers=claims | {"Via": "1.1 a"})
+        response = await imgkeep.img(origin.gives(f"/{n}.png", make_image(seed=n)), headers=claims | {"Via": "1.1 a"})
         statuses.append(response.status)
     assert statuses == [200] * 3 + [429] * 3
     told = {record.client for record in caplog.records if record.name == "imgkeep.access"}  # type: ignore[attr-defined]
@@ -179,7 +179,7 @@ async def test_malformed_client_header_counts_as_the_proxy(
     caplog.set_level("INFO", "imgkeep.access")
     imgkeep = await start(server={"trusted_proxies": ["127.0.0.0/8", "10.0.0.0/8"]}, limits={"fills_per_minute": 1})
     for n in range(2):
-        target = target_of(origin.gives(f"/{n}.png", picture(seed=n))).encode()
+        target = target_of(origin.gives(f"/{n}.png", make_image(seed=n))).encode()
         head = b"GET %s HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: %s\r\nConnection: close\r\n\r\n"
         await talk(port_of(imgkeep), head % (target, claim))
     told = {record.client for record in caplog.records if record.name == "imgkeep.access"}  # type: ignore[attr-defined]
@@ -226,7 +226,7 @@ async def test_bare_proxy_opens_neither_the_api_nor_the_limits(tmp_path: Path, o
         nginx(tmp_path / "nginx", BARE, program.address) as address,
         client_at("127.0.0.9") as session,
     ):
-        stored = await program.img(origin.gives("/a.png", picture(seed=99)))
+        stored = await program.img(origin.gives("/a.png", make_image(seed=99)))
         assert stored.status == 200
 
         async def attack(method: str, path: str, headers: Mapping[str, str]) -> int:
@@ -248,7 +248,7 @@ async def test_bare_proxy_opens_neither_the_api_nor_the_limits(tmp_path: Path, o
         ):
             statuses = [await attack(method, path, claims) for method, path in API]
             assert statuses == [401] * len(API)
-        urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(12)]
+        urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(12)]
         statuses = []
         for n, url in enumerate(urls):
             target = URL(f"http://{address}{target_of(url)}", encoded=True)
@@ -399,8 +399,8 @@ async def test_folder_that_takes_no_file_closes_the_api_and_nothing_else(
 ) -> None:
     (tmp_path / "data").write_text("not a folder")
     imgkeep = await start(database={"url": f"sqlite:{tmp_path}/imgkeep.db"})
-    response = await imgkeep.img(origin.gives("/a.png", picture()))
-    assert (response.status, await response.read()) == (200, picture())
+    response = await imgkeep.img(origin.gives("/a.png", make_image()))
+    assert (response.status, await response.read()) == (200, make_image())
     for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Bearer "}):
         async with imgkeep.stranger.get("/api/images", headers=headers) as refused:
             assert refused.status == HTTPStatus.UNAUTHORIZED
@@ -608,11 +608,11 @@ def test_open_server_fetches_from_known_hosts_only(server: dict[str, Any]) -> No
 async def test_open_server_stops_at_its_bytes(
     start: Start, origin: FakeOrigin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config.schema, "EXPOSED_FILL_BYTES_PER_DAY", len(picture()) + 1)
+    monkeypatch.setattr(config.schema, "EXPOSED_FILL_BYTES_PER_DAY", len(make_image()) + 1)
     imgkeep = await start(server={"trusted_proxies": ["127.0.0.1/32"]})
     statuses = []
     for n in range(4):
-        response = await imgkeep.img(origin.gives(f"/{n}.png", picture()), headers={"X-Forwarded-For": "192.0.2.1"})
+        response = await imgkeep.img(origin.gives(f"/{n}.png", make_image()), headers={"X-Forwarded-For": "192.0.2.1"})
         await response.read()
         statuses.append(response.status)
     assert statuses == [200, 200, 429, 429]

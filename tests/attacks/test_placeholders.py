@@ -10,7 +10,7 @@ from imgkeep.core.records import Digest
 from imgkeep.images.placeholder_suspects import IDENTITIES_MIN, PERIOD_S, SUSPECTS_MAX, PlaceholderSuspects
 
 from tests.support.network import Timer, counted
-from tests.support.signed_links import PICTURE, PLACEHOLDER, UNCERTAIN, SignedOrigin, good, invented, show
+from tests.support.signed_links import IMAGE, PLACEHOLDER, UNCERTAIN, SignedOrigin, good, invented, show
 from tests.support.stores import record_of
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ async def test_suspects_are_refused_by_setting(start: Start, origin: FakeOrigin)
         assert "sources.placeholders" in str(problem["detail"])
     assert origin.asked("/missing/10.png") == 1, "the negative cache holds the link"
     assert (await show(imgkeep, urls[0])).body == PLACEHOLDER, "what is stored stays"
-    assert (await save(imgkeep, origin.gives("/other.png", PICTURE)))[0] == 201
+    assert (await save(imgkeep, origin.gives("/other.png", IMAGE)))[0] == 201
 
 
 async def test_many_signatures_are_one_identity(start: Start, origin: FakeOrigin) -> None:

@@ -8,10 +8,10 @@ import pytest
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.images.source_order import PLAIN_HTTP_TTL_S
 
+from tests.support.images import make_image
 from tests.support.network import PUBLIC, Dials, Names, Timer, client_context, server_context
 from tests.support.origins import FakeOrigin
-from tests.support.pictures import picture
-from tests.support.signed_links import BRIEF, FOREVER, PICTURE, PLACEHOLDER, show
+from tests.support.signed_links import BRIEF, FOREVER, IMAGE, PLACEHOLDER, show
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -24,7 +24,7 @@ HTTP, HTTPS = "http://img.example.com/a.png", "https://img.example.com/a.png"
 
 
 class Internet:
-    """A host with a genuine picture by https, or none, and whatever somebody on the way says by http."""
+    """A host with a genuine image by https, or none, and whatever somebody on the way says by http."""
 
     def __init__(self, start: Start, plain: FakeOrigin, tls: FakeOrigin) -> None:
         self._start = start
@@ -32,7 +32,7 @@ class Internet:
         self.dials = Dials(plain, tls)
         self.timer = Timer()
         plain.gives("/a.png", PLACEHOLDER)
-        tls.gives("/a.png", PICTURE)
+        tls.gives("/a.png", IMAGE)
 
     async def imgkeep(self) -> Imgkeep:
         platform = Platform(
@@ -67,7 +67,7 @@ async def test_https_is_asked_first_whatever_the_link_says(internet: Internet) -
     imgkeep = await internet.imgkeep()
     for url in (HTTP, HTTPS, HTTP):
         shown = await show(imgkeep, url)
-        assert (shown.body, shown.caching) == (PICTURE, FOREVER)
+        assert (shown.body, shown.caching) == (IMAGE, FOREVER)
     assert internet.asked == (0, 1)
 
 
@@ -78,9 +78,9 @@ async def test_image_of_plain_http_does_not_answer_an_https_link(internet: Inter
     assert (shown.body, shown.caching) == (PLACEHOLDER, BRIEF)
     internet.mend_https()
     shown = await show(imgkeep, HTTPS)
-    assert (shown.body, shown.caching) == (PICTURE, FOREVER)
+    assert (shown.body, shown.caching) == (IMAGE, FOREVER)
     shown = await show(imgkeep, HTTP)
-    assert (shown.body, shown.caching, shown.outcome) == (PICTURE, FOREVER, "hit")
+    assert (shown.body, shown.caching, shown.outcome) == (IMAGE, FOREVER, "hit")
     assert internet.asked == (1, 1)
 
 
@@ -99,8 +99,8 @@ async def test_host_without_https_costs_one_connect_in_minutes(internet: Interne
     internet.cut_https()
     urls = [f"http://img.example.com/{number}.png" for number in range(4)]
     for number, url in enumerate(urls):
-        internet.plain.gives(f"/{number}.png", picture(seed=number))
-        assert (await show(imgkeep, url)).body == picture(seed=number)
+        internet.plain.gives(f"/{number}.png", make_image(seed=number))
+        assert (await show(imgkeep, url)).body == make_image(seed=number)
     ports = [port for _, port in internet.dials.made]
     assert ports.count(443) == 1
     for _ in range(3):
@@ -121,7 +121,7 @@ async def test_http_link_is_fetched_by_https_where_possible(internet: Internet) 
     internet.timer.seconds += PLAIN_HTTP_TTL_S + 1_000
     assert (await show(imgkeep, HTTP)).body == PLACEHOLDER, "the client does not wait"
     shown = await show(imgkeep, HTTP)
-    assert (shown.body, shown.caching) == (PICTURE, FOREVER)
+    assert (shown.body, shown.caching) == (IMAGE, FOREVER)
     assert internet.asked == (1, 1)
 
 
@@ -167,6 +167,6 @@ async def test_at_another_port_too_http_does_not_stand_for_https(start: Start, o
     assert (shown.body, shown.caching) == (PLACEHOLDER, FOREVER), "an http link is worth no more than its way"
     internet.dials.tls = tls
     shown = await show(imgkeep, secure)
-    assert (shown.body, shown.caching) == (PICTURE, FOREVER)
-    assert (await show(imgkeep, secure)).body == PICTURE
+    assert (shown.body, shown.caching) == (IMAGE, FOREVER)
+    assert (await show(imgkeep, secure)).body == IMAGE
     await tls.stop()

@@ -31,8 +31,8 @@ from imgkeep.images.peer_fill import FillFailure
 from imgkeep.web.admission import API_PREFIX
 
 from tests.support.cluster import Line, clustered, hear, leader, line_to, others, port_of, workers
+from tests.support.images import make_image, png_of
 from tests.support.origins import gated_body
-from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import port_of as port_of_one
 from tests.support.raw_http import request, split, talk, target_of
 from tests.support.server import Server, configuration
@@ -139,7 +139,7 @@ def notice(digest: str) -> bytes:
 
 async def image_of(program: Cluster, origin: FakeOrigin) -> tuple[str, str, str]:
     """Store an image; return its link, key and digest."""
-    link = origin.gives("/a.png", picture())
+    link = origin.gives("/a.png", make_image())
     assert (await img(program, link)).status == 200
     place = (await img(program, link)).headers["content-location"]
     digest = place.rpartition("/")[2].partition(".")[0]
@@ -208,7 +208,7 @@ async def test_relayed_body_is_framed_anew_on_its_own_connection(program: Cluste
 
 
 async def test_cut_request_body_has_no_effect(program: Cluster, origin: FakeOrigin) -> None:
-    body = json.dumps({"urls": [origin.gives("/b.png", picture())]}).encode()
+    body = json.dumps({"urls": [origin.gives("/b.png", make_image())]}).encode()
     head = (WITH_TOKEN, "Content-Type: application/json")
     cut = [
         post("/api/save-images", body, f"Content-Length: {len(body) + 1}", *head),
@@ -232,7 +232,7 @@ async def test_cut_request_body_has_no_effect(program: Cluster, origin: FakeOrig
     assert not any(wire.asked.endswith(b"\r\n0\r\n\r\n") for wire in posted), "none of them was ended"
     assert not any(wire.answered.startswith(b"HTTP/1.1 2") for wire in posted)
     # The next job is done, and so would those before it be.
-    whole = json.dumps({"urls": [origin.gives("/c.png", picture(seed=1))], "wait": True}).encode()
+    whole = json.dumps({"urls": [origin.gives("/c.png", make_image(seed=1))], "wait": True}).encode()
     sent = post("/api/save-images", whole, "Connection: close", *head)
     assert json.loads(split(await talk(port_of(program), sent)).body)["saved"] == 1
     assert (origin.asked("/b.png"), origin.asked("/c.png")) == (0, 1)
@@ -244,7 +244,7 @@ async def test_request_within_a_body_removes_nothing(
 ) -> None:
     """A body that decodes to less than it is long, and behind it one that is a request to the socket of a worker."""
     program: Cluster = request.getfixturevalue(kind)
-    link = origin.gives("/a.png", picture())
+    link = origin.gives("/a.png", make_image())
     assert (await img(program, link)).status == 200
     place = (await img(program, link)).headers["content-location"]
     digest = place.rpartition("/")[2].partition(".")[0]
@@ -441,7 +441,7 @@ async def test_odd_fields_mean_the_same_on_the_fast_path(
     start: Start, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
     imgkeep = await start(server={"trusted_proxies": ["127.0.0.0/8"]}, security={"api_tokens": [TOKEN]})
-    target = target_of(origin.gives("/a.png", picture()))
+    target = target_of(origin.gives("/a.png", make_image()))
     miss = target_of("http://127.0.0.1:1/a.png")
     values = ("203.0.113.9\udca0", "203.0.113.9\udc85", "203.0.113.9\udcff", "\u00a0203.0.113.9", "203.0.113.9, \udcff")
     heads = [(f"{name}: {value}",) for name in ("X-Forwarded-For", "Forwarded") for value in values]
@@ -542,7 +542,7 @@ async def statuses(socket: Path, sent: bytes, *, number: int | None = None) -> l
 
 
 async def test_follower_sends_a_peer_nothing_of_its_client(program: Cluster, origin: FakeOrigin) -> None:
-    body = picture_of(400_000)
+    body = png_of(400_000)
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=100_000))
     # Targets that name the same image, with what a client may put in: another fragment, odd bytes, conditions.
@@ -585,11 +585,11 @@ async def test_api_answers_the_same_through_each_worker(program: Cluster, origin
     (front,) = others(program)
     here, there = leader(program), front
     boundary = "a boundary"
-    large = picture_of(200_000)
+    large = png_of(200_000)
     form = b'--%b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n%b\r\n--%b--\r\n'
     upload = form % (boundary.encode(), large, boundary.encode())
     as_form = f'Content-Type: multipart/form-data; boundary="{boundary}"'
-    link = origin.gives("/d.png", picture(seed=2))
+    link = origin.gives("/d.png", make_image(seed=2))
     page = b'<img src="https://a.example/a.png?X-Amz-Signature=1">'
     many = json.dumps({"urls": [link], "wait": True}).encode()
     requests = [

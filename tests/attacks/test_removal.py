@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.source_url import read_source
-from imgkeep.images.refetch import REFETCHES_MAX
+from imgkeep.images.operator_refetch import REFETCHES_MAX
 from yarl import URL
 
 from tests.support.api_calls import REMOVED, data_url, problem_code, save
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
-GOOD, PLACEHOLDER = picture(seed=1), picture(seed=2)
+GOOD, PLACEHOLDER = make_image(seed=1), make_image(seed=2)
 TOKEN = "token-of-these-attacks"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 NOWHERE = "0" * 64
@@ -413,7 +413,7 @@ ORIGINS = [
     pytest.param(_cut, "origin_error", id="cut"),
     pytest.param(_unframed, "origin_error", id="unframed"),
     pytest.param(_endless, "too_large", id="endless"),
-    pytest.param(answers(picture(width=300, height=300)), "too_large", id="too many pixels"),
+    pytest.param(answers(make_image(width=300, height=300)), "too_large", id="too many pixels"),
 ]
 
 

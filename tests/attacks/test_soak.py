@@ -23,7 +23,7 @@ from imgkeep.web.parse_budget import PARSE_ITERATION_BYTES, PARSE_STEP_BYTES
 
 from tests.support.hostile_images import WORST
 from tests.support.hostile_transfers import read, unframed
-from tests.support.pictures import picture, picture_of
+from tests.support.images import make_image, png_of
 from tests.support.raw_http import port_of, request, split, talk, target_of
 from tests.support.single_process import serving
 from tests.support.waiting import until
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
-STORED = picture()
+STORED = make_image()
 HEAD = 65_536
 ATTACK = list(WORST.values())[::2]
 SVG_BYTES = 3_000_000
@@ -163,7 +163,7 @@ async def test_endless_chunks_do_not_block_the_loop(
 
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_large_body_arrives_whole(imgkeep: Imgkeep, *, chunked: bool) -> None:
-    body = picture_of(300_000)
+    body = png_of(300_000)
     form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + body + b"\r\n--b--\r\n"
     framed = b"".join(b"7\r\n%b\r\n" % form[at : at + 7] for at in range(0, len(form) - 6, 7))
     tail = form[len(form) - len(form) % 7 :]

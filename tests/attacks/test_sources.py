@@ -17,7 +17,7 @@ from imgkeep.core.identity import BUILT_IN
 from imgkeep.core.policy import judge
 from imgkeep.core.source_url import read_source
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
-PICTURE = picture(seed=1)
+IMAGE = make_image(seed=1)
 
 
 async def code(imgkeep: Imgkeep, url: str) -> tuple[int, str]:
@@ -145,7 +145,7 @@ def test_no_host_is_known_and_shared() -> None:
 )  # fmt: skip
 async def test_allowed_account_admits_no_other(start: Start, origin: FakeOrigin, path: str) -> None:
     imgkeep = await start(sources={"allow": ["127.0.0.1/acme/*"]})
-    good = origin.gives("/acme/a.png", PICTURE)
+    good = origin.gives("/acme/a.png", IMAGE)
     origin.gives("/hop.png", b"", status="302 Found", headers={"Location": path})
     origin.gives("/acme/hop.png", b"", status="302 Found", headers={"Location": origin.url(path)})
     assert await code(imgkeep, origin.url(path)) == REFUSED
@@ -170,7 +170,7 @@ async def test_denied_account_is_denied_in_every_spelling(start: Start, origin: 
     ):
         assert await code(imgkeep, origin.url(path)) == REFUSED
     assert origin.seen == []
-    assert await code(imgkeep, origin.gives("/good/a.png", PICTURE)) == (200, "")
+    assert await code(imgkeep, origin.gives("/good/a.png", IMAGE)) == (200, "")
 
 
 PROXY: dict[str, Any] = {
@@ -201,7 +201,7 @@ PROXY: dict[str, Any] = {
 )  # fmt: skip
 async def test_denied_host_behind_a_known_proxy_is_denied(start: Start, origin: FakeOrigin, query: str) -> None:
     imgkeep = await start(sources={"deny": ["denied.example"], "providers": [PROXY]})
-    origin.gives("/proxy", PICTURE)
+    origin.gives("/proxy", IMAGE)
     hop = origin.gives("/hop.png", b"", status="302 Found", headers={"Location": f"/proxy?{query}"})
     assert await code(imgkeep, origin.url(f"/proxy?{query}")) == REFUSED
     assert await code(imgkeep, hop) == REFUSED
@@ -238,7 +238,7 @@ async def other(origin: FakeOrigin) -> AsyncIterator[str]:
 async def test_alias_shows_no_denied_image(
     start: Start, origin: FakeOrigin, other: str, *, deny: str, shown: list[str]
 ) -> None:
-    link, alias = origin.gives("/pictures/a.png", PICTURE), f"{other}/pictures/a.png"
+    link, alias = origin.gives("/pictures/a.png", IMAGE), f"{other}/pictures/a.png"
     before = await start(sources={"providers": [ALIASES]})
     assert [(await code(before, url))[0] for url in (link, alias)] == [200, 200]
     assert origin.asked("/pictures/a.png") == 1, "the two are one picture"
@@ -255,7 +255,7 @@ async def test_image_of_a_denied_host_is_not_shown_by_another_link(
     start: Start, origin: FakeOrigin, other: str
 ) -> None:
     """The record alone tells: the rule that made the two one is gone from the lists, and the link names neither."""
-    link = origin.gives("/pictures/a.png", PICTURE)
+    link = origin.gives("/pictures/a.png", IMAGE)
     assert (await code(await start(sources={"providers": [ALIASES]}), link))[0] == 200
     folded = {**ALIASES, "hosts": ["127.0.0.2"], "place": r"127\.0\.0\.2(?P<path>/pictures/.+)"}
     strict = await start(sources={"providers": [folded], "deny": ["127.0.0.1"]})
@@ -329,7 +329,7 @@ async def test_hop_of_the_origin_is_judged_like_a_link(start: Start, origin: Fak
         return origin.gives(path, b"", status="302 Found", headers={"Location": to})
 
     async def end(exchange: Exchange) -> None:
-        await exchange.answer(PICTURE)
+        await exchange.answer(IMAGE)
 
     origin.on("/b/yes/2.png", end)
     origin.on("/b/no/2.png", end)

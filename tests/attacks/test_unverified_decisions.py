@@ -18,16 +18,16 @@ from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
 from imgkeep.core.records import Validator
 from imgkeep.core.source_url import read_source
-from imgkeep.images.refresh import SourceRules
+from imgkeep.images.background_refresh import SourceRules
 
 from tests.support.fakes import FakeResponse, World, read_all, whole
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.signed_links import (
     ENFORCED,
     FAR,
     FOREVER,
+    IMAGE,
     PAST,
-    PICTURE,
     PLACEHOLDER,
     UNCERTAIN,
     SignedOrigin,
@@ -85,7 +85,7 @@ async def test_no_form_of_signature_splits_a_key(imgkeep: Imgkeep, signed: Signe
     await show(imgkeep, signed.url(good()))
     assert (await show(imgkeep, signed.url(form))).body == PLACEHOLDER
     shown = await show(imgkeep, signed.url(good(5, end=PAST)))
-    assert (shown.body, shown.status, shown.outcome) == (PICTURE, 200, "hit")
+    assert (shown.body, shown.status, shown.outcome) == (IMAGE, 200, "hit")
     await show(imgkeep, signed.url(good(1)))
     assert (await show(imgkeep, signed.url(good(2)))).caching == FOREVER
 
@@ -130,24 +130,24 @@ def over() -> str:
 
 
 async def test_no_shape_of_signature_replaces_image_of_bare_link() -> None:
-    world = world_of({"": PICTURE, shaped(): PICTURE, shaped(1): PLACEHOLDER})
-    assert (await seen(world, "")) == ("stored", PICTURE, True)
-    assert (await seen(world, shaped())) == ("stored", PICTURE, True)
+    world = world_of({"": IMAGE, shaped(): IMAGE, shaped(1): PLACEHOLDER})
+    assert (await seen(world, "")) == ("stored", IMAGE, True)
+    assert (await seen(world, shaped())) == ("stored", IMAGE, True)
     for _ in range(2):
-        assert (await seen(world, "")) == ("hit", PICTURE, True), "immutable, as before"
-        assert (await seen(world, shaped(1))) == ("hit", PICTURE, True)
+        assert (await seen(world, "")) == ("hit", IMAGE, True), "immutable, as before"
+        assert (await seen(world, shaped(1))) == ("hit", IMAGE, True)
     assert len(world.origin.asked) == 2
     world.restart()
-    assert (await seen(world, "")) == ("hit", PICTURE, True)
+    assert (await seen(world, "")) == ("hit", IMAGE, True)
     assert len(world.origin.asked) == 2
 
 
 async def test_refresh_keeps_facts_of_other_links() -> None:
     """A link goes on showing its image, whichever other image is replaced."""
-    theirs, newer = picture(seed=7), picture(seed=8)
-    world = world_of({fresh(0): PICTURE, good(): theirs, fresh(1): newer}, refresh=True)
+    theirs, newer = make_image(seed=7), make_image(seed=8)
+    world = world_of({fresh(0): IMAGE, good(): theirs, fresh(1): newer}, refresh=True)
     assert (await seen(world, good()))[1] == theirs
-    assert (await seen(world, fresh(0)))[1] == PICTURE
+    assert (await seen(world, fresh(0)))[1] == IMAGE
     await seen(world, fresh(1))
     await world.image_service.drain()
     assert (await seen(world, fresh(2)))[1] == newer, "the operator wants it"
@@ -156,11 +156,11 @@ async def test_refresh_keeps_facts_of_other_links() -> None:
 
 async def test_shape_of_checked_scheme_refreshes_nothing() -> None:
     """A stranger's link refreshes nothing, even at hosts with `sources.refresh`."""
-    world = world_of({living(0): PICTURE, living(1): PLACEHOLDER}, refresh=True)
+    world = world_of({living(0): IMAGE, living(1): PLACEHOLDER}, refresh=True)
     await seen(world, living(0))
     await seen(world, living(1))
     await world.image_service.drain()
-    assert (await seen(world, living(1)))[:2] == ("hit", PICTURE)
+    assert (await seen(world, living(1)))[:2] == ("hit", IMAGE)
     assert len(world.origin.asked) == 1
 
 
@@ -170,10 +170,10 @@ def living(number: int) -> str:
 
 
 async def test_shape_replaces_nothing_of_ended_link() -> None:
-    world = world_of({over(): PICTURE, shaped(): PLACEHOLDER})
-    assert (await seen(world, over()))[1] == PICTURE
+    world = world_of({over(): IMAGE, shaped(): PLACEHOLDER})
+    assert (await seen(world, over()))[1] == IMAGE
     await seen(world, shaped())
-    assert (await seen(world, over()))[:2] == ("hit", PICTURE)
+    assert (await seen(world, over()))[:2] == ("hit", IMAGE)
 
 
 def test_proxied_link_has_trust_of_link_inside() -> None:
@@ -211,8 +211,8 @@ async def test_save_stores_image_of_its_own_link(imgkeep: Imgkeep, signed: Signe
     gate.set()
     assert (await stranger).body == PLACEHOLDER
     saved = await (await saving).json()
-    assert (saved["digest"], saved["created"]) == (sha256(PICTURE).hexdigest(), True)
-    assert (await show(imgkeep, signed.url(good()))).body == PICTURE
+    assert (saved["digest"], saved["created"]) == (sha256(IMAGE).hexdigest(), True)
+    assert (await show(imgkeep, signed.url(good()))).body == IMAGE
 
 
 # Another node
@@ -220,14 +220,14 @@ async def test_save_stores_image_of_its_own_link(imgkeep: Imgkeep, signed: Signe
 
 async def test_node_learns_doubts_that_other_node_found() -> None:
     """A record in memory does not tell what links of other kinds have shown."""
-    one, other = world_of({"": PLACEHOLDER, good(): PICTURE}), world_of({"": PLACEHOLDER})
+    one, other = world_of({"": PLACEHOLDER, good(): IMAGE}), world_of({"": PLACEHOLDER})
     other.store = one.store
     other.restart()
     for world in (one, other):
         assert (await seen(world, ""))[1] == PLACEHOLDER
-    assert (await seen(one, good()))[1] == PICTURE
+    assert (await seen(one, good()))[1] == IMAGE
     for _ in range(2):
-        assert (await seen(other, good()))[:2] == ("hit", PICTURE), "although the origin refuses this link by now"
+        assert (await seen(other, good()))[:2] == ("hit", IMAGE), "although the origin refuses this link by now"
     assert len(other.origin.asked) == 0
 
 

@@ -10,7 +10,7 @@ from tests.support.s3.remote import replicated
 from tests.support.signed_links import (
     ENFORCED,
     FOREVER,
-    PICTURE,
+    IMAGE,
     PLACEHOLDER,
     UNCERTAIN,
     SignedOrigin,
@@ -34,13 +34,13 @@ async def test_link_shows_same_image_during_and_after_outage(remote: Remote, ori
     first, node = await remote.node(sources=SOURCES), await remote.node("b", sources=SOURCES)
     await show(first, signed.url(invented()))
     await remote.gate.refuse()
-    assert (await show(node, signed.url(query))).body == PICTURE
+    assert (await show(node, signed.url(query))).body == IMAGE
     await remote.gate.open()
     await replicated(node)
 
     origin.gives(signed.path, b"gone", status="404 Not Found")
     for each in (node, await remote.node("c", sources=SOURCES)):
         shown = await show(each, signed.url(query))
-        assert (shown.body, shown.outcome) == (PICTURE, "hit")
+        assert (shown.body, shown.outcome) == (IMAGE, "hit")
         assert (shown.caching == FOREVER) is (query == strict())
         assert (await show(each, signed.url(invented()))).body == PLACEHOLDER

@@ -11,8 +11,8 @@ from tests.support.program import serving
 from tests.support.signed_links import (
     BRIEF,
     FOREVER,
+    IMAGE,
     PAST,
-    PICTURE,
     PLACEHOLDER,
     UNCERTAIN,
     SignedOrigin,
@@ -55,16 +55,16 @@ async def test_workers_try_link_once_and_share_result(tmp_path: Path, origin: Fa
         await ask_many(program, signed.url(invented()))
         assert len(signed.asked) == 1
         shown = await ask_many(program, signed.url(good(0)))
-        assert {body for body, _ in shown} == {PICTURE}
+        assert {body for body, _ in shown} == {IMAGE}
         await until(lambda: len(signed.asked) == 5)  # the link, two altered ones, and the link again
         await ask_many(program, signed.url(good(1)))
         await until(lambda: len(signed.asked) == 9)
 
-        await becomes(program, signed.url(good(2)), PICTURE, FOREVER)
+        await becomes(program, signed.url(good(2)), IMAGE, FOREVER)
         asked = len(signed.asked)
         assert asked <= 13, "the third link may have come before the second one's probe had ended"
         for query in (good(0), good(1), good(2), invented(7), good(3, end=PAST)):
-            assert set(await ask_many(program, signed.url(query))) == {(PICTURE, FOREVER)}
+            assert set(await ask_many(program, signed.url(query))) == {(IMAGE, FOREVER)}
         assert {body for body, _ in await ask_many(program, signed.url(invented()))} == {PLACEHOLDER}
         assert len(signed.asked) == asked
 
@@ -86,14 +86,14 @@ async def test_kill_between_fill_and_probe_loses_nothing(tmp_path: Path, origin:
             await answer(exchange)  # type: ignore[arg-type]
 
         origin.on(signed.path, hold)
-        assert (await program.img(signed.url(good()))).body == PICTURE
+        assert (await program.img(signed.url(good()))).body == IMAGE
         await until(lambda: bool(spoiled))
     origin.on(signed.path, answer)
     gate.set()
     async with serving(folder, sources__providers=PROVIDERS) as program:
         asked = len(signed.asked)
-        assert (await program.img(signed.url(good()))).body == PICTURE
+        assert (await program.img(signed.url(good()))).body == IMAGE
         assert (await program.img(signed.url(invented()))).body == PLACEHOLDER
         assert len(signed.asked) == asked, "each link shows its own image without a fetch"
-        assert (await program.img(signed.url(good(1)))).body == PICTURE
-        await becomes(program, signed.url(good(2, end=PAST)), PICTURE, BRIEF)
+        assert (await program.img(signed.url(good(1)))).body == IMAGE
+        await becomes(program, signed.url(good(2, end=PAST)), IMAGE, BRIEF)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.images import make_image
 from tests.support.network import counted
-from tests.support.pictures import picture
 from tests.support.signed_links import (
     BRIEF,
     ENFORCED,
     FAR,
     FOREVER,
+    IMAGE,
     PAST,
-    PICTURE,
     PLACEHOLDER,
     UNCERTAIN,
     SignedOrigin,
@@ -64,10 +64,10 @@ async def test_invented_link_stores_nothing_for_good(imgkeep: Imgkeep, signed: S
 async def test_good_link_shows_its_image_after_invented_one(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(invented()))
     shown = await show(imgkeep, signed.url(good()))
-    assert (shown.body, shown.caching) == (PICTURE, BRIEF)
+    assert (shown.body, shown.caching) == (IMAGE, BRIEF)
     for _ in range(3):
         shown = await show(imgkeep, signed.url(good()))
-        assert (shown.body, shown.outcome) == (PICTURE, "hit")
+        assert (shown.body, shown.outcome) == (IMAGE, "hit")
 
 
 @pytest.mark.parametrize("first", ["shaped", "good"])
@@ -80,8 +80,8 @@ async def test_shape_of_checked_scheme_stands_for_its_kind_alone(
         await show(imgkeep, url)
     for number in range(2):
         shown = await show(imgkeep, signed.url(good(number)))
-        assert (shown.body, shown.status) == (PICTURE, 200)
-    assert (await show(imgkeep, signed.url(good(2, end=PAST)))).body == PICTURE, "it replaces the image of no good link"
+        assert (shown.body, shown.status) == (IMAGE, 200)
+    assert (await show(imgkeep, signed.url(good(2, end=PAST)))).body == IMAGE, "it replaces the image of no good link"
 
 
 async def test_placeholder_is_replaced_once_altered_signature_brings_it(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
@@ -91,7 +91,7 @@ async def test_placeholder_is_replaced_once_altered_signature_brings_it(imgkeep:
     assert len(signed.asked) == 5
     assert await counted(imgkeep, 'imgkeep_confirmations_total{outcome="placeholder"}') == 1
     ended = await show(imgkeep, signed.url(good(1, end=PAST)))
-    assert (ended.body, ended.outcome) == (PICTURE, "hit"), "an ended link shows the image of the good one"
+    assert (ended.body, ended.outcome) == (IMAGE, "hit"), "an ended link shows the image of the good one"
     assert len(signed.asked) == 5
     assert (await show(imgkeep, signed.url(invented()))).body == PLACEHOLDER, "and the link goes on showing its own"
 
@@ -99,11 +99,11 @@ async def test_placeholder_is_replaced_once_altered_signature_brings_it(imgkeep:
 async def test_two_good_links_confirm_image(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(good(0)))
     second = await show(imgkeep, signed.url(good(1)))
-    assert (second.body, second.outcome) == (PICTURE, "fwd=uri-miss; stored")
+    assert (second.body, second.outcome) == (IMAGE, "fwd=uri-miss; stored")
     assert len(signed.asked) == 5
     for query in (good(0), good(1), good(2), invented(5), good(3, end=PAST), ""):
         shown = await show(imgkeep, signed.url(query))
-        assert (shown.body, shown.caching, shown.outcome) == (PICTURE, FOREVER, "hit")
+        assert (shown.body, shown.caching, shown.outcome) == (IMAGE, FOREVER, "hit")
     assert len(signed.asked) == 5
     assert await counted(imgkeep, 'imgkeep_confirmations_total{outcome="difference"}') == 1
 
@@ -124,8 +124,8 @@ async def test_invented_links_cannot_confirm_placeholder(imgkeep: Imgkeep, signe
     # A fill each, and one altered signature, whose answer ends the probes for some minutes.
     assert len(signed.asked) == 6
     shown = await show(imgkeep, signed.url(good()))
-    assert shown.body == PICTURE
-    assert (await show(imgkeep, signed.url(good(1)))).body == PICTURE
+    assert shown.body == IMAGE
+    assert (await show(imgkeep, signed.url(good(1)))).body == IMAGE
     assert (await show(imgkeep, signed.url(good(2)))).caching == FOREVER
 
 
@@ -135,25 +135,25 @@ async def test_invented_link_changes_nothing_for_good_one(imgkeep: Imgkeep, sign
         shown = await show(imgkeep, signed.url(invented(number)))
         assert (shown.body, shown.caching) == (PLACEHOLDER, BRIEF)
     for query in (good(), good(7, end=PAST)):
-        assert (await show(imgkeep, signed.url(query))).body == PICTURE
+        assert (await show(imgkeep, signed.url(query))).body == IMAGE
     assert len(imgkeep.files("objects")) == 2, "nothing that was stored is lost"
 
 
 async def test_placeholder_of_bare_link_changes_nothing(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     assert (await show(imgkeep, signed.url())).caching == FOREVER, "the bare link has no other image"
     shown = await show(imgkeep, signed.url(good()))
-    assert (shown.body, shown.caching) == (PICTURE, BRIEF)
-    assert (await show(imgkeep, signed.url(good(1)))).body == PICTURE
+    assert (shown.body, shown.caching) == (IMAGE, BRIEF)
+    assert (await show(imgkeep, signed.url(good(1)))).body == IMAGE
     shown = await show(imgkeep, signed.url(good(2)))
-    assert (shown.body, shown.caching) == (PICTURE, FOREVER)
+    assert (shown.body, shown.caching) == (IMAGE, FOREVER)
 
 
 async def test_later_placeholder_of_bare_link_replaces_nothing(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(good()))
     assert (await show(imgkeep, signed.url())).body == PLACEHOLDER
-    assert (await show(imgkeep, signed.url(good()))).body == PICTURE
-    assert (await show(imgkeep, signed.url(good(1)))).body == PICTURE
-    assert (await show(imgkeep, signed.url(good(2, end=PAST)))).body == PICTURE
+    assert (await show(imgkeep, signed.url(good()))).body == IMAGE
+    assert (await show(imgkeep, signed.url(good(1)))).body == IMAGE
+    assert (await show(imgkeep, signed.url(good(2, end=PAST)))).body == IMAGE
 
 
 # Links that have ended
@@ -166,14 +166,14 @@ async def test_image_of_ended_link_is_replaced(imgkeep: Imgkeep, signed: SignedO
         shown = await show(imgkeep, signed.url(invented(number, end=PAST)))
         assert (shown.body, shown.caching, shown.outcome) == (PLACEHOLDER, BRIEF, "hit")
     assert len(signed.asked) == 1
-    assert (await show(imgkeep, signed.url(good()))).body == PICTURE
-    assert (await show(imgkeep, signed.url(invented(9, end=PAST)))).body == PICTURE
+    assert (await show(imgkeep, signed.url(good()))).body == IMAGE
+    assert (await show(imgkeep, signed.url(invented(9, end=PAST)))).body == IMAGE
 
 
 async def test_ended_link_shows_stored_image_without_fetch(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(good()))
     shown = await show(imgkeep, signed.url(good(1, end=PAST)))
-    assert (shown.body, shown.caching, shown.outcome) == (PICTURE, BRIEF, "hit")
+    assert (shown.body, shown.caching, shown.outcome) == (IMAGE, BRIEF, "hit")
     assert len(signed.asked) == 1
 
 
@@ -182,7 +182,7 @@ async def test_refused_link_shows_stored_image(imgkeep: Imgkeep, signed: SignedO
     await show(imgkeep, signed.url(good()))
     for _ in range(3):
         shown = await show(imgkeep, signed.url(invented()))
-        assert (shown.body, shown.caching, shown.outcome, shown.status) == (PICTURE, BRIEF, "hit", 200)
+        assert (shown.body, shown.caching, shown.outcome, shown.status) == (IMAGE, BRIEF, "hit", 200)
     assert len(signed.asked) == 2, "and the negative cache holds it"
 
 
@@ -192,10 +192,10 @@ async def test_refused_link_shows_stored_image(imgkeep: Imgkeep, signed: SignedO
 async def test_verified_link_replaces_placeholder(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     await show(imgkeep, signed.url(invented()))
     shown = await show(imgkeep, signed.url(strict()))
-    assert (shown.body, shown.caching) == (PICTURE, FOREVER)
+    assert (shown.body, shown.caching) == (IMAGE, FOREVER)
     for query in (strict(), good(4), invented(4), strict(end=PAST)):
         shown = await show(imgkeep, signed.url(query))
-        assert (shown.body, shown.caching, shown.outcome) == (PICTURE, FOREVER, "hit")
+        assert (shown.body, shown.caching, shown.outcome) == (IMAGE, FOREVER, "hit")
     assert len(signed.asked) == 2
     name = f"/images/{sha256(PLACEHOLDER).hexdigest()}.png"
     assert await (await imgkeep.client.get(name)).read() == PLACEHOLDER, "the placeholder stays under its permanent URL"
@@ -217,7 +217,7 @@ async def test_unchecking_origin_is_asked_once_by_each_link(imgkeep: Imgkeep, si
     for _ in range(2):
         for number in range(4):
             shown = await show(imgkeep, signed.url(invented(number)))
-            assert (shown.body, shown.caching) == (PICTURE, BRIEF)
+            assert (shown.body, shown.caching) == (IMAGE, BRIEF)
     assert len(signed.asked) == 5, "four links, and one altered signature"
     assert (await show(imgkeep, signed.url(good(end=PAST)))).outcome == "hit"
     assert len(imgkeep.files("objects")) == len(imgkeep.files("records")) == 1
@@ -228,15 +228,15 @@ async def test_signatures_that_name_the_image_split_the_key(
     imgkeep: Imgkeep, signed: SignedOrigin, caplog: pytest.LogCaptureFixture, placeholder: bytes | None
 ) -> None:
     signed.placeholder = placeholder
-    signed.pictures = {good(number): picture(seed=10 + number) for number in range(4)}
+    signed.images = {good(number): make_image(seed=10 + number) for number in range(4)}
     for _ in range(2):
-        for query, body in signed.pictures.items():
+        for query, body in signed.images.items():
             shown = await show(imgkeep, signed.url(query))
             assert (shown.body, shown.caching) == (body, BRIEF)
     told = [record for record in caplog.records if record.getMessage().startswith("key split")]
     assert len(told) == 1
     assert await counted(imgkeep, 'imgkeep_confirmations_total{outcome="split"}') == 1
-    assert (await show(imgkeep, signed.url(good(5, end=PAST)))).body != signed.pictures[good()]
+    assert (await show(imgkeep, signed.url(good(5, end=PAST)))).body != signed.images[good()]
     (facts,) = [
         image
         for image in (await (await imgkeep.client.get("/api/images")).json())["images"]
@@ -261,7 +261,7 @@ async def test_unstable_origin_proves_nothing(imgkeep: Imgkeep, signed: SignedOr
     await show(imgkeep, signed.url(good(0)))
     signed.failing = failing
     shown = await show(imgkeep, signed.url(good(1)))
-    assert (shown.body, (await show(imgkeep, signed.url(good(0)))).caching) == (PICTURE, BRIEF)
+    assert (shown.body, (await show(imgkeep, signed.url(good(0)))).caching) == (IMAGE, BRIEF)
     assert len(signed.asked) == 3
 
 
@@ -310,7 +310,7 @@ async def test_blocked_placeholder_blocks_no_key(imgkeep: Imgkeep, signed: Signe
     assert len(signed.asked) == 3, "the negative cache holds the link"
     assert imgkeep.files("records") == []
     shown = await show(imgkeep, signed.url(good()))
-    assert (shown.body, shown.status) == (PICTURE, 200)
+    assert (shown.body, shown.status) == (IMAGE, 200)
 
 
 async def test_stored_image_survives_link_with_blocked_bytes(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
@@ -318,8 +318,8 @@ async def test_stored_image_survives_link_with_blocked_bytes(imgkeep: Imgkeep, s
     removal = {"digest": sha256(PLACEHOLDER).hexdigest(), "force": "true"}
     assert (await imgkeep.client.delete("/api/images", params=removal)).status == 200
     await imgkeep.client.post("/api/save-image", json={"url": signed.url(invented())})
-    assert (await show(imgkeep, signed.url(good()))).body == PICTURE
-    assert (await show(imgkeep, signed.url(good(1)))).body == PICTURE
+    assert (await show(imgkeep, signed.url(good()))).body == IMAGE
+    assert (await show(imgkeep, signed.url(good(1)))).body == IMAGE
 
 
 @pytest.mark.parametrize("way", ["src", "digest"])
@@ -328,22 +328,22 @@ async def test_removed_placeholder_blocks_no_good_link(imgkeep: Imgkeep, signed:
     named = signed.url(invented()) if way == "src" else sha256(PLACEHOLDER).hexdigest()
     assert (await imgkeep.client.delete("/api/images", params={way: named})).status == 200
     assert (await imgkeep.img(signed.url(invented()))).status == 410
-    assert (await show(imgkeep, signed.url(good()))).body == PICTURE
-    assert (await show(imgkeep, signed.url(good(1)))).body == PICTURE
+    assert (await show(imgkeep, signed.url(good()))).body == IMAGE
+    assert (await show(imgkeep, signed.url(good(1)))).body == IMAGE
     tombstones = [path for path in imgkeep.files("records") if b"removed_at" in path.read_bytes()]
     assert tombstones == []
 
 
 async def test_removal_by_link_removes_only_its_image(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
-    signed.pictures = {good(1): picture(seed=7)}
+    signed.images = {good(1): make_image(seed=7)}
     await show(imgkeep, signed.url(good()))
-    assert (await show(imgkeep, signed.url(good(1)))).body == picture(seed=7)
+    assert (await show(imgkeep, signed.url(good(1)))).body == make_image(seed=7)
     assert (await imgkeep.client.delete("/api/images", params={"src": signed.url(good(1))})).status == 200
     assert (await imgkeep.img(signed.url(good(1)))).status == 410
-    assert (await show(imgkeep, signed.url(good()))).body == PICTURE
+    assert (await show(imgkeep, signed.url(good()))).body == IMAGE
     response = await imgkeep.client.post("/api/restore", json={"url": signed.url(good(1))})
-    assert (response.status, (await response.json())["digest"]) == (200, sha256(picture(seed=7)).hexdigest())
-    assert (await show(imgkeep, signed.url(good(1)))).body == picture(seed=7)
+    assert (response.status, (await response.json())["digest"]) == (200, sha256(make_image(seed=7)).hexdigest())
+    assert (await show(imgkeep, signed.url(good(1)))).body == make_image(seed=7)
 
 
 async def test_refetch_by_good_link_removes_doubts(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
@@ -351,7 +351,7 @@ async def test_refetch_by_good_link_removes_doubts(imgkeep: Imgkeep, signed: Sig
     listed = (await (await imgkeep.client.get("/api/images")).json())["images"]
     response = await imgkeep.client.post(f"/api/images/{listed[0]['key']}/refetch", json={"url": signed.url(good())})
     told = await response.json()
-    assert (response.status, told["replaced"], told["digest"]) == (200, True, sha256(PICTURE).hexdigest())
+    assert (response.status, told["replaced"], told["digest"]) == (200, True, sha256(IMAGE).hexdigest())
     for number in range(2):
         assert (await show(imgkeep, signed.url(good(number)))).outcome == "hit"
 
@@ -369,8 +369,8 @@ async def test_save_makes_second_fill_like_request(imgkeep: Imgkeep, signed: Sig
     placeholder = await save(invented())
     assert (placeholder["standing"], placeholder["doubts"]) == ("provisional", ["signature", "plaintext"])
     saved = await save(good())
-    assert (saved["digest"], saved["created"]) == (sha256(PICTURE).hexdigest(), True)
-    assert (await show(imgkeep, signed.url(good()))).body == PICTURE
+    assert (saved["digest"], saved["created"]) == (sha256(IMAGE).hexdigest(), True)
+    assert (await show(imgkeep, signed.url(good()))).body == IMAGE
     assert (await save(good()))["created"] is False
 
 
@@ -381,19 +381,19 @@ async def test_doubts_survive_restart(start: Start, signed: SignedOrigin) -> Non
     await first.client.close()
     second = await start(sources=SOURCES, folder=first.folder)
     asked = len(signed.asked)
-    assert (await show(second, signed.url(good()))).body == PICTURE
+    assert (await show(second, signed.url(good()))).body == IMAGE
     assert (await show(second, signed.url(invented()))).body == PLACEHOLDER
-    assert (await show(second, signed.url(good(1, end=PAST)))).body == PICTURE
+    assert (await show(second, signed.url(good(1, end=PAST)))).body == IMAGE
     assert len(signed.asked) == asked
 
 
 async def test_refused_second_fill_shows_stored_image(start: Start, signed: SignedOrigin) -> None:
     imgkeep = await start(sources=SOURCES, limits={"fills_per_minute": 1}, server={"trusted_proxies": ["127.0.0.1"]})
     headers = {"X-Forwarded-For": "203.0.113.9"}
-    assert await (await imgkeep.img(signed.url(good()), headers=headers)).read() == PICTURE
+    assert await (await imgkeep.img(signed.url(good()), headers=headers)).read() == IMAGE
     for number in range(3):
         response = await imgkeep.img(signed.url(invented(number)), headers=headers)
-        assert (response.status, await response.read()) == (200, PICTURE)
+        assert (response.status, await response.read()) == (200, IMAGE)
         assert response.headers["Cache-Control"] == BRIEF
     assert len(signed.asked) == 1
 
@@ -403,7 +403,7 @@ async def test_client_without_fills_is_shown_stored_image(start: Start, signed: 
     response = await imgkeep.client.post("/api/save-image", json={"url": signed.url(good())})
     assert response.status == 201
     shown = await show(imgkeep, signed.url(invented()))
-    assert (shown.body, shown.status) == (PICTURE, 200)
+    assert (shown.body, shown.status) == (IMAGE, 200)
     assert len(signed.asked) == 1
 
 
@@ -421,19 +421,19 @@ async def test_second_fill_restores_lost_image(imgkeep: Imgkeep, signed: SignedO
     await show(imgkeep, signed.url(good(0)))
     (lost,) = imgkeep.files("objects")
     lost.unlink()
-    assert (await show(imgkeep, signed.url(good(1)))).body == PICTURE
+    assert (await show(imgkeep, signed.url(good(1)))).body == IMAGE
     assert imgkeep.files("objects") == [lost]
 
 
 async def test_redirected_permanent_links_make_no_second_fill(start: Start, signed: SignedOrigin) -> None:
     imgkeep = await start(sources={**SOURCES, "permanent": "redirect"})
     await show(imgkeep, signed.url(good()))
-    assert (await show(imgkeep, signed.url())).body == PICTURE
+    assert (await show(imgkeep, signed.url())).body == IMAGE
     assert len(signed.asked) == 1
 
 
 async def test_ended_verified_link_is_one_more_ended_link(imgkeep: Imgkeep, signed: SignedOrigin) -> None:
     shown = await show(imgkeep, signed.url(strict(end=PAST)))
     assert (shown.body, shown.caching) == (PLACEHOLDER, BRIEF)
-    assert (await show(imgkeep, signed.url(strict(end=FAR)))).body == PICTURE
+    assert (await show(imgkeep, signed.url(strict(end=FAR)))).body == IMAGE
     assert (await show(imgkeep, signed.url(strict(end=PAST)))).caching == FOREVER

@@ -25,7 +25,7 @@ from imgkeep.core.policy import judge
 from imgkeep.core.source_url import read_source
 from imgkeep.images.inspect import make_inspector
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import ROOT, environment, run_here
 from tests.support.stores import local_store, put_image, record_of
 
@@ -342,7 +342,7 @@ def test_sizes_are_printed_in_binary_units(size: int, text: str) -> None:
 
 
 async def test_verify_lists_incomplete_images_and_the_remedy(folder: Path, command: Command) -> None:
-    half = picture(seed=1)[:-20]
+    half = make_image(seed=1)[:-20]
     store = local_store(folder)
     await store.open()
     record = await put_image(store, half, record_of(half, name="half"))

@@ -290,7 +290,7 @@ def test_unexpected_error_is_one_line() -> None:
         int(secret)
     line, whole = (describe_crash(raised.value, in_full=in_full) for in_full in (False, True))
     assert re.fullmatch(
-        r"an error that imgkeep does not know: ValueError \(test_mistakes.py:\d+\); log.level = .*", line
+        r"unexpected error: ValueError \(test_mistakes.py:\d+\); log.level = .*", line
     )
     assert "\n" in whole
     assert "hush" not in line

@@ -19,7 +19,7 @@ from imgkeep.__main__ import main
 from imgkeep.cli.dispatch import MODULES
 from imgkeep.cli.parser import SHELLS, make_parser
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import ROOT, cannot, environment, run, run_here, serving
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ async def test_flags_win_over_environment_and_file(folder: Path, origin: FakeOri
             facts = json.loads(await process.stderr.readline())
         assert facts["store"] == "file:data"
         there = f"http://{facts['address']}"
-        url = origin.gives("/a.png", picture())
+        url = origin.gives("/a.png", make_image())
         words = ("--server", there, "--data", "data", "--json")
         status, out, err = await run(folder.with_name("elsewhere"), "save", url, *words, **settings)
         assert (status, err) == (0, "")
@@ -189,7 +189,7 @@ async def test_flags_win_over_environment_and_file(folder: Path, origin: FakeOri
 async def test_token_comes_from_flag_variable_or_file(folder: Path, origin: FakeOrigin) -> None:
     file = folder.parent / "token"
     file.write_text(f"{TOKEN}\n")
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     async with serving(folder, security__api_tokens=TOKEN) as program:
         there = ("--server", f"http://{program.address}", "--json")
         elsewhere = folder.with_name("elsewhere")
@@ -220,7 +220,7 @@ async def test_token_comes_from_flag_variable_or_file(folder: Path, origin: Fake
 
 
 async def test_store_and_server_print_the_same(folder: Path, origin: FakeOrigin) -> None:
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(3)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(3)]
     names = (*urls, origin.url("/missing"), "nonsense")
     async with serving(folder) as program:
         there = ("--server", f"http://{program.address}")

@@ -15,7 +15,7 @@ from imgkeep.cli.errors import ServerError
 from imgkeep.core.source_url import read_source
 
 from tests.support.api_calls import save
-from tests.support.pictures import picture
+from tests.support.images import make_image
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,7 +31,7 @@ WAYS = pytest.mark.parametrize("way", ["store", "server"])
 
 
 def digest(seed: int) -> str:
-    return sha256(picture(seed=seed)).hexdigest()
+    return sha256(make_image(seed=seed)).hexdigest()
 
 
 def key_of(imgkeep: Imgkeep, url: str) -> str:
@@ -61,7 +61,7 @@ async def tell(
 
 
 async def store_images(imgkeep: Imgkeep, origin: FakeOrigin, number: int) -> list[str]:
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(number)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(number)]
     for url in urls:
         assert (await save(imgkeep, {"url": url}))[0] == 201
     return urls
@@ -85,7 +85,7 @@ async def test_restore_undoes_a_removal(imgkeep: Imgkeep, origin: FakeOrigin, wa
 
 @WAYS
 async def test_unknown_image_is_removed_by_force_only(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
-    url, target = origin.gives("/a.png", picture()), target_of(imgkeep, way)
+    url, target = origin.gives("/a.png", make_image()), target_of(imgkeep, way)
     for force in (False, True):
         work: Callable[[remove.Kind, str], Awaitable[remove.Done]] = partial(target.remove, force=force)
         told = [*await tell(work, url, NOWHERE), *await tell(work, digest(1), by_digest=True)]
@@ -101,7 +101,7 @@ async def test_unknown_image_is_removed_by_force_only(imgkeep: Imgkeep, origin: 
 @WAYS
 async def test_refetch_replaces_a_changed_image(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
     urls, target = await store_images(imgkeep, origin, 2), target_of(imgkeep, way)
-    origin.gives("/0.png", picture(seed=9))
+    origin.gives("/0.png", make_image(seed=9))
     by_itself = partial(target.refetch, url=None)
     replaced, unchanged = await tell(by_itself, *urls)
     assert (replaced.split()[0], unchanged.split()[0]) == ("replaced", "unchanged")
@@ -116,12 +116,12 @@ async def test_refetch_replaces_a_changed_image(imgkeep: Imgkeep, origin: FakeOr
         (told,) = await tell(work, name)
         assert told.startswith("imgkeep: ")
         assert says in told
-    assert await (await imgkeep.img(urls[0])).read() == picture(seed=9)
+    assert await (await imgkeep.img(urls[0])).read() == make_image(seed=9)
 
 
 async def test_server_demands_its_token(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(security={"api_tokens": [TOKEN]})
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await (await imgkeep.img(url)).read()
     for token in (None, "wrong"):
         server = remove.ServerTarget(Client(f"{imgkeep.client.make_url('/')}", token))

@@ -18,8 +18,8 @@ from imgkeep.__main__ import main
 from imgkeep.cli.diff import unified
 from imgkeep.cli.documents import FileVersion, find_documents, read_document, replace_document
 
+from tests.support.images import make_image
 from tests.support.page_links import DIES, SIGNED, STAYS
-from tests.support.pictures import picture
 from tests.support.program import cannot, environment
 from tests.support.raw_http import port_of, target_of
 
@@ -381,7 +381,7 @@ async def test_images_are_saved_before_files_are_written(
 
     async def answer(exchange: Exchange) -> None:
         at_fetch.append(page.read_bytes())
-        await exchange.answer(picture(seed=int(exchange.target[1])))
+        await exchange.answer(make_image(seed=int(exchange.target[1])))
 
     urls = [f"{origin.on(f'/{n}.png', answer)}?{SIGNED}" for n in range(4)]
     bad = origin.url(f"/missing.png?{SIGNED}")
@@ -409,13 +409,13 @@ async def test_images_are_saved_before_files_are_written(
         assert words in shown
     await origin.stop()
     for n, url in enumerate(urls):
-        assert await (await imgkeep.img(url)).read() == picture(seed=n)
+        assert await (await imgkeep.img(url)).read() == make_image(seed=n)
 
 
 async def test_links_that_the_server_refuses_stay(
     start: Start, command: Command, site: Path, tmp_path: Path, origin: FakeOrigin
 ) -> None:
-    origin.gives("/a.png", picture())
+    origin.gives("/a.png", make_image())
     fetched, refused = origin.url(f"/a.png?{SIGNED}"), DIES
     page = f'<img src="{fetched}"><img src="{refused}">'
     (site / "a.html").write_text(page)

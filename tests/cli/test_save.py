@@ -17,7 +17,7 @@ import pytest
 from imgkeep.cli.client import pin_address
 from imgkeep.cli.save import CONCURRENT_MAX
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import ROOT, environment, run, run_here, serving
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def digest(seed: int) -> str:
-    return sha256(picture(seed=seed)).hexdigest()
+    return sha256(make_image(seed=seed)).hexdigest()
 
 
 # --- save
@@ -35,7 +35,7 @@ def digest(seed: int) -> str:
 
 @pytest.mark.parametrize("way", ["store", "server"])
 async def test_permanent_urls_are_printed_in_order(folder: Path, origin: FakeOrigin, way: str) -> None:
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(5)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(5)]
     file = folder.parent / "links.txt"
     file.write_text("\n".join([*urls[1:], "", "nonsense", origin.url("/missing")]) + "\n")
     token = "a-token-for-this-test"
@@ -56,7 +56,7 @@ async def test_permanent_urls_are_printed_in_order(folder: Path, origin: FakeOri
             (url, digest(n), False) for n, url in enumerate(urls)
         ]
         for n in range(5):
-            assert (await program.get(f"/images/{digest(n)}.png")).body == picture(seed=n)
+            assert (await program.get(f"/images/{digest(n)}.png")).body == make_image(seed=n)
     assert {origin.asked(f"/{n}.png") for n in range(5)} == {1}
 
 
@@ -67,7 +67,7 @@ async def test_second_run_finishes_a_thousand_links(folder: Path, origin: FakeOr
         if len(origin.seen) > 500:
             half.set()
             await killed.wait()
-        await exchange.answer(picture(seed=int(exchange.target[1:-4])))
+        await exchange.answer(make_image(seed=int(exchange.target[1:-4])))
 
     file = folder.parent / "links.txt"
     urls = [origin.on(f"/{n}.png", answer) for n in range(1000)]
@@ -98,7 +98,7 @@ async def test_second_run_finishes_a_thousand_links(folder: Path, origin: FakeOr
 
 
 async def test_terminal_shows_a_progress_bar(folder: Path, origin: FakeOrigin) -> None:
-    url = origin.gives("/0.png", picture())
+    url = origin.gives("/0.png", make_image())
     ours, theirs = pty.openpty()
     settings = {**environment(folder), "TERM": "xterm-256color", "COLUMNS": "120"}
     process = await asyncio.create_subprocess_exec(
@@ -155,7 +155,7 @@ async def test_refusal_of_the_server_is_reported(folder: Path) -> None:
 
 
 async def test_command_reads_the_machine_token(folder: Path, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture(seed=0))
+    url = origin.gives("/a.png", make_image(seed=0))
     async with serving(folder) as program:
         there = ("--server", f"http://{program.address}")
         status, out, err = await run(folder, "save", url, *there)
@@ -234,11 +234,11 @@ async def test_import_keeps_names(folder: Path) -> None:
     (old / "2025" / "süß").mkdir(parents=True)
     names = ["a.png", "2025/b 1.png", "2025/süß/c.png"]
     for n, name in enumerate(names):
-        (old / name).write_bytes(picture(seed=n))
-    (old / "same.png").write_bytes(picture(seed=0))
+        (old / name).write_bytes(make_image(seed=n))
+    (old / "same.png").write_bytes(make_image(seed=0))
     (old / "notes.txt").write_text("no image")
-    (old / "cut.png").write_bytes(picture(seed=5)[:-20])
-    (old / ".hidden.png").write_bytes(picture(seed=6))
+    (old / "cut.png").write_bytes(make_image(seed=5)[:-20])
+    (old / ".hidden.png").write_bytes(make_image(seed=6))
     (old / "link.png").symlink_to(old / "a.png")
     config = folder.parent / "ours.toml"
     config.write_text('[[legacy]]\nmount = "generated-images"\n')
@@ -250,11 +250,11 @@ async def test_import_keeps_names(folder: Path) -> None:
     async with serving(folder, IMGKEEP_CONFIG=str(config)) as program:
         for n, name in enumerate(["a.png", "2025/b%201.png", "2025/s%C3%BC%C3%9F/c.png"]):
             answer = await program.get(f"/generated-images/{name}")
-            assert (answer.status, answer.body) == (200, picture(seed=n))
+            assert (answer.status, answer.body) == (200, make_image(seed=n))
             assert answer.headers["Content-Location"].endswith(f"{digest(n)}.png")
         assert (await program.get("/generated-images/link.png")).status == 404
         assert (await program.get("/other/a.png")).status == 404
-    (old / "a.png").write_bytes(picture(seed=9))
+    (old / "a.png").write_bytes(make_image(seed=9))
     status, out, err = await run(folder, "import", str(old), "--mount", "generated-images", "--json")
     assert status == 1
     assert json.loads(out) == {"adopted": 0, "known": 3, "passed_over": 2, "failed": 1}
@@ -270,7 +270,7 @@ async def test_mount_must_be_a_free_path(folder: Path, mount: str) -> None:
 
 
 async def test_export_is_csv_or_json_lines(folder: Path, origin: FakeOrigin) -> None:
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(3)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(3)]
     settings: dict[str, Any] = {"server__public_url": "https://img.example"}
     await run_here(folder, "save", *urls, **settings)
     status, out, _ = await run_here(folder, "export", **settings)
@@ -289,7 +289,7 @@ async def test_export_is_csv_or_json_lines(folder: Path, origin: FakeOrigin) -> 
 
 
 async def test_removed_image_is_not_saved_again(folder: Path, origin: FakeOrigin) -> None:
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(4)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(4)]
     _, out, _ = await run_here(folder, "save", "--json", *urls)
     keys = [json.loads(line)["key"] for line in out.splitlines()]
     assert (await run_here(folder, "remove", keys[0], urls[1]))[:2] == (0, "removed\nremoved\n")

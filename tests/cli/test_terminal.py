@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep.cli.interruption import INTERRUPTED, TERMINATED
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import environment
 from tests.support.waiting import until
 
@@ -98,7 +98,7 @@ async def terminal(folder: Path, *arguments: str, command: str = "") -> AsyncGen
 
 
 async def test_urls_stand_above_the_bar(folder: Path, origin: FakeOrigin) -> None:
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(3)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(3)]
     async with terminal(folder, "save", *urls, origin.url("/missing")) as shown:
         assert await shown.process.wait() == 1
     stored = [line for line in shown.lines if line.startswith("/images/")]
@@ -110,7 +110,7 @@ async def test_urls_stand_above_the_bar(folder: Path, origin: FakeOrigin) -> Non
 
 
 async def test_answers_go_to_the_pipe_and_messages_to_the_terminal(folder: Path, origin: FakeOrigin) -> None:
-    url = origin.gives("/0.png", picture())
+    url = origin.gives("/0.png", make_image())
     line = f"'{sys.executable}' -m imgkeep save --json '{url}' > answers.jsonl"
     async with terminal(folder, command=line) as shown:
         assert await shown.process.wait() == 0
@@ -127,9 +127,9 @@ async def test_interrupted_save_continues_in_the_next_run(folder: Path, origin: 
 
     async def answer(exchange: Exchange) -> None:
         await held.wait()
-        await exchange.answer(picture(seed=2))
+        await exchange.answer(make_image(seed=2))
 
-    urls = [origin.gives("/1.png", picture(seed=1)), origin.on("/2.png", answer)]
+    urls = [origin.gives("/1.png", make_image(seed=1)), origin.on("/2.png", answer)]
     async with terminal(folder, "save", *urls) as shown:
         await until(lambda: "/images/" in shown.text and origin.asked("/2.png") == 1, within_s=60)
         if how == "Ctrl-C":

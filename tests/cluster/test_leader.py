@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imgkeep.cluster.info import SharedFolder
 from imgkeep.cluster.leader import LeaderLock
+from imgkeep.cluster.worker_info import SharedFolder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -53,7 +53,7 @@ def test_lease_of_a_stored_image_stays_for_its_grace_period(tmp_path: Path, time
     assert second.acquire(KEY) is None
 
 
-def test_each_call_removes_few_expired_leases_and_all_go_in_the_end(tmp_path: Path, timer: Timer) -> None:
+def test_expired_leases_are_removed_a_few_at_a_time(tmp_path: Path, timer: Timer) -> None:
     first = open_leases(tmp_path, "0.1", timer)
     for number in range(100):
         first.acquire(str(number))

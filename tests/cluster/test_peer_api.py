@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from imgkeep.cluster.info import WorkerInfo
 from imgkeep.cluster.peer_api import make_peer_api
 from imgkeep.cluster.peers import SECRET_FIELD, Notice
 from imgkeep.cluster.progress import read_fill
+from imgkeep.cluster.worker_info import WorkerInfo
 from imgkeep.core.errors import OriginError, SourceNotFound, StorageError
 from imgkeep.core.records import Format
 from imgkeep.images.fill import FillHead

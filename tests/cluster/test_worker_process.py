@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from imgkeep.cluster.control import DRAIN, HEARTBEAT, KILL_TIMEOUT_S, READY
-from imgkeep.cluster.info import WorkerInfo
+from imgkeep.cluster.worker_info import WorkerInfo
 from imgkeep.cluster.worker_process import (
     LAST_TIMEOUT_S,
     TERMINATE_TIMEOUT_S,

@@ -34,7 +34,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
 @pytest.mark.parametrize("data", BODIES.values(), ids=BODIES.keys())
-def test_a_body_comes_out_of_pieces_of_any_size(data: bytes, size: int) -> None:
+def test_body_comes_out_of_pieces_of_any_size(data: bytes, size: int) -> None:
     chunks = Chunks()
     assert b"".join(chunks.feed(data[at : at + size]) for at in range(0, len(data), size)) == b"abcde"
     assert chunks.ended
@@ -42,7 +42,7 @@ def test_a_body_comes_out_of_pieces_of_any_size(data: bytes, size: int) -> None:
 
 
 @pytest.mark.parametrize("data", BODIES.values(), ids=BODIES.keys())
-def test_a_body_that_is_cut_has_not_ended(data: bytes) -> None:
+def test_body_that_is_cut_has_not_ended(data: bytes) -> None:
     for size in range(len(data)):
         chunks = Chunks()
         assert b"abcde".startswith(chunks.feed(data[:size]))
@@ -50,12 +50,12 @@ def test_a_body_that_is_cut_has_not_ended(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED.keys())
-def test_what_is_malformed_is_refused(data: bytes) -> None:
+def test_malformed_framing_is_refused(data: bytes) -> None:
     with pytest.raises(Malformed):
         Chunks().feed(data)
 
 
-def test_bytes_behind_the_end_are_told_and_dropped() -> None:
+def test_bytes_behind_the_end_are_reported_and_dropped() -> None:
     chunks = Chunks()
     assert chunks.feed(BODIES["usual"] + b"\n") == b"abcde"
     assert chunks.has_more

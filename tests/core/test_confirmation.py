@@ -91,7 +91,7 @@ def info_of(url: str) -> SourceInfo:
         ("http://a.example:8080/p.png", NOW, (False, True, False, False, False)),
     ],
 )
-def test_a_link_tells_what_counts(url: str, now: datetime, kind: tuple[bool, ...]) -> None:
+def test_link_has_the_facts_that_count(url: str, now: datetime, kind: tuple[bool, ...]) -> None:
     read = read_link(read_source(url), info_of(url), now)
     assert (read.signed, read.enforced, read.ended, read.secure, read.shares_https_key) == kind
     assert read.folded
@@ -99,7 +99,7 @@ def test_a_link_tells_what_counts(url: str, now: datetime, kind: tuple[bool, ...
     assert len(read.fingerprint) == FINGERPRINT_CHARS
 
 
-def test_the_exact_identity_stands_for_itself() -> None:
+def test_exact_identity_stands_for_itself() -> None:
     source = read_source(SIGNED.replace("https", "http"))
     info = identify(source, NOW, RULES, exact=True)
     read = read_link(source, info, NOW + timedelta(days=9999))
@@ -117,14 +117,14 @@ def test_the_exact_identity_stands_for_itself() -> None:
         ("http://a.example:8080/p.png", None),
     ],
 )
-def test_an_http_link_has_an_https_twin_where_both_share_a_key(url: str, twin: str | None) -> None:
+def test_http_link_has_an_https_twin_where_both_share_a_key(url: str, twin: str | None) -> None:
     found = https_source(read_source(url), info_of(url))
     assert (found and found.url) == twin
     if twin is not None:
         assert info_of(twin).key == info_of(url).key
 
 
-def test_an_own_identity_is_another_and_tells_the_shared_one() -> None:
+def test_own_identity_differs_and_names_the_shared_one() -> None:
     info = info_of(SIGNED)
     own = own_info(info, MINE)
     assert (own.identity, own.key) == (f"//a.example/p.png#link={MINE}", key_of(own.identity))
@@ -144,7 +144,7 @@ def test_an_own_identity_is_another_and_tells_the_shared_one() -> None:
         ("ended", True, {SIGNATURE, ENDED, PLAINTEXT}),
     ],
 )
-def test_what_a_link_brings_has_the_doubts_of_its_kind(
+def test_image_has_the_doubts_of_its_link(
     kind: str,
     plaintext: bool,  # noqa: FBT001 - a table
     doubts: set[Doubt],
@@ -224,7 +224,7 @@ def test_what_a_link_brings_has_the_doubts_of_its_kind(
         ),
     ],
 )
-def test_a_record_is_used_by_what_it_is_worth_to_the_link(
+def test_use_of_a_record_depends_on_its_worth_to_the_link(
     doubts: Iterable[Doubt],
     to: Link,
     use: RecordUse,
@@ -254,7 +254,7 @@ def test_a_record_is_used_by_what_it_is_worth_to_the_link(
         ((SPLIT, SIGNATURE), "//a.example/p", Standing.SPLIT),
     ],
 )
-def test_a_standing_is_one_word(doubts: Iterable[Doubt], identity: str, standing: Standing) -> None:
+def test_standing_is_one_word(doubts: Iterable[Doubt], identity: str, standing: Standing) -> None:
     known = replace(record(*doubts), identity=identity)
     assert standing_of(known) is standing
     assert may_change(known) is not (known.doubts <= {UNSIGNED, SCHEME})
@@ -290,7 +290,7 @@ def test_a_standing_is_one_word(doubts: Iterable[Doubt], identity: str, standing
         pytest.param((SIGNATURE, PLAINTEXT), (SIGNATURE,), False, Comparison.OTHER, id="https over http, unverified"),
     ],
 )
-def test_a_whole_image_is_weighed_by_its_doubts(
+def test_whole_image_is_weighed_by_its_doubts(
     old: tuple[Doubt, ...],
     new: tuple[Doubt, ...],
     same: bool,  # noqa: FBT001 - a table
@@ -303,12 +303,12 @@ def test_a_whole_image_is_weighed_by_its_doubts(
     )
 
 
-def test_the_same_link_by_a_better_way_replaces_what_it_brought() -> None:
+def test_same_link_by_https_replaces_its_image() -> None:
     known = record(SIGNATURE, PLAINTEXT, by=MINE)
     assert compare_records(known, record(SIGNATURE, digest=OTHER, by=MINE)) is Comparison.REPLACE
 
 
-def test_no_unverified_link_replaces_what_another_has_brought_by_https() -> None:
+def test_unverified_link_replaces_no_image_of_https() -> None:
     """Of all doubts that there are: the property behind the table."""
     every = [frozenset(some) for size in range(7) for some in combinations([*Doubt][:6], size)]
     for old in every:
@@ -333,7 +333,7 @@ def test_no_unverified_link_replaces_what_another_has_brought_by_https() -> None
         ((SIGNATURE,), (SCHEME,), {SIGNATURE}, THEIRS),
     ],
 )
-def test_equal_bytes_leave_the_doubts_that_they_say_nothing_about(
+def test_equal_bytes_leave_unrelated_doubts(
     old: tuple[Doubt, ...], new: tuple[Doubt, ...], merged: set[Doubt], by: str
 ) -> None:
     known = merge(record(*old), record(*new, by=MINE))
@@ -358,7 +358,7 @@ def test_equal_bytes_leave_the_doubts_that_they_say_nothing_about(
         ((), (SIGNATURE,), MINE, False),
     ],
 )
-def test_another_link_that_has_not_ended_is_an_occasion_to_confirm(
+def test_another_unexpired_link_can_confirm(
     old: tuple[Doubt, ...],
     new: tuple[Doubt, ...],
     by: str,
@@ -391,7 +391,7 @@ def test_only_a_verified_link_refreshes(
     assert can_refresh(record(*old), record(*new, digest=OTHER, by=MINE)) is refreshes
 
 
-def test_a_confirmation_takes_away_what_it_is_about() -> None:
+def test_confirmation_removes_the_doubts_it_settles() -> None:
     assert confirmed(record(SIGNATURE)) == record()
     assert confirmed(record(UNSIGNED)).doubts == set()
     kept = confirmed(record(SIGNATURE, PLAINTEXT, CONTESTED))
@@ -428,7 +428,7 @@ REFUSED, UNKNOWN = ProbeResponse.REFUSED, ProbeResponse.UNKNOWN
         pytest.param(OTHER, (REFUSED, REFUSED), REFUSED, ProbeResult.NOTHING, id="other, everything is refused"),
     ],
 )
-def test_a_probe_proves_what_its_answers_allow(
+def test_verdict_of_a_probe(
     brought: Digest,
     spoiled: tuple[Digest | ProbeResponse, Digest | ProbeResponse],
     control: Digest | ProbeResponse,

@@ -56,17 +56,17 @@ CASES = {
 
 
 @pytest.mark.parametrize(("method", "accept", "destination", "form"), CASES.values(), ids=CASES)
-def test_form_is_what_the_client_reads(method: str, accept: str | None, destination: str | None, form: Form) -> None:
+def test_form_follows_the_accept_field(method: str, accept: str | None, destination: str | None, form: Form) -> None:
     assert choose_form(method, accept, destination) is form
 
 
-def test_a_wildcard_is_no_page() -> None:
+def test_wildcard_is_no_page() -> None:
     assert not prefers_page("*/*")
     assert not prefers_page("text/*")
     assert prefers_page("text/html, */*")
 
 
-def test_a_script_may_send_any_field_but_those_that_say_who_asks() -> None:
+def test_script_may_send_all_but_identifying_fields() -> None:
     assert allow_fields(None) == allow_fields("") == FIELDS_USUAL
     assert allow_fields("Range, X-Anything ,\ttraceparent,x-anything") == (*FIELDS_USUAL, "x-anything", "traceparent")
     refused = [*FORWARDED_HEADERS, "Authorization", "Cookie", "Via", "CDN-Loop", "X-Forwarded-Host", "Imgkeep-Peer"]
@@ -88,7 +88,7 @@ def test_nothing_raises(accept: str, destination: str | None) -> None:
 
 
 @pytest.mark.parametrize("piece", [",", ";", " ", "\t", "q=", "text/html;q=0.1,", ";q=0.", "a/b;c=d;"])
-def test_a_long_field_costs_linear_time(piece: str) -> None:
+def test_long_field_costs_linear_time(piece: str) -> None:
     field = piece * (16_384 // len(piece))
     start = time.thread_time()
     choose_form("GET", field, None)

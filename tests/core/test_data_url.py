@@ -21,7 +21,7 @@ def test_bytes_are_named_as_rfc_6920_names_them() -> None:
 
 
 @given(st.binary(max_size=100))
-def test_what_was_encoded_comes_back(data: bytes) -> None:
+def test_encoded_bytes_come_back(data: bytes) -> None:
     text = base64.b64encode(data).decode()
     assert read_data_url(f"data:image/png;base64,{text}") == data
     assert read_data_url(f"data:;BASE64,{text.rstrip('=')}") == data
@@ -37,12 +37,12 @@ def test_anything_else_is_a_typed_error(text: str) -> None:
             continue
 
 
-def test_a_head_without_end_is_no_data_url() -> None:
+def test_head_without_end_is_no_data_url() -> None:
     with pytest.raises(InvalidRequest):
         read_data_url("data:" + "x" * 1000 + ",")
 
 
-def test_an_old_name_is_a_name_under_its_mount() -> None:
+def test_old_name_is_a_name_under_its_mount() -> None:
     info = identify_legacy("generated-images", "2025/a b.png")
     assert info.identity == "legacy:generated-images/2025/a b.png"
     assert info.key != identify_legacy("other", "2025/a b.png").key

@@ -77,7 +77,7 @@ ENDED = {
 
 
 @pytest.mark.parametrize(("error", "info"), ENDED.values(), ids=ENDED.keys())
-def test_the_link_has_ended(error: ImgkeepError, info: object) -> None:
+def test_link_has_ended(error: ImgkeepError, info: object) -> None:
     told = explain(error, info, NOW)  # type: ignore[arg-type]
     assert isinstance(told, SourceExpired)
     assert told.origin_status == getattr(error, "origin_status", None)
@@ -111,7 +111,7 @@ def test_nothing_is_known_of_the_link(error: ImgkeepError, info: object) -> None
     assert explain(error, info, NOW) is error  # type: ignore[arg-type]
 
 
-def test_a_picture_goes_along() -> None:
+def test_error_image_is_passed_along() -> None:
     error = answered(403)
     error.image = ("image/png", b"png")
     told = explain(error, PAST, NOW)
@@ -134,11 +134,11 @@ def test_a_picture_goes_along() -> None:
         (200, PLAIN, 0),
     ],
 )
-def test_a_body_is_read_only_where_it_can_change_the_answer(status: int, info: object, size: int) -> None:
+def test_body_is_read_only_where_it_can_change_the_answer(status: int, info: object, size: int) -> None:
     assert refusal_size(status, info, NOW) == size  # type: ignore[arg-type]
 
 
-def test_what_the_origin_wants_to_be_asked_later_is_no_refusal() -> None:
+def test_retry_later_is_no_refusal() -> None:
     assert [status for status in range(100, 600) if refuses(status)] == [
         status for status in range(400, 500) if status not in {408, 421, 425, 429}
     ]
@@ -163,7 +163,7 @@ def test_what_the_origin_wants_to_be_asked_later_is_no_refusal() -> None:
         ("", b"< 5", False),
     ],
 )
-def test_a_page_is_told_by_its_beginning_or_its_type(media_type: str, beginning: bytes, *, page: bool) -> None:
+def test_page_is_recognised_by_its_beginning_or_type(media_type: str, beginning: bytes, *, page: bool) -> None:
     assert is_page(media_type, beginning) is page
 
 

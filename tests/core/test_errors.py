@@ -8,7 +8,7 @@ import pytest
 from imgkeep.core import errors
 
 
-def test_an_origins_failure_tells_its_status_and_what_it_asked_for() -> None:
+def test_failure_of_an_origin_has_status_and_retry_after() -> None:
     error = errors.OriginError("the origin says 429", origin_status=429, retry_after_s=7)
     assert (str(error), error.origin_status, error.retry_after_s) == ("the origin says 429", 429, 7)
 
@@ -23,7 +23,7 @@ def test_an_origins_failure_tells_its_status_and_what_it_asked_for() -> None:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_a_copy_is_as_good_as_the_failure(error: errors.ImgkeepError) -> None:
+def test_copy_is_as_good_as_the_failure(error: errors.ImgkeepError) -> None:
     again = copy.copy(error)
     assert type(again) is type(error)
     assert (str(again), vars(again)) == (str(error), vars(error))
@@ -50,6 +50,6 @@ def test_every_failure_has_a_code_of_its_own() -> None:
         ),
     ],
 )
-def test_operators_are_told_of_a_store_what_clients_are_not(facts: dict[str, str], told: str) -> None:
+def test_details_of_a_store_are_for_operators_alone(facts: dict[str, str], told: str) -> None:
     error = errors.StorageError("the store fails", **facts)
     assert (str(error), error.in_full) == ("the store fails", told)

@@ -56,7 +56,7 @@ every_proved_sample = pytest.mark.parametrize("name", PROVED)
 
 
 @every_sample
-def test_a_good_file_is_recognised(name: str) -> None:
+def test_good_file_is_recognised(name: str) -> None:
     sample = SAMPLES[name]
     assert sniff(sample.body, ended=True) is sample.fmt
     assert sniff(bytearray(sample.body), ended=True) is sample.fmt
@@ -64,21 +64,21 @@ def test_a_good_file_is_recognised(name: str) -> None:
 
 
 @every_sample
-def test_a_good_file_is_measured(name: str) -> None:
+def test_good_file_is_measured(name: str) -> None:
     sample = SAMPLES[name]
     assert measure(sample.fmt, sample.body) == sample.size
     assert measure(sample.fmt, bytearray(sample.body)) == sample.size
 
 
 @every_proved_sample
-def test_a_good_file_is_whole(name: str) -> None:
+def test_good_file_is_whole(name: str) -> None:
     sample = SAMPLES[name]
     assert is_whole(sample.fmt, sample.body)
     assert is_whole(sample.fmt, bytearray(sample.body))
 
 
 @every_proved_sample
-def test_a_mapped_file_is_read_like_bytes(name: str) -> None:
+def test_mapped_file_is_read_like_bytes(name: str) -> None:
     sample = SAMPLES[name]
     with tempfile.TemporaryFile() as file:
         file.write(sample.body)
@@ -89,7 +89,7 @@ def test_a_mapped_file_is_read_like_bytes(name: str) -> None:
 
 
 @every_sample
-def test_a_file_that_is_cut_is_not_whole(name: str) -> None:
+def test_file_that_is_cut_is_not_whole(name: str) -> None:
     sample = SAMPLES[name]
     size = len(sample.body) - IGNORABLE.get(name, 0)
     cuts = {size // 100, size // 2, size * 99 // 100, *range(0, size, size // 300 + 1), *range(max(size - 40, 0), size)}
@@ -110,12 +110,12 @@ def test_bytes_behind_a_whole_image_are_tolerated(name: str, tail: bytes) -> Non
     ("tail", "whole"),
     [(b"\n", True), (b"<!-- 12 ms -->\n<?a b?>", True), (b"garbage", False), (b"<svg/>", False), (b"<!-- ", False)],
 )
-def test_an_svg_may_be_followed_by_what_xml_allows(tail: bytes, *, whole: bool) -> None:
+def test_svg_may_be_followed_by_xml_misc(tail: bytes, *, whole: bool) -> None:
     assert is_whole(Format.SVG, images.svg().encode() + tail) is whole
 
 
 @every_sample
-def test_a_decision_never_changes_as_bytes_come_in(name: str) -> None:
+def test_decision_never_changes_as_bytes_come_in(name: str) -> None:
     sample = SAMPLES[name]
     sizes = [*range(min(len(sample.body), 1200)), len(sample.body)]
     answers = [sniff(sample.body[:size], ended=False) for size in sizes]
@@ -125,7 +125,7 @@ def test_a_decision_never_changes_as_bytes_come_in(name: str) -> None:
 
 
 @every_sample
-def test_a_size_never_changes_as_bytes_come_in(name: str) -> None:
+def test_size_never_changes_as_bytes_come_in(name: str) -> None:
     sample = SAMPLES[name]
     found = {measure(sample.fmt, sample.body[:size]) for size in range(len(sample.body))}
     of_directory = {PixelSize(256, 256)} if name in {"ico with a large png", "ico of pngs"} else set()
@@ -133,7 +133,7 @@ def test_a_size_never_changes_as_bytes_come_in(name: str) -> None:
 
 
 @every_sample
-def test_what_has_ended_is_decided(name: str) -> None:
+def test_ended_body_is_decided(name: str) -> None:
     sample = SAMPLES[name]
     assert {sniff(sample.body[:size], ended=True) for size in range(0, len(sample.body), 7)} <= {
         None,
@@ -149,13 +149,13 @@ def test_what_has_ended_is_decided(name: str) -> None:
         *(("heic", 24), ("jxl in a box", 24), ("bmp", 34), ("ico", 46), ("cur", 26), ("tiff big", 24)),
     ],
 )
-def test_a_few_dozen_bytes_are_enough(name: str, enough: int) -> None:
+def test_few_dozen_bytes_are_enough(name: str, enough: int) -> None:
     sample = SAMPLES[name]
     assert sniff(sample.body[:enough], ended=False) is sample.fmt
     assert sniff(sample.body[: enough - 1], ended=False) is UNDECIDED
 
 
-def test_a_png_is_told_from_an_apng_as_far_as_we_look() -> None:
+def test_png_is_distinguished_from_apng_up_to_a_limit() -> None:
     far = images.png_with(images.png_chunk(b"caBX", bytes(HEAD_BYTES_MAX)), images.png_chunk(b"acTL", bytes(8)))
     assert sniff(far[: HEAD_BYTES_MAX - 1], ended=False) is UNDECIDED
     assert sniff(far, ended=False) is Format.PNG
@@ -163,7 +163,7 @@ def test_a_png_is_told_from_an_apng_as_far_as_we_look() -> None:
     assert sniff(images.png_header() + b"\0\0\0\0 no chunk", ended=False) is Format.PNG
 
 
-def test_an_svg_is_looked_for_as_far_as_we_look() -> None:
+def test_svg_is_recognised_up_to_a_limit() -> None:
     body = f"<!--{'x' * HEAD_BYTES_MAX * 3}-->{images.svg()}".encode()
     assert sniff(body[: HEAD_BYTES_MAX - 1], ended=False) is UNDECIDED
     assert sniff(body, ended=False) is None
@@ -255,7 +255,7 @@ NEGATIVES = {
 
 
 @pytest.mark.parametrize("body", NEGATIVES.values(), ids=NEGATIVES)
-def test_what_is_no_image_is_refused(body: bytes) -> None:
+def test_other_bytes_than_an_image_are_refused(body: bytes) -> None:
     assert sniff(body, ended=True) is None
     answers = [sniff(body[:size], ended=False) for size in range(min(len(body), 500))]
     assert set(answers) <= {UNDECIDED, None}
@@ -288,7 +288,7 @@ def test_text_is_refused_at_its_first_byte() -> None:
         ('width="20"', None),
     ],
 )
-def test_an_svg_states_its_size_in_many_ways(attributes: str, size: tuple[int, int] | None) -> None:
+def test_svg_states_its_size_in_many_ways(attributes: str, size: tuple[int, int] | None) -> None:
     assert measure(Format.SVG, images.svg(attributes).encode()) == (PixelSize(*size) if size else None)
 
 
@@ -324,11 +324,11 @@ def heif_of(*children: bytes) -> bytes:
         ),
     ],
 )
-def test_a_heif_has_the_size_of_its_primary_item(children: tuple[bytes, ...], size: PixelSize | None) -> None:
+def test_heif_has_the_size_of_its_primary_item(children: tuple[bytes, ...], size: PixelSize | None) -> None:
     assert measure(Format.HEIF, heif_of(*children)) == size
 
 
-def test_a_heif_without_meta_has_no_size() -> None:
+def test_heif_without_meta_has_no_size() -> None:
     assert measure(Format.AVIF, images.ftyp(b"avif") + images.MDAT) is None
 
 
@@ -404,7 +404,7 @@ WITHOUT_PROOF = {
 
 
 @pytest.mark.parametrize(("fmt", "body"), WITHOUT_PROOF.values(), ids=WITHOUT_PROOF)
-def test_what_has_no_proof_is_not_whole(fmt: Format, body: bytes) -> None:
+def test_unproved_image_is_not_whole(fmt: Format, body: bytes) -> None:
     assert not is_whole(fmt, body)
 
 
@@ -417,11 +417,11 @@ def test_what_has_no_proof_is_not_whole(fmt: Format, body: bytes) -> None:
         pytest.param((), id="without iloc"),
     ],
 )
-def test_an_item_that_lies_elsewhere_does_not_count(children: tuple[bytes, ...]) -> None:
+def test_item_that_lies_elsewhere_does_not_count(children: tuple[bytes, ...]) -> None:
     assert is_whole(Format.HEIF, heif_of(*children))
 
 
-def test_an_open_meta_is_whole_when_its_items_are_there() -> None:
+def test_open_meta_is_whole_when_its_items_are_there() -> None:
     children = (images.iloc((0, 6), version=1, method=1), images.box(b"idat", b"pixels"))
     body = images.ftyp(b"avif") + images.open_box(b"meta", images.meta(*children)[8:])
     assert is_whole(Format.AVIF, body)
@@ -430,22 +430,22 @@ def test_an_open_meta_is_whole_when_its_items_are_there() -> None:
 
 @pytest.mark.parametrize("size", [None, 1, 10**6, images.DIB.__len__() + 48])
 @pytest.mark.parametrize("depth", [1, 4, 8, 24, 32])
-def test_how_long_a_picture_of_an_icon_is_tells_the_picture(depth: int, size: int | None) -> None:
+def test_length_of_an_icon_image_follows_from_its_header(depth: int, size: int | None) -> None:
     assert is_whole(Format.ICO, images.ico((20, 12, images.dib(depth)), size=size))
 
 
-def test_a_picture_with_alpha_needs_no_mask() -> None:
+def test_icon_image_with_alpha_needs_no_mask() -> None:
     assert is_whole(Format.ICO, images.ico((20, 12, images.dib(32, mask=False))))
     assert is_whole(Format.ICO, images.ico((20, 12, images.dib(32, mask=False)), size=1))
 
 
 @pytest.mark.parametrize("frames", [(), ((0, b"fcTL"), (1, b"fdAT"), (2, b"fdAT"), (3, b"fcTL"), (4, b"fdAT"))])
-def test_an_animation_may_begin_behind_its_picture(frames: tuple[tuple[int, bytes], ...]) -> None:
+def test_animation_may_begin_behind_its_still_image(frames: tuple[tuple[int, bytes], ...]) -> None:
     assert is_whole(Format.APNG, images.animation(*frames))
 
 
 @pytest.mark.parametrize("profile", [b"DEBM", b"KNIL", b"sRGB"])
-def test_a_colour_profile_is_a_part_of_the_picture(profile: bytes) -> None:
+def test_colour_profile_is_a_part_of_the_image(profile: bytes) -> None:
     colours = b"\0" * 16 + profile + bytes(52) + struct.pack("<III", 844, 100, 0)
     fields = struct.pack("<IiiHHIIIIII", 124, 20, 12, 1, 24, 0, 0, 0, 0, 0, 0) + colours
     body = struct.pack("<2sIII", b"BM", 0, 0, 138) + fields + bytes(720) + bytes(100)
@@ -455,7 +455,7 @@ def test_a_colour_profile_is_a_part_of_the_picture(profile: bytes) -> None:
     assert is_whole(Format.BMP, body[:-1]) is is_whole(Format.ICO, icon[:-1]) is (profile == b"sRGB")
 
 
-def test_control_chunks_of_a_picture_that_is_no_animation_mean_nothing() -> None:
+def test_control_chunks_of_a_still_image_mean_nothing() -> None:
     late = images.png_chunk(b"acTL", bytes(8)) + images.png_chunk(b"fcTL", b"\0\0\0\7")
     body = images.saved("PNG")
     assert is_whole(Format.PNG, body[:-12] + late + body[-12:])
@@ -472,7 +472,7 @@ def test_control_chunks_of_a_picture_that_is_no_animation_mean_nothing() -> None
         ((b"isom", b"mp42", b"avc1"), None),
     ],
 )
-def test_a_brand_counts_wherever_it_stands(brands: tuple[bytes, ...], fmt: Format | None) -> None:
+def test_brand_counts_wherever_it_stands(brands: tuple[bytes, ...], fmt: Format | None) -> None:
     assert sniff(images.heif(*brands), ended=True) is fmt
 
 
@@ -485,9 +485,7 @@ def test_a_brand_counts_wherever_it_stands(brands: tuple[bytes, ...], fmt: Forma
         ((images.PITM,), Format.HEIF),
     ],
 )
-def test_the_coding_of_the_primary_item_counts_where_brands_leave_it_open(
-    children: tuple[bytes, ...], fmt: Format
-) -> None:
+def test_coding_of_the_primary_item_decides_an_open_brand(children: tuple[bytes, ...], fmt: Format) -> None:
     assert sniff(heif_of(*children), ended=True) is fmt
 
 
@@ -503,7 +501,7 @@ def test_items_that_are_not_there_yet_are_waited_for() -> None:
     )
 
 
-def test_runs_beyond_a_limit_are_left_to_what_the_header_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_walk_beyond_its_limit_trusts_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bmp, "RUNS_MAX", 2)
     runs = [b"\x14\7\0\0"] * 12
     assert is_whole(Format.BMP, images.bmp_of_runs(*runs, image_bytes=48))
@@ -528,11 +526,11 @@ WITHOUT_SIZE = {
 
 
 @pytest.mark.parametrize(("fmt", "body"), WITHOUT_SIZE.values(), ids=WITHOUT_SIZE)
-def test_what_states_no_size_has_none(fmt: Format, body: bytes) -> None:
+def test_file_without_a_size_has_none(fmt: Format, body: bytes) -> None:
     assert measure(fmt, body) is None
 
 
-def test_an_icon_whose_png_is_broken_has_the_size_of_its_directory() -> None:
+def test_icon_whose_png_is_broken_has_the_size_of_its_directory() -> None:
     broken = images.saved("PNG").replace(b"IHDR", b"JHDR")
     assert measure(Format.ICO, images.ico((20, 12, broken))) == images.SIZE
 
@@ -576,7 +574,7 @@ def test_associations_and_extents_are_bounded(monkeypatch: pytest.MonkeyPatch) -
     assert not is_whole(Format.HEIF, body)
 
 
-def test_a_tag_that_does_not_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tag_that_does_not_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(svg, "PIECE_BYTES", 16)
     body = images.svg(content=f'<path class="{"a &amp; b " * 100}"/>').encode()
     assert is_whole(Format.SVG, body)
@@ -584,7 +582,7 @@ def test_a_tag_that_does_not_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     assert not is_whole(Format.SVG, body)
 
 
-def test_a_photograph_in_base64_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photograph_in_base64_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(svg, "PIECE_BYTES", 16)
     monkeypatch.setattr(svg, "PROLOG_PIECE_BYTES", 16)
     monkeypatch.setattr(svg, "PASS_OVER_AFTER_BYTES", 64)
@@ -620,7 +618,7 @@ def test_markup_in_a_long_comment_is_passed_over(monkeypatch: pytest.MonkeyPatch
         assert not is_whole(Format.SVG, body.replace(b"a - b", b"a -- b"))
 
 
-def test_an_svg_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_svg_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in range(1, 40):
         monkeypatch.setattr(svg, "PIECE_BYTES", size)
         monkeypatch.setattr(svg, "PROLOG_PIECE_BYTES", size)
@@ -630,7 +628,7 @@ def test_an_svg_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
             assert is_whole(Format.SVG, sample.body)
 
 
-def test_a_marker_is_found_wherever_a_window_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marker_is_found_wherever_a_window_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in range(1, 40):
         monkeypatch.setattr(jpeg, "WINDOW_BYTES", size)
         for name in ("jpeg progressive", "jpeg with fill bytes"):
@@ -650,7 +648,7 @@ def test_images_of_an_icon_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sniff(body, ended=True) is None
 
 
-def test_expat_limits_what_entities_expand_to() -> None:
+def test_expat_limits_entity_expansion() -> None:
     """Entities are refused by us once a piece is read; within it expat's own limit holds (2.4.1 and newer)."""
     levels = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 10))
     bomb = f'<!DOCTYPE svg [<!ENTITY a0 "ha">{levels}]><svg a="&a9;"/>'.encode()
@@ -669,7 +667,7 @@ def test_noise_raises_nothing(body: bytes, fmt: Format, *, ended: bool) -> None:
 
 
 @given(data=st.data())
-def test_a_damaged_file_raises_nothing(data: st.DataObject) -> None:
+def test_damaged_file_raises_nothing(data: st.DataObject) -> None:
     sample = SAMPLES[data.draw(st.sampled_from(sorted(SAMPLES)))]
     body = bytearray(sample.body)
     for _ in range(data.draw(st.integers(1, 6))):
@@ -681,7 +679,7 @@ def test_a_damaged_file_raises_nothing(data: st.DataObject) -> None:
 
 
 @given(body=st.sampled_from(sorted(sample.body for sample in SAMPLES.values())), fmt=formats)
-def test_a_file_of_another_kind_raises_nothing(body: bytes, fmt: Format) -> None:
+def test_file_of_another_kind_raises_nothing(body: bytes, fmt: Format) -> None:
     measure(fmt, body)
     is_whole(fmt, body)
 
@@ -691,7 +689,7 @@ def test_a_file_of_another_kind_raises_nothing(body: bytes, fmt: Format) -> None
     cut=st.integers(0, 60),
     magic=st.sampled_from(sorted(s.body[:12] for s in SAMPLES.values())),
 )
-def test_a_decision_on_noise_never_changes(body: bytes, cut: int, magic: bytes) -> None:
+def test_decision_on_noise_never_changes(body: bytes, cut: int, magic: bytes) -> None:
     whole = magic + body
     early = sniff(whole[:cut], ended=False)
     assert early is UNDECIDED or early is sniff(whole, ended=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from imgkeep.core.formats import Budget, Ending, Spent, foresees_end, is_incomplete, is_whole, steps_max
-from imgkeep.core.formats.completeness import HEAD_BYTES_MAX, STEPS_MIN, TAIL_BYTES
+from imgkeep.core.formats.end_detection import HEAD_BYTES_MAX, STEPS_MIN, TAIL_BYTES
 from imgkeep.core.records import Format
 
 from tests.support.image_files import animated, png_chunk, png_header, samples, saved
@@ -32,7 +32,7 @@ def sees(fmt: Format, body: bytes) -> bool:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_complete_image_is_seen_unless_its_format_tells_no_end(name: str) -> None:
+def test_complete_image_is_recognised_where_its_format_has_an_end(name: str) -> None:
     sample = SAMPLES[name]
     ending = ending_of(sample.fmt, sample.body)
     assert ending.is_walked is (sample.fmt in WALKED)
@@ -66,7 +66,7 @@ def test_common_images_need_no_second_look(name: str) -> None:
 
 @settings(deadline=None)  # on a busy machine any example may take long
 @given(st.sampled_from(sorted(SAMPLES)), st.data())
-def test_what_is_seen_is_whole_wherever_the_body_is_cut(name: str, data: st.DataObject) -> None:
+def test_complete_verdict_does_not_depend_on_pieces(name: str, data: st.DataObject) -> None:
     fmt, body, _ = SAMPLES[name]
     cut = body[: data.draw(st.integers(0, len(body)))]
     if sees(fmt, cut):
@@ -75,7 +75,7 @@ def test_what_is_seen_is_whole_wherever_the_body_is_cut(name: str, data: st.Data
 
 @settings(deadline=None)  # on a busy machine any example may take long
 @given(st.sampled_from(sorted(SAMPLES)), st.data())
-def test_what_is_seen_is_whole_whatever_is_changed_in_the_middle(name: str, data: st.DataObject) -> None:
+def test_complete_verdict_ignores_changes_in_the_middle(name: str, data: st.DataObject) -> None:
     fmt, body, _ = SAMPLES[name]
     if fmt in {Format.JPEG, Format.SVG}:
         return  # their ends are told from their last bytes
@@ -87,7 +87,7 @@ def test_what_is_seen_is_whole_whatever_is_changed_in_the_middle(name: str, data
 
 @settings(deadline=None)  # on a busy machine any example may take long
 @given(st.sampled_from(sorted(SAMPLES)), st.lists(st.integers(0, 4000), max_size=12))
-def test_pieces_of_any_size_tell_the_same(name: str, cuts: list[int]) -> None:
+def test_pieces_of_any_size_give_the_same_result(name: str, cuts: list[int]) -> None:
     fmt, body, _ = SAMPLES[name]
     places = [0, *sorted(cuts), len(body)]
     pieces = [body[start:end] for start, end in pairwise(places)]
@@ -95,7 +95,7 @@ def test_pieces_of_any_size_tell_the_same(name: str, cuts: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_single_bytes_tell_the_same(name: str) -> None:
+def test_single_bytes_give_the_same_result(name: str) -> None:
     fmt, body, _ = SAMPLES[name]
     assert ending_of(fmt, *(bytes([byte]) for byte in body)).is_seen is ending_of(fmt, body).is_seen
 
@@ -133,11 +133,11 @@ SCAN = JPEG.index(b"\xff\xda")
         pytest.param(Format.SVG, b"<svg></svg><!-- -->", False, id="svg and a comment"),
     ],
 )
-def test_the_end_of_a_walk(fmt: Format, body: bytes, seen: bool) -> None:  # noqa: FBT001 - a table
+def test_end_of_a_walk(fmt: Format, body: bytes, seen: bool) -> None:  # noqa: FBT001 - a table
     assert ending_of(fmt, body).is_seen is seen
 
 
-def test_a_look_at_the_first_bytes_takes_the_size_that_the_framing_tells() -> None:
+def test_first_look_uses_the_size_of_the_framing() -> None:
     body = saved("BMP")
     ending = ending_of(Format.BMP, body[:60])
     assert foresees_end(ending, len(body), Budget(100))
@@ -148,7 +148,7 @@ def test_a_look_at_the_first_bytes_takes_the_size_that_the_framing_tells() -> No
         foresees_end(ending, len(body), Budget(0))
 
 
-def test_where_a_body_ends_may_be_known_before_its_last_bytes() -> None:
+def test_end_of_a_body_may_be_known_early() -> None:
     webp = saved("WEBP")
     ending = ending_of(Format.WEBP, webp[:40])
     assert not ending.is_seen
@@ -161,14 +161,14 @@ def test_where_a_body_ends_may_be_known_before_its_last_bytes() -> None:
     assert not ending_of(Format.BMP, saved("BMP")).is_foreseen(10**6)
 
 
-def test_a_look_at_a_piece_that_has_not_come_says_nothing() -> None:
+def test_look_at_a_piece_that_has_not_come_says_nothing() -> None:
     ending = ending_of(Format.BMP, b"12345")
     assert ending.look(100, lambda body: body.piece(0, 5) == b"12345", Budget(10))
     assert ending.look(5, lambda body: body.piece(0, 10) == b"12345", Budget(10))
     assert not ending.look(100, lambda body: bool(body.piece(0, 10)), Budget(10))
 
 
-def test_a_look_does_not_go_beyond_the_first_bytes() -> None:
+def test_look_does_not_go_beyond_the_first_bytes() -> None:
     body = SAMPLES["TIFF"].body if "TIFF" in SAMPLES else saved("TIFF")
     assert not foresees_end(ending_of(Format.TIFF, body[:20]), len(body), Budget(1000))
     long = b"\0" * HEAD_BYTES_MAX
@@ -185,7 +185,7 @@ def test_a_look_does_not_go_beyond_the_first_bytes() -> None:
         (Format.WEBP, b"RIFF\xf8\xff\xff\xffWEBP", b"EXIF\0\0\0\0"),
     ],
 )
-def test_a_walk_gives_up_what_takes_too_many_steps(fmt: Format, opening: bytes, piece: bytes) -> None:
+def test_walk_gives_up_after_too_many_steps(fmt: Format, opening: bytes, piece: bytes) -> None:
     """Five megabytes of the smallest pieces: without its budget a walk would hold the event loop for a second."""
     body = opening + piece * (5_000_000 // len(piece))
     ending = Ending(fmt)
@@ -198,7 +198,7 @@ def test_a_walk_gives_up_what_takes_too_many_steps(fmt: Format, opening: bytes, 
     assert STEPS_MIN < 1_000
 
 
-def test_only_what_can_be_proved_is_incomplete() -> None:
+def test_incomplete_needs_a_proof() -> None:
     naked = next(s.body for s in SAMPLES.values() if s.fmt is Format.JXL and s.body.startswith(b"\xff\x0a"))
     assert not is_whole(Format.JXL, naked)
     assert not is_incomplete(Format.JXL, naked)

@@ -29,7 +29,7 @@ GIF = b"GIF89a\x14\0\x0c\0\0\0\0" + b"!\xfe\0" * 50_000
 
 
 @pytest.mark.parametrize("size", [0, 1, 1_000, 10**6, 10**7, 10**9])
-def test_a_budget_ends_however_large_the_file_is(size: int) -> None:
+def test_budget_ends_however_large_the_file_is(size: int) -> None:
     scanned = size // fields.BYTES_SCANNED_PER_STEP
     assert scanned < steps_max(size) <= min(fields.STEPS_MIN + size, fields.STEPS_MAX + 2 * scanned + 1)
 
@@ -45,7 +45,7 @@ def test_good_heads_are_judged_far_below_the_budget_of_the_loop(name: str) -> No
     assert budget.taken < LOOP_STEPS_MAX
 
 
-def test_a_look_comes_when_what_was_missing_is_there() -> None:
+def test_next_look_comes_with_the_missing_bytes() -> None:
     """Provenance before the pixels: nothing is to be learned before its end."""
     body = images.png_with(images.png_chunk(b"caBX", bytes(100_000)))
     budget = Budget(LOOP_STEPS_MAX)
@@ -60,7 +60,7 @@ def test_a_look_comes_when_what_was_missing_is_there() -> None:
     assert looks <= 10
 
 
-def test_a_budget_pauses_again_and_again_and_a_pause_may_end_it() -> None:
+def test_budget_pauses_again_and_again_and_a_pause_may_end_it() -> None:
     pauses = 0
 
     def pause() -> None:
@@ -76,18 +76,18 @@ def test_a_budget_pauses_again_and_again_and_a_pause_may_end_it() -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_head_tells_what_the_file_tells(name: str) -> None:
+def test_head_agrees_with_the_whole_file(name: str) -> None:
     sample = SAMPLES[name]
     seen = HeadReader(Budget(LOOP_STEPS_MAX)).look(sample.body, ended=True)
     assert seen == Seen(sample.fmt, sample.size, is_measured=sample.size is not None)
 
 
 @pytest.mark.parametrize("body", [b"", b"text", b"\xff\xd8\xff\xd9"])
-def test_a_head_of_no_image_is_refused(body: bytes) -> None:
+def test_head_of_no_image_is_refused(body: bytes) -> None:
     assert HeadReader(Budget(LOOP_STEPS_MAX)).look(body, ended=True) is None
 
 
-def test_a_format_that_was_ruled_out_is_not_tried_again() -> None:
+def test_format_that_was_ruled_out_is_not_tried_again() -> None:
     budget = Budget(LOOP_STEPS_MAX)
     reader = HeadReader(budget)
     assert reader.look(b"RIFF", ended=False) is UNDECIDED
@@ -96,12 +96,12 @@ def test_a_format_that_was_ruled_out_is_not_tried_again() -> None:
     assert budget.taken - before <= 3
 
 
-def test_a_size_that_no_byte_more_would_tell_is_not_waited_for() -> None:
+def test_undecidable_size_is_not_waited_for() -> None:
     seen = HeadReader(Budget(LOOP_STEPS_MAX)).look(b"<svg viewBox='a'><g>", ended=False)
     assert seen == Seen(Format.SVG, None, is_measured=True)
 
 
-def test_a_size_beyond_the_head_is_left_to_the_whole_file() -> None:
+def test_size_beyond_the_head_is_left_to_the_whole_file() -> None:
     body = images.ftyp(b"avif") + images.box(b"mdat", bytes(HEAD_BYTES_MAX))
     body += images.meta(images.PITM, images.iprp(images.IPMA))
     reader = HeadReader(Budget(LOOP_STEPS_MAX))
@@ -111,7 +111,7 @@ def test_a_size_beyond_the_head_is_left_to_the_whole_file() -> None:
     assert measure(Format.AVIF, body) == images.SIZE
 
 
-def test_what_goes_on_beyond_a_budget_is_spent() -> None:
+def test_walk_beyond_its_budget_is_spent() -> None:
     budget = Budget(100)
     with pytest.raises(Spent):
         is_whole(Format.GIF, GIF, budget)

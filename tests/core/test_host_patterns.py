@@ -67,7 +67,7 @@ BUCKETS = [
 
 
 @pytest.mark.parametrize(("pattern", "url", "matches"), BUCKETS)
-def test_a_pattern_with_a_path_allows_what_lies_under_it(pattern: str, url: str, *, matches: bool) -> None:
+def test_pattern_with_a_path_allows_the_paths_below(pattern: str, url: str, *, matches: bool) -> None:
     assert allows(pattern, url) is matches
 
 
@@ -84,7 +84,7 @@ ESCAPES = [
 
 
 @pytest.mark.parametrize("path", ESCAPES)
-def test_no_spelling_leads_out_of_what_is_allowed(path: str) -> None:
+def test_no_spelling_leaves_the_allowed_paths(path: str) -> None:
     assert not allows(f"{RAW}/acme/*", f"https://{RAW}{path}")
 
 
@@ -98,17 +98,17 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("path", SPELLINGS)
-def test_no_spelling_gets_past_what_is_denied(path: str) -> None:
+def test_no_spelling_evades_a_denial(path: str) -> None:
     assert denies(f"{RAW}/evil/*", f"https://{RAW}{path}")
 
 
-def test_what_is_denied_by_path_leaves_the_rest_of_the_host() -> None:
+def test_denied_path_leaves_the_rest_of_the_host() -> None:
     for path in ("/acme/a.png", "/acme/%2e/a.png", "/evil", "/acme/evil/a.png", "/acme/a%2Fb.png"):
         assert not denies(f"{RAW}/evil/*", f"https://{RAW}{path}")
     assert not denies(f"{RAW}/evil/*", "https://example.com/evil/a.png")
 
 
-def test_the_reason_names_host_or_path() -> None:
+def test_reason_names_host_or_path() -> None:
     policy = Policy(("a.example", "b.example/x/*"), ("a.example/no/*", "c.example"), frozenset({443}), ())
     reasons = {
         "https://a.example/yes/1.png": None,
@@ -141,7 +141,7 @@ def test_the_reason_names_host_or_path() -> None:
         ("user@example.com", "can match no host"),
     ],
 )
-def test_a_pattern_that_can_match_nothing_is_an_error(pattern: str, message: str) -> None:
+def test_pattern_that_can_match_nothing_is_an_error(pattern: str, message: str) -> None:
     for denying in (True, False):
         with pytest.raises(ValueError, match=message) as caught:
             Patterns((pattern,), denying=denying)
@@ -172,7 +172,7 @@ def test_a_pattern_that_can_match_nothing_is_an_error(pattern: str, message: str
         ("[2606:4700::1111]/x/*", "https://[2606:4700::1111]/x/a"),
     ],
 )
-def test_a_host_is_denied_in_every_spelling(pattern: str, url: str) -> None:
+def test_host_is_denied_in_every_spelling(pattern: str, url: str) -> None:
     source = read_source(url)
     assert Policy(None, (pattern,), frozenset({443}), ()).denial(source) is not None
 
@@ -207,7 +207,7 @@ def _as_a_server(path: str, steps: list[str]) -> str:
     st.lists(st.sampled_from(["decode", "slashes", "dots"]), max_size=2),
 )
 @example(["acme", "..%2f", "evil"], ["decode", "dots"])
-def test_what_is_allowed_is_inside_for_every_server(segments: list[str], steps: list[str]) -> None:
+def test_allowed_path_is_inside_for_every_server(segments: list[str], steps: list[str]) -> None:
     path = "/" + "/".join([*segments, "a.png"])
     if allows("h.example/acme/*", f"https://h.example{path}"):
         # A server may decode before or after; what it opens in the end is what counts.
@@ -221,7 +221,7 @@ def test_any_path_has_readings(segments: list[str], text: str) -> None:
     assert readings is None or readings[0]
 
 
-def test_a_path_is_decoded_a_bounded_number_of_times() -> None:
+def test_path_is_decoded_a_bounded_number_of_times() -> None:
     path = "/acme/%" + "25" * 2000 + "2e%2e/evil"
     assert read_path(path) is None
     assert not allows("h.example/acme/*", f"https://h.example{path}")
@@ -248,10 +248,10 @@ def test_hundreds_of_patterns_are_looked_at_once_for_a_host(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("glob", ["ü_b.test", "-ü-.test", "☃.test"])
-def test_a_pattern_may_be_any_international_name(glob: str) -> None:
+def test_pattern_may_be_any_international_name(glob: str) -> None:
     assert Patterns((glob,), denying=True).match_host(read_source(f"https://{glob}/").host)
 
 
-def test_a_character_that_becomes_a_wild_card_is_none() -> None:
+def test_character_that_becomes_a_wild_card_is_none() -> None:
     with pytest.raises(ValueError, match="can match no host"):
         Patterns(("\uff0a.test",), denying=True)

@@ -11,19 +11,16 @@ from hypothesis import strategies as st
 from imgkeep.core.http_headers import (
     FORWARDED_HEADERS,
     RETRY_AFTER_MAX_S,
-    Span,
     cache_status,
     client_address,
     etag_matches,
-    is_whole_range,
     passed_through_us,
-    range_applies,
     read_host,
     read_origin,
-    read_range,
     read_retry_after,
 )
 from imgkeep.core.ip_ranges import unmap
+from imgkeep.core.range_header import Span, is_whole_range, range_applies, read_range
 from multidict import CIMultiDict
 
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
@@ -111,12 +108,12 @@ RANGES = [
 
 
 @pytest.mark.parametrize(("field", "wanted"), RANGES)
-def test_a_range_of_1000_bytes(field: str, wanted: object) -> None:
+def test_range_of_1000_bytes(field: str, wanted: object) -> None:
     assert read_range(field, 1000) == wanted
 
 
 @given(start=st.none() | st.integers(0, 10**19), last=st.none() | st.integers(0, 10**19), size=st.integers(1, 10**15))
-def test_a_span_is_never_empty_and_lies_within_the_body(start: int | None, last: int | None, size: int) -> None:
+def test_span_is_never_empty_and_lies_within_the_body(start: int | None, last: int | None, size: int) -> None:
     field = f"bytes={'' if start is None else start}-{'' if last is None else last}"
     span = read_range(field, size)
     if isinstance(span, Span):
@@ -135,7 +132,7 @@ def test_a_span_is_never_empty_and_lies_within_the_body(start: int | None, last:
         pytest.param("", False, id="empty"),
     ],
 )
-def test_an_unasked_range_counts_only_when_it_is_whole(field: str, whole: bool) -> None:  # noqa: FBT001 - a table
+def test_unasked_range_counts_only_when_it_is_whole(field: str, whole: bool) -> None:  # noqa: FBT001 - a table
     assert is_whole_range(field) is whole
 
 
@@ -183,11 +180,11 @@ def test_retry_after_is_never_negative_whatever_the_clocks_say(seconds: int) -> 
         pytest.param([("CDN-Loop", ""), ("Via", " , ,")], False, id="empty"),
     ],
 )
-def test_a_loop_is_seen(fields: list[tuple[str, str]], ours: bool) -> None:  # noqa: FBT001 - a table
+def test_loop_is_seen(fields: list[tuple[str, str]], ours: bool) -> None:  # noqa: FBT001 - a table
     assert passed_through_us(CIMultiDict(fields)) is ours
 
 
-def test_cache_status_has_our_name_first() -> None:
+def test_cache_status_begins_with_imgkeep() -> None:
     assert cache_status("fwd=uri-miss", "stored") == "imgkeep; fwd=uri-miss; stored"
 
 
@@ -247,21 +244,19 @@ XFF, RFC = "x-forwarded-for", "forwarded"
         pytest.param("", XFF, ["9.9.9.9"], "", id="a peer unknown"),
     ],
 )
-def test_the_clients_address(peer: str, header: str, lines: list[str], address: str) -> None:
+def test_clients_address(peer: str, header: str, lines: list[str], address: str) -> None:
     fields = CIMultiDict([(header.title(), line) for line in lines])
     assert str(client_address(peer, fields, TRUSTED, header)) == address
 
 
 @pytest.mark.parametrize("header", FORWARDED_HEADERS)
-def test_no_other_field_says_who_the_client_is(header: str) -> None:
+def test_no_other_field_identifies_the_client(header: str) -> None:
     forged = {name: "for=6.6.6.6" if name == RFC else "6.6.6.6" for name in FORWARDED_HEADERS if name != header}
     assert str(client_address("10.0.0.1", CIMultiDict(forged), TRUSTED, header)) == "10.0.0.1"
 
 
 @given(text=ANY, claimed=st.ip_addresses(), header=st.sampled_from(FORWARDED_HEADERS))
-def test_what_a_proxy_appends_counts_whatever_stands_before_it(
-    text: str, claimed: IPv4Address | IPv6Address, header: str
-) -> None:
+def test_entry_of_the_trusted_proxy_counts(text: str, claimed: IPv4Address | IPv6Address, header: str) -> None:
     proxy = f'for="[{claimed}]"' if claimed.version == 6 else f"for={claimed}"
     appended = proxy if header == RFC else str(claimed)
     if any(unmap(claimed) in network for network in TRUSTED):
@@ -295,7 +290,7 @@ def test_nothing_raises(text: str, fields: CIMultiDict[str]) -> None:
         *((value, None) for value in ("", "a b", "a/b", "u@a", "[::1", "::1", "a:b", "a:1:2", "%zz", "ä", "a:123456")),
     ],
 )
-def test_a_host_is_read_without_its_port(value: str, host: str | None) -> None:
+def test_host_is_read_without_its_port(value: str, host: str | None) -> None:
     assert read_host(value) == host
 
 
@@ -307,5 +302,5 @@ def test_a_host_is_read_without_its_port(value: str, host: str | None) -> None:
         *((value, None) for value in ("null", "", "http://", "http://[", "a.example", "http://a/b", "://a")),
     ],
 )
-def test_the_host_of_an_origin(value: str, host: str | None) -> None:
+def test_host_of_an_origin(value: str, host: str | None) -> None:
     assert read_origin(value) == host

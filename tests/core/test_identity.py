@@ -62,7 +62,7 @@ def _families() -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_link_tells_whether_and_when_it_dies(name: str) -> None:
+def test_link_has_its_expiry(name: str) -> None:
     case, info = CASES[name], INFOS[name]
     expected = case.get("expires_at")
     assert info.expires_at == (expected and datetime.fromisoformat(expected))
@@ -70,7 +70,7 @@ def test_a_link_tells_whether_and_when_it_dies(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_links_are_one_picture_or_two(name: str) -> None:
+def test_links_are_one_image_or_two(name: str) -> None:
     for other in _named(CASES[name], "same_as"):
         assert INFOS[name].identity == INFOS[other].identity
         assert INFOS[name].key == INFOS[other].key
@@ -78,7 +78,7 @@ def test_links_are_one_picture_or_two(name: str) -> None:
         assert INFOS[name].key != INFOS[other].key
 
 
-def test_no_two_pictures_share_a_key() -> None:
+def test_no_two_images_share_a_key() -> None:
     family = _families()
     shared = {
         frozenset({one, other})
@@ -89,7 +89,7 @@ def test_no_two_pictures_share_a_key() -> None:
 
 
 @pytest.mark.parametrize(("rule", "url", "applies"), EXAMPLES)
-def test_every_rule_does_what_its_examples_say(rule: Any, url: str, *, applies: bool) -> None:
+def test_every_rule_agrees_with_its_examples(rule: Any, url: str, *, applies: bool) -> None:
     assert (rule in rules_for(read_source(url))) is applies
 
 
@@ -101,7 +101,7 @@ def test_every_rule_has_examples_a_source_and_a_date() -> None:
         assert rule.table.date, rule.name
 
 
-def test_every_rule_that_leaves_out_a_permission_says_whether_it_is_checked() -> None:
+def test_every_rule_states_whether_its_permission_is_checked() -> None:
     for rule in BUILT_IN.rules:
         table = rule.table
         decided = table.enforced is not None
@@ -111,7 +111,7 @@ def test_every_rule_that_leaves_out_a_permission_says_whether_it_is_checked() ->
 
 
 @pytest.mark.parametrize(("name", "checked"), sorted(CHECKED.items()))
-def test_a_link_tells_whether_its_service_checks_the_signature(name: str, *, checked: bool | None) -> None:
+def test_link_shows_whether_its_signature_is_enforced(name: str, *, checked: bool | None) -> None:
     info = INFOS[name]
     assert (info.enforced if info.permission else None) is checked
 
@@ -131,17 +131,17 @@ SHAPE = f"/a.png?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature={'0' * 64}"
         ("x.execute-api.us-east-1.amazonaws.com", False),
     ],
 )
-def test_a_shape_proves_more_where_the_host_is_known_to_sign_like_this(host: str, *, known: bool) -> None:
+def test_shape_proves_more_on_a_host_that_signs_so(host: str, *, known: bool) -> None:
     info = identify_url(f"https://{host}{SHAPE}", NOW)
     assert (info.permission, info.enforced, info.enforced_by_host) == (True, True, known)
 
 
-def test_an_exact_identity_leaves_out_no_permission() -> None:
+def test_exact_identity_leaves_out_no_permission() -> None:
     info = identify(read_source(CASES["bunny-md5"]["url"]), NOW, exact=True)
     assert (info.enforced, info.permission) == (True, False)
 
 
-def test_the_canonical_form_is_its_own() -> None:
+def test_canonical_form_is_its_own() -> None:
     for url in [
         *(case["url"] for case in CASES.values()),
         *(url for _, url, _ in (param.values for param in EXAMPLES)),
@@ -150,13 +150,13 @@ def test_the_canonical_form_is_its_own() -> None:
         assert identify_url(f"https:{text}", NOW).identity == text
 
 
-def test_the_key_is_the_hash_of_the_identity() -> None:
+def test_key_is_the_hash_of_the_identity() -> None:
     info = identify_url("https://EXAMPLE.com:443/a.png?b=1#c", NOW)
     assert info.identity == "//example.com/a.png?b=1"
     assert info.key == sha256(info.identity.encode()).hexdigest()
 
 
-def test_exact_identity_is_the_whole_url_and_the_rest_is_told_as_ever() -> None:
+def test_exact_identity_is_the_whole_url() -> None:
     case = CASES["bfl"]
     source = read_source(case["url"])
     exact, usual = identify(source, NOW, exact=True), identify(source, NOW)
@@ -188,7 +188,7 @@ def test_ten_years_are_counted_from_now() -> None:
         (CASES["ig-dm"]["url"], "Instagram", "Instagram"),
     ],
 )
-def test_provider_and_scheme_are_told(url: str, provider: str | None, scheme: str | None) -> None:
+def test_identity_names_provider_and_scheme(url: str, provider: str | None, scheme: str | None) -> None:
     info = identify_url(url, NOW)
     assert (info.provider, info.scheme) == (provider, scheme)
 
@@ -212,7 +212,7 @@ def test_every_known_host_is_one_that_policy_can_match(glob: str) -> None:
         "app.example.com",
     ],
 )  # fmt: skip
-def test_a_name_that_strangers_can_get_is_not_known(host: str) -> None:
+def test_name_that_strangers_can_get_is_not_known(host: str) -> None:
     policy = Policy(hosts_allowed=BUILT_IN.known_hosts, hosts_denied=(), ports=frozenset({443}), networks=())
     assert policy.host_refusal(host) == "host is not in sources.allow"
 
@@ -233,7 +233,7 @@ SIGV4 = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=" + "a" * 64
         (f"https://shop.example/a.png?expires=1768050000&token={'a' * 43}", "limit=5"),
     ],
 )
-def test_a_common_name_beside_a_signature_is_content_unless_its_value_is_the_signers(url: str, more: str) -> None:
+def test_common_parameter_beside_a_signature_is_content(url: str, more: str) -> None:
     assert identify_url(f"{url}&{more}", NOW).key != identify_url(url, NOW).key
 
 
@@ -245,12 +245,12 @@ def test_a_common_name_beside_a_signature_is_content_unless_its_value_is_the_sig
         (f"https://b.example/a.png?{SIGV4}", "x-id=GetObject"),
     ],
 )
-def test_what_goes_with_a_signature_does_not_count(url: str, more: str) -> None:
+def test_parameters_of_a_signature_do_not_count(url: str, more: str) -> None:
     assert identify_url(f"{url}&{more}", NOW).key == identify_url(url, NOW).key
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Shanghai", "America/New_York"])
-def test_the_end_does_not_depend_on_where_the_machine_is(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_does_not_depend_on_where_the_machine_is(zone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", zone)
     time.tzset()
     try:

@@ -57,7 +57,7 @@ def members(rule: Rule, names: set[str]) -> set[str]:
 
 
 @given(st.sampled_from(SIGNED), st.data())
-def test_the_parameters_of_a_signature_never_change_the_key(signed: tuple[Rule, str], data: st.DataObject) -> None:
+def test_parameters_of_a_signature_never_change_the_key(signed: tuple[Rule, str], data: st.DataObject) -> None:
     rule, url = signed
     place, fields = parts(url)
     names = {field.partition("=")[0] for field in fields}
@@ -73,7 +73,7 @@ def test_the_parameters_of_a_signature_never_change_the_key(signed: tuple[Rule, 
 
 
 @given(st.sampled_from(SIGNED), st.data())
-def test_a_signature_that_is_not_whole_is_content(signed: tuple[Rule, str], data: st.DataObject) -> None:
+def test_signature_that_is_not_whole_is_content(signed: tuple[Rule, str], data: st.DataObject) -> None:
     rule, url = signed
     place, fields = parts(url)
     required = members(rule, {field.partition("=")[0] for field in fields})
@@ -105,7 +105,7 @@ def test_another_path_or_host_changes_the_key(url: str, text: str) -> None:
 
 
 @given(FIELDS, FIELDS)
-def test_on_an_unknown_host_every_parameter_counts(
+def test_every_parameter_counts_on_an_unknown_host(
     ours: list[tuple[str, str, str]], theirs: list[tuple[str, str, str]]
 ) -> None:
     def written(fields: list[tuple[str, str, str]]) -> list[str]:
@@ -129,7 +129,7 @@ def test_on_an_unknown_host_every_parameter_counts(
         st.tuples(st.sampled_from([*TRAPS, "%61", "%3d"]), st.text(string.printable + "é", max_size=20)), max_size=4
     ),
 )
-def test_the_canonical_form_is_its_own(place: str, path: str, fields: list[tuple[str, str]]) -> None:
+def test_canonical_form_is_its_own(place: str, path: str, fields: list[tuple[str, str]]) -> None:
     query = "&".join(f"{name}={quote(value, safe='/:%+!')}" for name, value in fields)
     try:
         identity = identify_url(f"https://{place}/{quote(path, safe='/%')}?{query}", NOW).identity

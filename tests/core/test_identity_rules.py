@@ -125,7 +125,7 @@ def test_every_form_has_a_case() -> None:
     assert {form for form, _, _ in ENDS} == set(FORMS)
 
 
-def test_a_link_dies_unless_it_says_never_or_ten_years() -> None:
+def test_link_dies_unless_it_says_never_or_ten_years() -> None:
     assert UNKNOWN_END.expires_soon(NOW)
     assert AT.expires_soon(NOW)
     assert AT.expires_soon(datetime(2030, 1, 1, tzinfo=UTC))
@@ -138,14 +138,14 @@ def test_a_link_dies_unless_it_says_never_or_ten_years() -> None:
     "text",
     ["a.b", f"{encoded([1])}.{encoded({})}.x", jwt({}, {}), jwt([1]), jwt("[" * 100), "\u00e9.\u00e9.\u00e9", "e.e.e"],
 )
-def test_what_is_no_token_is_none(text: str) -> None:
+def test_malformed_token_is_none(text: str) -> None:
     assert read_jwt(text) is None
 
 
 @pytest.mark.parametrize(
     "data", [None, b"", b"\xff", b'"\xff"', b'"\\ud800"', b"{" * 70, b"[" * 5000, b"1e999", b"nan"]
 )
-def test_what_is_no_json_is_none(data: bytes | None) -> None:
+def test_invalid_json_is_none(data: bytes | None) -> None:
     assert read_json(data) is None
 
 
@@ -199,7 +199,7 @@ SIGV4_INSIDE = SIGV4.replace("=", "%3D").replace("&", "%26")
         ),
     ],
 )
-def test_a_link_inside_a_known_proxy_is_canonical(url: str, identity: str, end: datetime | None) -> None:
+def test_link_inside_a_known_proxy_is_canonical(url: str, identity: str, end: datetime | None) -> None:
     info = identify_url(url, NOW)
     assert (info.identity, info.expires_at) == (identity, end)
 
@@ -240,7 +240,7 @@ def test_a_link_inside_a_known_proxy_is_canonical(url: str, identity: str, end: 
         ("https://wsrv.nl/?url=wsrv.nl/?url=b.example/a", {"wsrv.nl/", "b.example/a"}),
     ],
 )
-def test_a_link_names_places_besides_itself(url: str, places: set[str]) -> None:
+def test_link_names_places_besides_itself(url: str, places: set[str]) -> None:
     assert set(places_of(read_source(url))) == places
     assert set(identify_url(url, NOW, exact=True).places) == places
 
@@ -263,14 +263,14 @@ def test_claims_of_a_link_inside_a_link_count() -> None:
     assert proxied(640, 1768050000) != proxied(320, 1768050000)
 
 
-def test_a_parameter_that_is_given_twice_signs_nothing() -> None:
+def test_parameter_that_is_given_twice_signs_nothing() -> None:
     url = f"https://img.example.com/a.png?{SIGV4}&X-Amz-Signature={'cd' * 32}"
     info = identify_url(url, NOW)
     assert not info.temporary
     assert "X-Amz-Signature" in info.identity
 
 
-def test_tokens_under_two_names_both_tell_their_end() -> None:
+def test_tokens_under_two_names_both_have_their_end() -> None:
     url = f"https://img.example.com/a.png?a={jwt({'exp': 1770111015})}&b={jwt({'exp': 1768050000})}&b2=ey"
     info = identify_url(url, NOW)
     assert info.expires_at == END
@@ -279,7 +279,7 @@ def test_tokens_under_two_names_both_tell_their_end() -> None:
     assert not identify_url(twice, NOW).temporary
 
 
-def test_the_earliest_end_counts() -> None:
+def test_earliest_end_counts() -> None:
     url = f"https://img.example.com/a.png?{SIGV4}&expires=2147483647&signature={'ab' * 32}"
     info = identify_url(url, NOW)
     assert (info.expires_at, info.temporary) == (END, True)
@@ -292,7 +292,7 @@ def test_another_port_stays_where_a_host_is_folded() -> None:
     )
 
 
-def test_a_user_may_know_better() -> None:
+def test_user_may_know_better() -> None:
     provider_rules = read_provider_rules([{"name": "Own fal", "hosts": ["v3.fal.media"], "temporary": False}])
     info = identify_url("https://v3.fal.media/files/a.png", NOW, provider_rules)
     assert (info.provider, info.temporary) == ("Own fal", False)
@@ -301,7 +301,7 @@ def test_a_user_may_know_better() -> None:
     assert repr(provider_rules) == f"<ProviderRules of {len(BUILT_IN.rules) + 1} rules>"
 
 
-def test_an_operator_names_a_scheme_for_hosts_of_his_own() -> None:
+def test_operator_names_a_scheme_for_hosts_of_his_own() -> None:
     url = "https://img.acme.example/a.png?w=300&token=WLkVK3DsagivVz8CoY_ruA&expires=1768050000"
     anywhere = identify_url(url, NOW)
     assert (anywhere.permission, anywhere.temporary, anywhere.expires_at) == (False, True, END)
@@ -326,7 +326,7 @@ def test_every_scheme_can_be_taken_over(scheme: str) -> None:
     )  # fmt: skip
 
 
-def test_a_provider_changes_what_it_takes_over() -> None:
+def test_provider_overrides_what_it_extends() -> None:
     rule = {**GOOD, "like": "CloudFront canned policy", "enforced": True, "drop": ["page"]}
     url = f"https://img.acme.example/a.png?page=3&Expires=1768050000&Key-Pair-Id=K2&Signature={SIG}"
     info = identify_url(url, NOW, read_provider_rules([rule]))
@@ -354,9 +354,7 @@ FOLDED: dict[str, object] = {**GOOD, "place": "(?P<host>[^/]+)/[0-9a-f]+(?P<path
         pytest.param({**GOOD, "signed_by": {"s": "hex32"}, "stays": True}, f"b.png?s={'a' * 32}", None, id="it stays"),
     ],
 )
-def test_what_a_rule_leaves_out_is_a_permission_or_not(
-    rule: dict[str, object], url: str, *, checked: bool | None
-) -> None:
+def test_rule_separates_permissions_from_content(rule: dict[str, object], url: str, *, checked: bool | None) -> None:
     info = identify_url(f"https://img.acme.example/{url}", NOW, read_provider_rules([rule]))
     assert info.permission is (checked is not None)
     assert info.enforced is (checked is not False)
@@ -364,7 +362,7 @@ def test_what_a_rule_leaves_out_is_a_permission_or_not(
         assert info.identity.endswith(url)
 
 
-def test_a_proxy_that_answers_errors_lets_the_inner_link_vouch() -> None:
+def test_proxy_that_answers_errors_lets_the_inner_link_vouch() -> None:
     def told(inner: str, **more: object) -> tuple[bool, bool]:
         provider_rules = read_provider_rules([{**GOOD, "keep": ["url"], "nested": "url", **more}])
         info = identify_url(f"https://img.acme.example/?url={inner}", NOW, provider_rules)
@@ -376,7 +374,7 @@ def test_a_proxy_that_answers_errors_lets_the_inner_link_vouch() -> None:
     assert told(plain) == told(plain, enforced=True) == (False, True)
 
 
-def test_a_host_counts_more_than_a_scheme_of_any_host() -> None:
+def test_host_counts_more_than_a_scheme_of_any_host() -> None:
     signature = f"Expires=1768050000&Key-Pair-Id=K2&Signature={SIG}"
     for enforced in (True, False):
         rule = {**GOOD, "signed_by": {"Key-Pair-Id": "word", "Signature": "signature"}, "enforced": enforced}
@@ -386,7 +384,7 @@ def test_a_host_counts_more_than_a_scheme_of_any_host() -> None:
     assert not identify_url(f"https://other.example/a.png?{both}", NOW).enforced
 
 
-def test_a_rule_may_bring_shapes_of_its_own() -> None:
+def test_rule_may_bring_shapes_of_its_own() -> None:
     rule = {**GOOD, "signed_by": {"k": "=v1", "sig": "/[a-f]{4}/"}}
     provider_rules = read_provider_rules([rule])
     assert (
@@ -461,13 +459,13 @@ BAD: list[tuple[dict[str, object], str]] = [
 
 
 @pytest.mark.parametrize(("table", "message"), BAD, ids=[f"{n}" for n in range(len(BAD))])
-def test_a_rule_that_cannot_be_honoured_is_refused_by_name_and_field(table: dict[str, object], message: str) -> None:
+def test_invalid_rule_is_refused_by_name_and_field(table: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=r"^provider '") as caught:
         read_provider_rules([table])
     assert message in str(caught.value)
 
 
-def test_an_end_that_cannot_be_read_is_an_end_that_is_not_told() -> None:
+def test_unreadable_end_counts_as_no_end() -> None:
     signed = (
         "https://bucket.s3.us-west-2.amazonaws.com/a.png?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIA%2F20260110%2Fus-west-2%2Fs3%2Faws4_request&X-Amz-Date=20260110T123000Z&X-Amz-Expires={}&X-Amz-SignedHeaders=host&X-Amz-Signature="
         + 64 * "0"
@@ -477,19 +475,19 @@ def test_an_end_that_cannot_be_read_is_an_end_that_is_not_told() -> None:
     assert (info.temporary, info.expires_at) == (True, None)
 
 
-def test_a_shape_that_is_no_pattern_is_refused_by_name() -> None:
+def test_shape_that_is_no_pattern_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"^shapes: odd: "):
         read_shapes({"odd": "("})
 
 
-def test_what_read_source_refuses_is_refused() -> None:
+def test_identity_refuses_what_read_source_refuses() -> None:
     with pytest.raises(InvalidSource):
         identify_url("javascript:alert(1)", NOW)
     with pytest.raises(SourceForbidden):
         identify_url("https://user@example.com/", NOW)
 
 
-def test_the_documented_provider_works() -> None:
+def test_documented_provider_works() -> None:
     text = Path("docs/identity.md").read_text("utf-8")
     config = tomllib.loads(text.partition("```toml\n")[2].partition("```")[0])
     provider_rules = read_provider_rules(config["sources"]["providers"])
@@ -519,11 +517,11 @@ def test_the_documented_provider_works() -> None:
         ("https://example.com/?i.imgur.com/removed.png", False),
     ],
 )
-def test_a_placeholder_is_told_by_its_host_and_path(url: str, *, gone: bool) -> None:
+def test_placeholder_is_recognised_by_host_and_path(url: str, *, gone: bool) -> None:
     assert BUILT_IN.is_gone(read_source(url)) is gone
 
 
-def test_a_users_placeholders_are_told_beside_our_own() -> None:
+def test_configured_placeholders_join_the_built_in_ones() -> None:
     own = read_provider_rules([{**GOOD, "gone": ["static.acme.example/missing*.png", "*.cdn.acme.example/gone/*"]}])
     for url in (
         "https://static.acme.example/missing.png",
@@ -565,7 +563,7 @@ SPELLINGS = [
 SIGNED = f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date=20260110T120000Z&X-Amz-Expires=3600&X-Amz-Signature={'0' * 64}"
 
 
-def test_there_are_buckets() -> None:
+def test_bucket_rules_exist() -> None:
     assert {name for name, _ in BUCKETS} >= {"Figma", "Notion", "Adobe Firefly"}
     assert all("*" not in bucket for _, bucket in BUCKETS)
 
@@ -573,7 +571,9 @@ def test_there_are_buckets() -> None:
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize(("provider", "bucket"), BUCKETS)
 @pytest.mark.parametrize("query", ["", f"?{SIGNED}"], ids=["bare", "signed"])
-def test_a_providers_bucket_is_told_in_every_spelling(provider: str, bucket: str, spelling: str, query: str) -> None:
+def test_bucket_of_a_provider_is_recognised_in_every_spelling(
+    provider: str, bucket: str, spelling: str, query: str
+) -> None:
     usual = identify_url(f"https://{bucket}.s3.amazonaws.com/a/b.png{query}", NOW)
     told = identify_url(f"https://{spelling.format(bucket)}/a/b.png{query}", NOW)
     assert told.provider == provider
@@ -607,7 +607,7 @@ DIFY = "timestamp={}&nonce=08ceefc08f3fae29dfff8c7a79a964e1&sign=oaSq6fZSSfpw9rQ
 
 @pytest.mark.parametrize("host", ["dify.example.com", "upload.dify.ai", "10.1.2.3:5001", "ai.example.com/dify"])
 @pytest.mark.parametrize("place", [f"{DIFY_ID}/file-preview", f"{DIFY_ID}/image-preview", f"tools/{DIFY_ID}.png"])
-def test_a_link_of_dify_is_temporary_and_has_one_key(host: str, place: str) -> None:
+def test_link_of_dify_is_temporary_and_has_one_key(host: str, place: str) -> None:
     bare = identify_url(f"https://{host}/files/{place}", NOW)
     for more in ("", "&as_attachment=true"):
         told = identify_url(f"https://{host}/files/{place}?{DIFY.format(1768050000)}{more}", NOW)
@@ -628,12 +628,12 @@ def test_a_link_of_dify_is_temporary_and_has_one_key(host: str, place: str) -> N
         f"https://dify.example.com/files/{DIFY_ID}/file-preview?{DIFY.format(1768050000)}&sign=x",
     ],
 )
-def test_what_lacks_a_part_of_it_is_no_link_of_dify(url: str) -> None:
+def test_dify_link_needs_all_its_parts(url: str) -> None:
     assert identify_url(url, NOW).scheme != "Dify"
     assert identify_url(url, NOW).identity.partition("?")[2] == "" or "sign" in identify_url(url, NOW).identity
 
 
-def test_a_lifetime_is_added_to_a_beginning() -> None:
+def test_lifetime_is_added_to_a_beginning() -> None:
     table = {**GOOD, "signed_by": {"at": "epoch-or-empty", "sig": "signature"}, "expires": ["epoch at +3600"]}
     provider_rules = read_provider_rules([table])
     for text, end in (("1768046400", END), ("", None)):

@@ -70,7 +70,7 @@ def after(seconds: float) -> timedelta:
 # What it is worth
 
 
-def test_an_incomplete_image_is_provisional_and_served() -> None:
+def test_incomplete_image_is_provisional_and_served() -> None:
     known = cut()
     assert standing_of(known) is Standing.PROVISIONAL
     assert may_change(known), "another node may complete it"
@@ -79,7 +79,7 @@ def test_an_incomplete_image_is_provisional_and_served() -> None:
         assert judge_record(known, link(kind), tried=False) is RecordUse.SERVE
 
 
-def test_an_image_that_is_found_incomplete_later_is_marked_unless_it_was_confirmed() -> None:
+def test_late_finding_marks_all_but_confirmed_images() -> None:
     assert mark(record()).doubts == {INCOMPLETE}
     confirmed = replace(record(), trust=replace(record().trust, refetches=Refetches(8, 3, BEGAN, BEGAN)))
     assert is_confirmed_as_it_is(confirmed)
@@ -91,7 +91,7 @@ def test_an_image_that_is_found_incomplete_later_is_marked_unless_it_was_confirm
 # When
 
 
-def test_the_interval_grows_from_a_minute_to_a_day() -> None:
+def test_interval_grows_from_a_minute_to_a_day() -> None:
     known = cut()
     assert due_at(known) == BEGAN + after(INTERVAL_MIN_S)
     intervals, now = [], BEGAN
@@ -105,7 +105,7 @@ def test_the_interval_grows_from_a_minute_to_a_day() -> None:
 
 
 @pytest.mark.parametrize("tries", [-5, 10**9])
-def test_a_record_that_says_nonsense_has_an_interval_all_the_same(tries: int) -> None:
+def test_record_with_absurd_values_has_an_interval(tries: int) -> None:
     known = replace(cut(), trust=replace(cut().trust, refetches=Refetches(tries, 0, BEGAN, BEGAN)))
     assert INTERVAL_MIN_S <= (due_at(known) - BEGAN).total_seconds() <= INTERVAL_MAX_S
 
@@ -126,7 +126,7 @@ def test_a_record_that_says_nonsense_has_an_interval_all_the_same(tries: int) ->
         pytest.param((SIGNATURE,), "ended", THEIRS, RefetchDecision.NEVER, id="it has ended"),
     ],
 )
-def test_who_may_have_it_fetched_again(doubts: tuple[Doubt, ...], kind: str, by: str, ask: RefetchDecision) -> None:
+def test_links_that_may_refetch(doubts: tuple[Doubt, ...], kind: str, by: str, ask: RefetchDecision) -> None:
     asking = replace(link(kind, by=by), ended=kind == "ended")
     assert decide_refetch(cut(*doubts), asking) is ask
     assert decide_refetch(cut(*doubts, CONTESTED), asking) is ask
@@ -160,7 +160,7 @@ def test_who_may_have_it_fetched_again(doubts: tuple[Doubt, ...], kind: str, by:
         pytest.param((SIGNATURE,), (INCOMPLETE,), False, MINE, Comparison.REPLACE, id="incomplete, verified over not"),
     ],
 )
-def test_what_takes_the_place_of_an_incomplete_image(
+def test_replacement_of_an_incomplete_image(
     old: tuple[Doubt, ...],
     new: tuple[Doubt, ...],
     continues: bool,  # noqa: FBT001 - a table
@@ -205,7 +205,7 @@ def test_equal_bytes_three_times_over_a_day_confirm_it() -> None:
     assert is_confirmed_as_it_is(known)
 
 
-def test_a_day_alone_confirms_nothing() -> None:
+def test_day_alone_confirms_nothing() -> None:
     known = cut()
     for number in range(1, EQUAL_REFETCHES_MIN + 1):
         assert is_incomplete(known)
@@ -214,7 +214,7 @@ def test_a_day_alone_confirms_nothing() -> None:
     assert known.brought_by == ""
 
 
-def test_other_bytes_in_between_begin_the_count_anew_and_failures_do_not() -> None:
+def test_other_bytes_restart_the_count_and_failures_do_not() -> None:
     late = BEGAN + after(CONFIRM_AFTER_S * 2)
     twice = replace(cut(), trust=replace(cut().trust, refetches=Refetches(5, 2, BEGAN, BEGAN)))
     assert not is_incomplete(
@@ -230,7 +230,7 @@ def test_bytes_that_were_misjudged_lose_the_doubt() -> None:
     assert record_after_refetch(known, RefetchOutcome.WHOLE, BEGAN) == record(UNSIGNED)
 
 
-def test_more_of_the_picture_keeps_the_interval_and_begins_the_count_anew() -> None:
+def test_longer_image_restarts_the_count_at_the_same_interval() -> None:
     known = replace(cut(CONTESTED), trust=replace(cut(CONTESTED).trust, refetches=Refetches(4, 2, BEGAN, BEGAN)))
     now = BEGAN + after(9_000)
     longer = record_after_longer(known, cut(digest=OTHER, by=MINE), now)
@@ -255,7 +255,7 @@ def test_equal_bytes_by_another_link_leave_it_incomplete() -> None:
     assert merge(cut(SIGNATURE), record(SIGNATURE, by=MINE)).doubts == {SIGNATURE}, "judged better than before"
 
 
-def test_what_replaces_it_is_judged_by_its_own_bytes() -> None:
+def test_replacement_is_judged_by_its_own_bytes() -> None:
     known = replace(
         cut(SIGNATURE, CONTESTED),
         trust=replace(cut(SIGNATURE, CONTESTED).trust, refetches=Refetches(1, 1, BEGAN, BEGAN)),
@@ -284,7 +284,7 @@ def test_what_replaces_it_is_judged_by_its_own_bytes() -> None:
         ((UNSIGNED, INCOMPLETE), (UNSIGNED,), False, MINE, False),
     ],
 )
-def test_the_link_that_brought_it_is_shown_it_on_where_another_picture_replaces_it(
+def test_replaced_image_is_still_shown_to_its_own_link(
     old: tuple[Doubt, ...],
     new: tuple[Doubt, ...],
     continues: bool,  # noqa: FBT001 - a table
@@ -300,7 +300,7 @@ def test_incomplete_bytes_prove_nothing_against_whole_ones() -> None:
     assert can_confirm(cut(SIGNATURE), cut(SIGNATURE, by=MINE)), "that the signature makes a difference"
 
 
-def test_a_shape_may_complete_an_image_where_its_signature_makes_a_difference() -> None:
+def test_shaped_link_completes_an_image_where_its_signature_counts() -> None:
     whole = record(SCHEME, digest=OTHER, by=MINE)
     assert can_complete(cut(SCHEME), whole)
     assert not can_complete(record(SCHEME), whole)
@@ -309,11 +309,11 @@ def test_a_shape_may_complete_an_image_where_its_signature_makes_a_difference() 
     assert can_complete(cut(SCHEME, PLAINTEXT), record(SCHEME, PLAINTEXT, digest=OTHER, by=MINE))
 
 
-def test_a_refusal_of_a_signed_link_counts_by_the_one_that_brought_the_image() -> None:
+def test_refusal_counts_by_the_link_that_brought_the_image() -> None:
     assert may_be_forged(cut(), link("verified"))
     assert not may_be_forged(cut(by=MINE), link("verified"))
     assert not may_be_forged(cut(UNSIGNED), link("bare"))
 
 
-def test_a_split_key_stays_split() -> None:
+def test_split_key_stays_split() -> None:
     assert judge_record(cut(SPLIT), link("bare"), tried=False) is RecordUse.OWN_KEY

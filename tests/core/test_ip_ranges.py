@@ -70,17 +70,17 @@ ALLOWED_OUTSIDE = [
 
 
 @pytest.mark.parametrize(("first", "last", "reason"), [*IPV4_RANGES, *IPV6_RANGES])
-def test_a_special_range_is_refused_from_its_first_address_to_its_last(first: str, last: str, reason: str) -> None:
+def test_special_range_is_refused_from_first_to_last_address(first: str, last: str, reason: str) -> None:
     assert refusal(ip_address(first), ()) == reason
     assert refusal(ip_address(last), ()) == reason
 
 
 @pytest.mark.parametrize("text", ALLOWED_OUTSIDE)
-def test_an_address_beside_the_special_ranges_may_be_connected_to(text: str) -> None:
+def test_address_beside_the_special_ranges_may_be_connected_to(text: str) -> None:
     assert refusal(ip_address(text), ()) is None
 
 
-def test_the_neighbours_of_every_range_are_in_these_tables() -> None:
+def test_tables_have_the_neighbours_of_every_range() -> None:
     for first, last, _ in [*IPV4_RANGES, *IPV6_RANGES]:
         kind = type(ip_address(first))
         neighbours = {int(ip_address(first)) - 1, int(ip_address(last)) + 1} - {-1, 2 ** kind(0).max_prefixlen}
@@ -106,17 +106,17 @@ def test_broadcast_is_refused() -> None:
      "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2a00:1450::5efe:8.8.8.8", "2a00:1450::200:5efe:10.0.0.1",
      "2a00:1450::300:5efe:10.0.0.1", "2a00:1450::100:5efe:10.0.0.1"],
 )  # fmt: skip
-def test_what_carries_an_ipv4_address_is_refused_whatever_it_carries(text: str) -> None:
+def test_address_with_an_embedded_ipv4_is_refused(text: str) -> None:
     assert refusal(ip_address(text), ()) == "transition form"
 
 
 @pytest.mark.parametrize("text", ["2a00:1450::5eff:808:808", "2a00:1450::400:5efe:808:808", "2a00:1450::5efe"])
-def test_what_only_resembles_isatap_may_be_connected_to(text: str) -> None:
+def test_address_that_only_resembles_isatap_is_allowed(text: str) -> None:
     assert refusal(ip_address(text), ()) is None
 
 
 @pytest.mark.parametrize("text", ["2606:4700::1111%eth0", "fe80::1%1"])
-def test_a_scope_is_refused_even_inside_an_allowed_network(text: str) -> None:
+def test_scope_is_refused_even_inside_an_allowed_network(text: str) -> None:
     assert refusal(ip_address(text), ()) == "scoped"
     assert refusal(ip_address(text), (ip_network("::/0"),)) == "scoped"
 
@@ -132,7 +132,7 @@ def test_a_scope_is_refused_even_inside_an_allowed_network(text: str) -> None:
         ("0.0.0.0/0", "169.254.169.254", "::1", "loopback"),
     ],
 )
-def test_a_network_of_the_operator_is_allowed_and_nothing_else(
+def test_network_of_the_operator_is_allowed_and_nothing_else(
     network: str, inside: str, outside: str, reason: str
 ) -> None:
     allowed = (ip_network("192.0.2.0/24"), ip_network(network))
@@ -155,12 +155,12 @@ def test_whatever_python_calls_special_is_refused(address: IPv4Address | IPv6Add
 
 
 @pytest.mark.parametrize("host", ["example.com", "a.b1", "1.example", "", "a:b"])
-def test_a_name_is_no_literal(host: str) -> None:
+def test_name_is_no_literal(host: str) -> None:
     assert read_literal(host) is None
 
 
 @pytest.mark.parametrize("host", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1"])
-def test_a_literal_is_the_address_it_spells(host: str) -> None:
+def test_literal_is_the_address_it_spells(host: str) -> None:
     assert read_literal(host) == ip_address(host)
 
 

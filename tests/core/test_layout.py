@@ -65,11 +65,11 @@ WRITTEN = b"""{
 """
 
 
-def test_a_record_is_written_as_it_always_was() -> None:
+def test_record_is_written_as_it_always_was() -> None:
     assert encode_record(RECORD) == WRITTEN
 
 
-def test_a_record_is_read_as_it_always_was() -> None:
+def test_record_is_read_as_it_always_was() -> None:
     assert decode_record(WRITTEN) == RECORD
 
 
@@ -83,7 +83,7 @@ def test_places_are_fanned_out_by_the_first_two_digits() -> None:
 
 
 @pytest.mark.parametrize("cut", range(0, len(WRITTEN) - 2, 7))
-def test_a_cut_record_is_unreadable(cut: int) -> None:
+def test_cut_record_is_unreadable(cut: int) -> None:
     with pytest.raises(RecordUnreadable):
         decode_record(WRITTEN[:cut])
 
@@ -95,7 +95,7 @@ def test_a_cut_record_is_unreadable(cut: int) -> None:
         pytest.param((b'"version": 1', b'"version": 2, "size": "many"'), id="newer and unlike"),
     ],
 )
-def test_a_newer_record_is_told_from_a_damaged_one(change: tuple[bytes, bytes]) -> None:
+def test_newer_record_is_distinguished_from_a_damaged_one(change: tuple[bytes, bytes]) -> None:
     with pytest.raises(RecordTooNew):
         decode_record(WRITTEN.replace(*change))
 
@@ -109,12 +109,12 @@ def test_a_newer_record_is_told_from_a_damaged_one(change: tuple[bytes, bytes]) 
         pytest.param((b"1234", b'"1234"'), id="size as text"),
     ],
 )
-def test_a_record_with_a_wrong_field_is_unreadable(change: tuple[bytes, bytes]) -> None:
+def test_record_with_a_wrong_field_is_unreadable(change: tuple[bytes, bytes]) -> None:
     with pytest.raises(RecordUnreadable):
         decode_record(WRITTEN.replace(*change, 1))
 
 
-def test_a_record_is_read_under_the_name_of_its_key() -> None:
+def test_record_is_read_under_the_name_of_its_key() -> None:
     assert read_record(WRITTEN, record_path(KEY).rpartition("/")[2]) == RECORD
 
 
@@ -129,13 +129,13 @@ def test_a_record_is_read_under_the_name_of_its_key() -> None:
         pytest.param("", id="no name"),
     ],
 )
-def test_a_record_under_another_name_is_damage(name: str) -> None:
+def test_record_under_another_name_is_damage(name: str) -> None:
     with pytest.raises(RecordUnreadable, match="the key is not that of the file's name") as caught:
         read_record(WRITTEN, name)
     assert not isinstance(caught.value, RecordTooNew)
 
 
-def test_a_newer_record_is_told_from_a_damaged_one_under_any_name() -> None:
+def test_newer_record_is_recognised_under_any_name() -> None:
     with pytest.raises(RecordTooNew):
         read_record(WRITTEN.replace(b'"version": 1', b'"version": 2'), "other.json")
 
@@ -153,7 +153,7 @@ def test_a_newer_record_is_told_from_a_damaged_one_under_any_name() -> None:
         f"/{DIGEST}.png",
     ],
 )
-def test_what_is_no_object_name_is_not_read(name: str) -> None:
+def test_other_name_than_an_object_is_not_read(name: str) -> None:
     assert read_object_name(name) is None
 
 
@@ -168,7 +168,7 @@ def test_no_bytes_raise_anything_else(data: bytes) -> None:
         decode_record(data)
 
 
-def test_the_longest_identity_fits_into_a_record() -> None:
+def test_longest_identity_fits_into_a_record() -> None:
     inside = "https://example.com/_next/image?url=" * 2 + "https://example.com/"
     info = identify(read_source(inside + "'" * (SOURCE_CHARS_MAX - len(inside))), WHEN)
     assert len(info.identity) > 4 * SOURCE_CHARS_MAX
@@ -188,7 +188,7 @@ def test_the_longest_identity_fits_into_a_record() -> None:
     assert decode_record(encode_record(record)) == record
 
 
-def test_a_record_belongs_under_its_own_name() -> None:
+def test_record_belongs_under_its_own_name() -> None:
     data = encode_record(RECORD)
     assert read_record(data, f"{RECORD.key}.json") == RECORD
     with pytest.raises(RecordUnreadable, match="not that of the file's name"):
@@ -206,7 +206,7 @@ TOMBSTONE = b"""\
 """ % KEY.encode()
 
 
-def test_a_tombstone_is_written_and_read_in_the_place_of_a_record() -> None:
+def test_tombstone_is_written_and_read_in_the_place_of_a_record() -> None:
     tombstone = Tombstone(KEY, RECORD.stored_at)
     assert encode_tombstone(tombstone) == TOMBSTONE
     assert read_record(TOMBSTONE, f"{KEY}.json") == tombstone
@@ -219,12 +219,12 @@ def test_a_tombstone_is_written_and_read_in_the_place_of_a_record() -> None:
 @pytest.mark.parametrize(
     "change", [(KEY.encode(), b"x"), (b'"key"', b'"kee"'), (b'"2026-11-22T10:00:00Z"', b'"yesterday"'), (b"}", b"")]
 )
-def test_a_damaged_tombstone_is_damage(change: tuple[bytes, bytes]) -> None:
+def test_damaged_tombstone_is_damage(change: tuple[bytes, bytes]) -> None:
     with pytest.raises(RecordUnreadable):
         decode_record(TOMBSTONE.replace(*change))
 
 
-def test_a_tombstone_names_the_digest_that_went_with_it() -> None:
+def test_tombstone_names_the_digest_that_went_with_it() -> None:
     tombstone = Tombstone(KEY, RECORD.stored_at, DIGEST)
     written = encode_tombstone(tombstone)
     assert read_record(written, f"{KEY}.json") == tombstone
@@ -232,7 +232,7 @@ def test_a_tombstone_names_the_digest_that_went_with_it() -> None:
     assert read_record(malformed, f"{KEY}.json") == Tombstone(KEY, RECORD.stored_at), "it stands all the same"
 
 
-def test_a_refusal_lists_the_keys_that_went_with_it() -> None:
+def test_refusal_lists_the_keys_that_went_with_it() -> None:
     other = Key("01" * 32)
     written = encode_block(DIGEST, WHEN, [KEY, other])
     assert json.loads(written)["keys"] == [other, KEY]
@@ -240,7 +240,7 @@ def test_a_refusal_lists_the_keys_that_went_with_it() -> None:
     assert read_block_keys(encode_block(DIGEST, WHEN)) == frozenset()
 
 
-def test_a_refusal_lists_so_many_keys_at_most_and_can_be_read_again() -> None:
+def test_refusal_lists_a_bounded_number_of_keys() -> None:
     keys = [Key(f"{number:064x}") for number in range(BLOCK_KEYS_MAX + 1)]
     written = encode_block(DIGEST, WHEN, keys)
     assert len(written) < BLOCK_BYTES_MAX
@@ -248,11 +248,11 @@ def test_a_refusal_lists_so_many_keys_at_most_and_can_be_read_again() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"keys": 1}', b'{"keys": ["../../a", ""]}', b'{"keys": null}'])
-def test_a_damaged_refusal_names_no_key(data: bytes) -> None:
+def test_damaged_refusal_names_no_key(data: bytes) -> None:
     assert read_block_keys(data) == frozenset()
 
 
-def test_a_refusal_tells_its_digest_by_its_name() -> None:
+def test_name_of_a_refusal_holds_its_digest() -> None:
     path = block_path(RECORD.digest)
     assert path == f"v1/refused/{RECORD.digest[:2]}/{RECORD.digest}.json"
     assert read_block_path(path) == RECORD.digest
@@ -264,12 +264,12 @@ def test_a_refusal_tells_its_digest_by_its_name() -> None:
     }
 
 
-def test_an_object_has_a_name_for_every_format() -> None:
+def test_object_has_a_name_for_every_format() -> None:
     assert RECORD.object_name in object_names(RECORD.digest)
     assert len(object_names(RECORD.digest)) == len(Format)
 
 
-def test_how_an_incomplete_image_was_fetched_again_is_kept() -> None:
+def test_refetches_are_written_and_read() -> None:
     refetches = Refetches(3, 1, WHEN, WHEN.replace(minute=5))
     record = replace(
         RECORD, trust=Trust(doubts=frozenset({Doubt.INCOMPLETE}), brought_by="0" * 32, refetches=refetches)

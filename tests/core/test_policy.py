@@ -43,7 +43,7 @@ def is_blocked(url: str, answers: list[str] | None) -> bool:
 @pytest.mark.parametrize(
     "case", CASES, ids=[f"{number}-{case['cat']}-{case['expect']}" for number, case in enumerate(CASES)]
 )
-def test_a_common_case_is_judged_as_it_says(case: dict[str, Any]) -> None:
+def test_common_case_is_judged_as_it_says(case: dict[str, Any]) -> None:
     # References relative to the hop before are resolved by the origin edge, which tests them.
     references = case.get("redirects", [])
     absolute = [text for text in references if not text.startswith("/")]
@@ -80,7 +80,7 @@ def test_a_common_case_is_judged_as_it_says(case: dict[str, Any]) -> None:
         ("[2606:*]", "2606:4700::1111", True),
     ],
 )
-def test_a_glob_matches_whole_hosts(glob: str, host: str, *, matches: bool) -> None:
+def test_glob_matches_whole_hosts(glob: str, host: str, *, matches: bool) -> None:
     allowed, denied = judge(at(host), hosts(allow=("other.example", glob))), judge(at(host), hosts(deny=(glob,)))
     assert allowed == (None if matches else "host is not in sources.allow")
     assert denied == ("host is in sources.deny" if matches else None)
@@ -92,7 +92,7 @@ def test_deny_wins_over_allow() -> None:
     assert judge(at("bad.example.com"), policy) == "host is in sources.deny"
 
 
-def test_a_list_that_denies_holds_for_all_that_a_link_names() -> None:
+def test_list_that_denies_holds_for_all_that_a_link_names() -> None:
     policy = Policy(
         None, ("denied.example", "part.example/no/*"), PORTS, (), names=lambda _: ("x.example/", "denied.example/a")
     )
@@ -117,25 +117,25 @@ def test_a_list_that_denies_holds_for_all_that_a_link_names() -> None:
         ("", "ni:///sha-256;abc", False),
     ],
 )
-def test_what_is_stored_is_denied_by_where_it_came_from(host: str, identity: str, *, denied: bool) -> None:
+def test_stored_image_is_denied_by_its_source(host: str, identity: str, *, denied: bool) -> None:
     policy = Policy(None, ("denied.example", "part.example/no/*", "2001:db8::1"), PORTS, ())
     assert policy.denies_record(host, identity) is denied
     assert not DEFAULT.denies_record(host, identity)
 
 
-def test_an_empty_allow_list_allows_nothing() -> None:
+def test_empty_allow_list_allows_nothing() -> None:
     assert judge(at("example.com"), hosts(allow=())) == "host is not in sources.allow"
 
 
 @pytest.mark.parametrize(
     "glob", ["", "https://example.com", "b*ü.example", "a b.example", "exa%6dple.com", "ü\u200d.example"]
 )
-def test_a_glob_that_can_match_no_host_is_an_error(glob: str) -> None:
+def test_glob_that_can_match_no_host_is_an_error(glob: str) -> None:
     with pytest.raises(ValueError, match="can match no host"):
         hosts(deny=(glob,))
 
 
-def test_policies_are_compared_by_what_the_operator_wrote() -> None:
+def test_policies_are_equal_by_their_settings() -> None:
     assert hosts(allow=("a.example",)) == hosts(allow=("a.example",))
     assert hosts(allow=("a.example",)) != hosts(allow=("b.example",))
     assert len({hosts(), hosts()}) == 1
@@ -157,7 +157,7 @@ def test_many_stars_do_not_hang() -> None:
      "1.0.0.127.in-addr.arpa", "a.test", "a.invalid", "x.onion", "x.i2p", "x.alt", "x.mail", "x.openstacklocal",
      "web.service.consul", "kubernetes.default.svc", ""],
 )  # fmt: skip
-def test_a_name_is_local(host: str) -> None:
+def test_name_is_local(host: str) -> None:
     assert is_local_name(host)
 
 
@@ -166,7 +166,7 @@ def test_a_name_is_local(host: str) -> None:
     ["example.com", "x.example", "example.example", "localhost.example.com", "local.example", "corp.com", "home.blog",
      "a.locals", "test.org", "10.0.0.1.example.com", "1.1.1.1", "::1", "2606:4700::1111"],
 )  # fmt: skip
-def test_a_name_is_ordinary(host: str) -> None:
+def test_name_is_ordinary(host: str) -> None:
     assert not is_local_name(host)
 
 
@@ -187,7 +187,7 @@ def test_a_name_is_ordinary(host: str) -> None:
         ("8.8.8.8", 53, "port is not in fetch.allow_ports"),
     ],
 )
-def test_a_source_is_judged_by_its_url_alone(host: str, port: int, reason: str | None) -> None:
+def test_source_is_judged_by_its_url_alone(host: str, port: int, reason: str | None) -> None:
     assert judge(at(host, port), DEFAULT) == reason
 
 
@@ -205,11 +205,11 @@ def test_a_source_is_judged_by_its_url_alone(host: str, port: int, reason: str |
         ("::ffff:10.1.2.3", 80, "transition form"),
     ],
 )
-def test_with_networks_only_addresses_tell_what_a_name_or_port_means(host: str, port: int, reason: str | None) -> None:
+def test_networks_make_names_and_ports_undecided(host: str, port: int, reason: str | None) -> None:
     assert judge(at(host, port), INSIDE) == reason
 
 
-def test_the_host_lists_hold_inside_the_networks_of_the_operator() -> None:
+def test_host_lists_hold_inside_the_networks_of_the_operator() -> None:
     policy = Policy(("*.example.com",), ("10.1.0.1",), PORTS, INSIDE.networks)
     assert judge(at("minio"), policy) == "host is not in sources.allow"
     assert judge(at("10.1.0.1"), policy) == "host is in sources.deny"

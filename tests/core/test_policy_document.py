@@ -26,7 +26,7 @@ def policy(**changes: Any) -> Policy:
     return Policy(**{**told, **changes})
 
 
-def test_what_is_told_is_read() -> None:
+def test_written_policy_is_read() -> None:
     for signature, needs_key in (("off", False), ("misses", True), ("always", True)):
         assert read_policy(describe_policy(policy(), signature=signature), nothing) == (policy(), needs_key)
 
@@ -54,12 +54,12 @@ def test_any_host_is_one_star(allowed: tuple[str, ...] | None) -> None:
         {"networks": ["10.0.0.1/8"]},
     ],
 )
-def test_what_is_no_policy_is_an_error(change: dict[str, Any]) -> None:
+def test_malformed_policy_is_an_error(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r".+"):
         read_policy({**describe_policy(policy(), signature="off"), **change}, nothing)
 
 
-def test_pages_are_told_what_is_allowed_and_never_what_is_denied() -> None:
+def test_pages_receive_the_allow_list_alone() -> None:
     told = policy(
         hosts_allowed=("a.example", "bad.o.example", "*.c.example"), hosts_denied=("*.o.example", "*.c.example")
     )

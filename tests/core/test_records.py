@@ -15,11 +15,11 @@ from imgkeep.core.source_url import read_source
     "url",
     ["https://example.com/a?b=1", "http://example.com:8080/", "https://[2606:4700::1]/a", "http://[2606:4700::1]:81/a"],
 )
-def test_a_source_writes_its_url_again(url: str) -> None:
+def test_source_writes_its_url_again(url: str) -> None:
     assert read_source(url).url == url
 
 
-def test_a_source_shows_its_host_only() -> None:
+def test_source_shows_its_host_only() -> None:
     assert repr(Source("https", "example.com", 443, "/secret?sig=1")) == "<Source at example.com>"
 
 
@@ -53,14 +53,14 @@ BEFORE, AFTER = datetime(2026, 11, 22, 9, tzinfo=UTC), datetime(2026, 11, 22, 11
         (False, BEFORE, None, False, False),
     ],
 )
-def test_a_link_tells_how_old_it_is(
+def test_link_has_an_age(
     *, temporary: bool, expires_at: datetime | None, scheme: str | None, fresh: bool, expired: bool
 ) -> None:
     info = SourceInfo("x", Key("0"), None, temporary, expires_at, scheme)
     assert (info.is_fresh(NOW), info.may_have_expired(NOW)) == (fresh, expired)
 
 
-def test_a_job_is_queued_running_done_or_cancelled() -> None:
+def test_job_is_queued_running_done_or_cancelled() -> None:
     job = Job("a", NOW, None, total=2, saved=0, failed=0)
     assert job.state == "queued"
     assert replace(job, failed=1).state == "running"
@@ -69,7 +69,7 @@ def test_a_job_is_queued_running_done_or_cancelled() -> None:
     assert (cancelled.state, cancelled.cancelled, job.cancelled) == ("cancelled", 1, 0)
 
 
-def test_what_waits_in_a_job_does_not_print_its_link() -> None:
+def test_item_of_a_job_does_not_print_its_link() -> None:
     link = "https://a.example/?sig=s3cr3t"
     waiting = [
         NewItem(link, "a.example", None),
@@ -83,5 +83,5 @@ def test_what_waits_in_a_job_does_not_print_its_link() -> None:
     ("host", "provider", "label"),
     [("a.example", "Acme", "Acme"), ("a.example", None, "other"), ("", None, "upload")],
 )
-def test_metrics_tell_a_provider_from_a_bounded_set(host: str, provider: str | None, label: str) -> None:
+def test_provider_label_comes_from_a_bounded_set(host: str, provider: str | None, label: str) -> None:
     assert Subject(Key("0" * 64), host, provider).label == label

@@ -24,7 +24,7 @@ HERE = read_source("https://a.example:8443/b/c.png?d=e")
         ("//bücher.example/".encode(), "https://xn--bcher-kva.example/"),
     ],
 )
-def test_a_location_is_resolved(location: bytes, url: str) -> None:
+def test_location_is_resolved(location: bytes, url: str) -> None:
     assert read_location([location], HERE).url == url
     assert read_location([location, location], HERE).url == url
 
@@ -36,12 +36,12 @@ def test_nowhere_and_several_places_are_ambiguous(values: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("value", [b"ftp://h.example/", b"data:,", b"http://", b"http://\xff.example/"])
-def test_what_is_no_http_url_is_invalid(value: bytes) -> None:
+def test_other_text_than_an_http_url_is_invalid(value: bytes) -> None:
     with pytest.raises(InvalidSource):
         read_location([value], HERE)
 
 
 @pytest.mark.parametrize("value", [b"http://u@h.example/", b"//127.1/", b"//%31%32%37.0.0.1/"])
-def test_what_is_forbidden_in_a_link_is_forbidden_in_a_location(value: bytes) -> None:
+def test_location_is_forbidden_where_a_link_is(value: bytes) -> None:
     with pytest.raises(SourceForbidden):
         read_location([value], HERE)

@@ -74,7 +74,7 @@ def test_fields_are_written_as_a_strict_parser_wants_them(lines: list[bytes], wa
         (b"HTTP/1.1 200 \0", None),
     ],
 )
-def test_a_status_line_is_read(line: bytes, status: int | None) -> None:
+def test_status_line_is_read(line: bytes, status: int | None) -> None:
     head = mend_head(line + b"\r\n\r\n")
     assert (None if head is None else head.status) == status
 
@@ -98,12 +98,12 @@ def test_two_lengths_contradict_each_other(lines: tuple[bytes, ...]) -> None:
         (b"\r\n\r\n", None),
     ],
 )
-def test_a_head_ends_at_an_empty_line(data: bytes, end: int | None) -> None:
+def test_head_ends_at_an_empty_line(data: bytes, end: int | None) -> None:
     assert find_head_end(data) == end
     assert all(find_head_end(bytearray(data), start) == end for start in range(1, (end or 4) - 3))
 
 
-def test_what_does_not_begin_as_http_is_told_early() -> None:
+def test_other_bytes_than_http_are_recognised_early() -> None:
     assert may_begin(b"")
     assert may_begin(b"\r\n\r\nHTT")
     assert may_begin(b"\r\n\r\nhttp")
@@ -121,7 +121,7 @@ def test_chunked_is_found_in_any_list() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_what_is_mended_is_read_alike_again(data: bytes) -> None:
+def test_repaired_head_is_read_alike_again(data: bytes) -> None:
     try:
         head = mend_head(b"HTTP/1.1 200 OK\r\n" + data + b"\r\n\r\n")
     except Contradiction:
@@ -131,7 +131,7 @@ def test_what_is_mended_is_read_alike_again(data: bytes) -> None:
         assert find_head_end(head.data) == len(head.data)
 
 
-def test_a_connection_that_may_be_used_again_is_not_ended() -> None:
+def test_connection_that_may_be_used_again_is_not_ended() -> None:
     head = mend_head(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", is_last=False)
     assert head is not None
     assert head.data == b"HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
-from imgkeep.core.identity.signature_probe import REPLACED_CHARS, make_invalid_signature
+from imgkeep.core.identity.invalid_signature import REPLACED_CHARS, make_invalid_signature
 from imgkeep.core.source_url import read_source
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -40,7 +40,7 @@ def first(_below: int) -> int:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_spoiled_link_differs_in_a_few_characters_alone_and_reads_the_same(name: str) -> None:
+def test_spoiled_link_differs_in_a_few_characters(name: str) -> None:
     try:
         source = read_source(CASES[name])
     except SourceRejected:
@@ -72,7 +72,7 @@ def test_most_links_with_a_permission_can_be_spoiled() -> None:
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_the_signature_is_spoiled_and_not_what_stands_beside_it(name: str) -> None:
+def test_signature_alone_is_spoiled(name: str) -> None:
     source = read_source(CASES[name])
     spoiled = make_invalid_signature(source, NOW, BUILT_IN, first)
     assert spoiled is not None
@@ -94,7 +94,7 @@ def test_two_draws_give_two_links_of_one_alphabet(random: object) -> None:
 
 
 @pytest.mark.parametrize("signature", ["aB" * 32, "aBcDeFaB" * 8])
-def test_a_signature_of_hex_digits_of_both_cases_stays_one(signature: str) -> None:
+def test_signature_of_hex_digits_of_both_cases_stays_one(signature: str) -> None:
     provider_rules = read_provider_rules([{"name": "Acme", "hosts": ["a.example"], "signed_by": {"sig": "hex64"}}])
     source = read_source(f"https://a.example/p.png?sig={signature}")
     for draw in range(26):
@@ -103,7 +103,7 @@ def test_a_signature_of_hex_digits_of_both_cases_stays_one(signature: str) -> No
 
 
 @given(st.binary(min_size=20, max_size=64), st.randoms(use_true_random=False))
-def test_a_signature_in_base64_stays_one_for_strict_decoders(signature: bytes, random: object) -> None:
+def test_signature_in_base64_stays_one_for_strict_decoders(signature: bytes, random: object) -> None:
     """An error that only says that a text is no base64 would be taken for a refusal of the signature."""
     provider_rules = read_provider_rules([{"name": "Acme", "hosts": ["a.example"], "signed_by": {"sig": "signature"}}])
     source = read_source(f"https://a.example/p.png?sig={quote(b64encode(signature).decode(), safe='')}")
@@ -125,7 +125,7 @@ def test_a_signature_in_base64_stays_one_for_strict_decoders(signature: bytes, r
     ],
     ids=["bare", "not known", "too short a run", "given twice", "nothing inside is signed", "nothing inside"],
 )
-def test_what_has_no_signature_that_can_be_told_is_not_spoiled(url: str) -> None:
+def test_link_without_a_known_signature_is_not_spoiled(url: str) -> None:
     provider_rules = read_provider_rules(
         [
             {"name": "Acme", "hosts": ["img.acme.example"], "signed_by": {"sig": "/[a-z-]+/"}, "temporary": True},
@@ -135,7 +135,7 @@ def test_what_has_no_signature_that_can_be_told_is_not_spoiled(url: str) -> None
     assert make_invalid_signature(read_source(url), NOW, provider_rules, first) is None
 
 
-def test_what_is_too_deep_inside_others_is_not_spoiled() -> None:
+def test_too_deeply_nested_link_is_not_spoiled() -> None:
     provider_rules = read_provider_rules(
         [
             {"name": "Proxy", "hosts": ["proxy.acme.example"], "keep": ["url"], "nested": "url"},
@@ -149,7 +149,7 @@ def test_what_is_too_deep_inside_others_is_not_spoiled() -> None:
         url = f"https://proxy.acme.example/p?url={quote(url, safe='')}"
 
 
-def test_a_link_that_reads_otherwise_when_spoiled_is_not_used() -> None:
+def test_link_that_reads_otherwise_when_spoiled_is_not_used() -> None:
     provider_rules = read_provider_rules(
         [
             {

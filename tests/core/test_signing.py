@@ -19,15 +19,15 @@ NOW_S = 1_700_000_000.5
 
 
 @pytest.mark.parametrize(("src", "end", "sig"), VECTORS)
-def test_the_documented_vectors_hold(src: str, end: str, sig: str) -> None:
+def test_documented_vectors_hold(src: str, end: str, sig: str) -> None:
     assert sign(KEY, src, expires=int(end) if end else None) == sig
 
 
-def test_there_are_vectors() -> None:
+def test_vectors_exist() -> None:
     assert len(VECTORS) == 4
 
 
-def test_the_function_in_the_documentation_is_ours() -> None:
+def test_documented_function_agrees() -> None:
     code = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
     names: dict[str, object] = {}
     exec(code, names)
@@ -39,7 +39,7 @@ def test_the_function_in_the_documentation_is_ours() -> None:
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"])), st.integers(1_700_000_001, 10**11))
-def test_a_path_that_we_sign_is_valid(tail: str, expires: int) -> None:
+def test_own_signed_path_is_valid(tail: str, expires: int) -> None:
     src = f"https://example.com/{tail}".strip()
     query = read_img_query(signed_path(KEY, src, expires=expires).partition("?")[2])
     assert Signatures([KEY]).judge(query.text, dict(query.options), NOW_S) == expires
@@ -52,7 +52,7 @@ def test_any_of_the_keys_will_do() -> None:
         assert signatures.judge(URL, {"sig": sign(key, URL)}, NOW_S) is None
 
 
-def test_other_parameters_are_covered_in_the_order_of_their_names() -> None:
+def test_signature_covers_parameters_in_order_of_names() -> None:
     sig = sign(KEY, URL, options=[("a", "1"), ("b", "2")])
     assert Signatures([KEY]).judge(URL, {"b": "2", "sig": sig, "a": "1"}, NOW_S) is None
     with pytest.raises(SignatureInvalid):
@@ -81,5 +81,5 @@ def test_whatever_was_not_signed_so_is_refused(options: dict[str, str], error: t
         Signatures([KEY]).judge(URL, options, NOW_S)
 
 
-def test_a_key_never_prints() -> None:
+def test_key_never_prints() -> None:
     assert KEY not in repr(Signatures([KEY]))

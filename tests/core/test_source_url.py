@@ -85,7 +85,7 @@ CASES = json.loads((Path(__file__).parents[1] / "cases" / "forbidden_sources.jso
         pytest.param("http://[::FFFF:7F00:1]/", "http", "::ffff:127.0.0.1", 80, "/", id="v6-mapped"),
     ],
 )
-def test_a_url_is_brought_into_its_one_form(text: str, scheme: str, host: str, port: int, target: str) -> None:
+def test_url_is_brought_into_its_one_form(text: str, scheme: str, host: str, port: int, target: str) -> None:
     source = read_source(text)
     assert source == Source(scheme, host, port, target)
     assert read_source(source.url) == source
@@ -118,7 +118,7 @@ def test_a_url_is_brought_into_its_one_form(text: str, scheme: str, host: str, p
         ("/a%23b", "/a%23b"),
     ],
 )
-def test_the_target_goes_out_as_it_came_but_for_what_may_not_stand_in_it(given_target: str, target: str) -> None:
+def test_target_is_sent_as_received_but_for_forbidden_characters(given_target: str, target: str) -> None:
     source = read_source(f"https://example.com{given_target}")
     assert source.target == target
     assert read_source(source.url) == source
@@ -238,7 +238,7 @@ INVALID = [
 
 
 @pytest.mark.parametrize("text", INVALID, ids=ascii)
-def test_what_is_no_absolute_http_url_is_invalid(text: str) -> None:
+def test_other_text_than_an_absolute_http_url_is_invalid(text: str) -> None:
     with pytest.raises(InvalidSource) as raised:
         read_source(text)
     assert raised.value.__cause__ is None
@@ -276,25 +276,25 @@ def test_user_information_is_forbidden(text: str) -> None:
     ],
     ids=ascii,
 )  # fmt: skip
-def test_an_address_in_a_spelling_of_its_own_is_forbidden(host: str) -> None:
+def test_address_in_a_spelling_of_its_own_is_forbidden(host: str) -> None:
     with pytest.raises(SourceForbidden, match="non-canonical") as raised:
         read_source(f"http://{host}/a.png")
     assert raised.value.__context__ is None
 
 
-def test_the_longest_url_is_read_and_one_more_character_is_not() -> None:
+def test_longest_url_is_read_and_one_more_character_is_not() -> None:
     url = "https://example.com/".ljust(SOURCE_CHARS_MAX, "a")
     assert read_source(url).url == url
     with pytest.raises(InvalidSource, match="longer than 8192"):
         read_source(url + "a")
 
 
-def test_a_url_counts_as_it_goes_out() -> None:
+def test_url_counts_as_it_goes_out() -> None:
     with pytest.raises(InvalidSource, match="longer than 8192"):
         read_source("https://example.com/" + "ü" * (SOURCE_CHARS_MAX // 6))
 
 
-def test_the_longest_label_and_the_longest_name_are_read() -> None:
+def test_longest_label_and_the_longest_name_are_read() -> None:
     name = ".".join(["a" * 63] * 3 + ["a" * 61])
     assert read_source(f"http://{name}/").host == name
     assert len(name) == 253
@@ -302,13 +302,13 @@ def test_the_longest_label_and_the_longest_name_are_read() -> None:
 
 
 @pytest.mark.parametrize("text", [*INVALID, "https://user:s3cr3t@example.com/", "https://s3cr3t.1/"], ids=ascii)
-def test_a_message_holds_nothing_of_the_url(text: str) -> None:
+def test_message_holds_nothing_of_the_url(text: str) -> None:
     with pytest.raises(SourceRejected) as raised:
         read_source(text.replace("example", "s3cr3t").replace("local", "s3cr3t"))
     assert "s3cr3t" not in str(raised.value)
 
 
-def test_the_urls_of_all_cases_are_read_or_rejected() -> None:
+def test_urls_of_all_cases_are_read_or_rejected() -> None:
     taken = {text for case in CASES for text in [case["url"]] if _is_read(text)}
     allowed = {case["url"] for case in CASES if case["expect"] == "allow"}
     assert allowed <= taken
@@ -378,12 +378,12 @@ PROGRAMS: dict[str, Callable[[str], str]] = {
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 @pytest.mark.parametrize("url", LINKS.values(), ids=LINKS)
-def test_what_programs_encode_is_the_same_source(url: str, program: Callable[[str], str]) -> None:
+def test_encoded_source_is_the_same(url: str, program: Callable[[str], str]) -> None:
     assert read_img_query(program(url)).source == read_source(url)
 
 
 @pytest.mark.parametrize("url", [url for name, url in LINKS.items() if name != "plain"])
-def test_what_people_leave_unencoded_is_the_same_source(url: str) -> None:
+def test_unencoded_source_is_the_same(url: str) -> None:
     for query in (f"src={url}", f"exp=1&sig=x&src={url}", f"src={in_address_bar(url)}"):
         assert read_img_query(query).source == read_source(url)
 
@@ -414,7 +414,7 @@ def test_encode_uri_of_a_link_without_parameters_is_a_form_value() -> None:
     assert read_img_query("src=https://example.com/a%252Fb%20c.png").source.target == "/a%2Fb%20c.png"
 
 
-def test_a_plus_is_a_space_in_a_form_value_and_itself_in_a_url_that_stands_as_it_is() -> None:
+def test_plus_is_a_space_only_in_a_form_value() -> None:
     assert read_img_query("src=https://example.com/a+b.png").source.target == "/a%20b.png"
     assert read_img_query("src=https://example.com/a+b.png?c=d+e").source.target == "/a+b.png?c=d+e"
     assert read_img_query("src=https%3A//example.com/a%2Bb.png").source.target == "/a+b.png"
@@ -439,9 +439,7 @@ def test_escapes_of_a_url_that_stands_as_it_is_are_its_own() -> None:
         pytest.param("src=https://h.example/a?b=c&sig=x", "/a?b=c&sig=x", []),
     ],
 )
-def test_our_parameters_are_told_from_those_of_the_source(
-    query: str, target: str, options: list[tuple[str, str]]
-) -> None:
+def test_own_parameters_are_separated_from_the_source(query: str, target: str, options: list[tuple[str, str]]) -> None:
     read = read_img_query(query)
     assert read.source.target == target
     assert read.options == tuple(options)
@@ -487,7 +485,7 @@ def test_our_parameters_are_told_from_those_of_the_source(
     ],
     ids=lambda text: ascii(text)[:70],
 )
-def test_a_query_without_one_clear_source_is_invalid(query: str, message: str) -> None:
+def test_query_without_one_clear_source_is_invalid(query: str, message: str) -> None:
     with pytest.raises(InvalidSource, match=message) as raised:
         read_img_query(query)
     assert "example" not in str(raised.value)
@@ -496,12 +494,12 @@ def test_a_query_without_one_clear_source_is_invalid(query: str, message: str) -
 @pytest.mark.parametrize(
     "host", ["%E2%91%A0.%E2%91%A0.%E2%91%A0.%E2%91%A0", "127%E3%80%821", "user%C3%BC@a.example"], ids=str
 )
-def test_a_host_that_a_browser_encoded_is_seen_through(host: str) -> None:
+def test_host_that_a_browser_encoded_is_seen_through(host: str) -> None:
     with pytest.raises(SourceForbidden):
         read_img_query(f"src=https://{host}/a?b=c")
 
 
-def test_a_query_does_not_print_its_secrets() -> None:
+def test_query_does_not_print_its_secrets() -> None:
     read = read_img_query("sig=s3cr3t&src=https://example.com/s3cr3t?sig=s3cr3t")
     assert repr(read) == "ImgQuery(source=<Source at example.com>)"
 
@@ -531,7 +529,7 @@ urls = st.builds(
 @settings(deadline=None)
 @given(st.one_of(anything, urlish))
 @example("http://" + "\u00ad" * 5000)
-def test_any_text_is_read_or_rejected_and_what_is_read_is_in_its_last_form(text: str) -> None:
+def test_any_text_is_rejected_or_read_into_its_final_form(text: str) -> None:
     try:
         source = read_source(text)
     except SourceRejected:
@@ -576,14 +574,14 @@ def test_any_query_is_read_or_rejected(query: str) -> None:
         ("http://img.example.com:8080", "http://img.example.com:8080/images/a.png", "/images/a.png"),
     ],
 )
-def test_a_path_under_our_own_url_is_known(public: str, url: str, path: str | None) -> None:
+def test_path_under_the_public_url_is_known(public: str, url: str, path: str | None) -> None:
     assert own_path(read_source(url), read_source(public)) == path
 
 
 @pytest.mark.parametrize(
     "text", ["https://a.example/?", "https://a.example/x?b=1", "https://a.example/#", "https://a.example#b"]
 )
-def test_what_paths_are_put_behind_has_neither_query_nor_fragment(text: str) -> None:
+def test_base_of_paths_has_neither_query_nor_fragment(text: str) -> None:
     assert read_base("https://a.example/keep") == read_source("https://a.example/keep")
     with pytest.raises(InvalidSource, match="neither a query nor a fragment"):
         read_base(text)

@@ -26,7 +26,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize(("url", "place"), GOOD.values(), ids=GOOD)
-def test_a_store_is_named_by_its_url(url: str, place: Folder | Bucket) -> None:
+def test_store_is_named_by_its_url(url: str, place: Folder | Bucket) -> None:
     assert read_store_url(url) == place
 
 
@@ -50,7 +50,7 @@ BAD = {
     "a prefix too long": ("s3://images/" + "a" * 513, "prefix"),
     "a control character in the prefix": ("s3://images/a%00b", "prefix"),
     "an unknown parameter": ("s3://images?acl=public", "region=, endpoint= and addressing="),
-    "a parameter twice": ("s3://images?region=a&region=b", "region stands there twice: .*each once"),
+    "a parameter twice": ("s3://images?region=a&region=b", "region is given twice: .*each once"),
     "a misspelt parameter": ("s3://images?regoin=a", "there is no parameter regoin: behind the [?] expected region="),
     "a parameter that may be a secret": ("s3://images?a.b=c", "^behind the [?] expected region="),
     "a name that is too short": ("s3://ab", "a name of 3 letters"),
@@ -70,7 +70,7 @@ BAD = {
 
 
 @pytest.mark.parametrize(("url", "reason"), BAD.values(), ids=BAD)
-def test_what_cannot_be_honoured_is_refused_with_what_was_expected(url: str, reason: str) -> None:
+def test_invalid_url_is_refused_with_the_expected_form(url: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         read_store_url(url)
 

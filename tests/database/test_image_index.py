@@ -15,7 +15,7 @@ from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import decode_record, encode_record
 from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record
 from imgkeep.database.image_index import UNWRITTEN_MAX, _records, _to_record, _to_row
-from imgkeep.database.tables import images, metadata
+from imgkeep.database.schema import images, metadata
 
 from tests.support.database import make_records, query, walk
 from tests.support.stores import NOON, record_of

@@ -18,9 +18,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from imgkeep.core.errors import StorageError
 from imgkeep.database import Database, IncompatibleDatabase
-from imgkeep.database.schema import NEWEST, migrate
+from imgkeep.database.schema import metadata
+from imgkeep.database.schema_upgrade import NEWEST, migrate
 from imgkeep.database.sqlite_file import find_fault
-from imgkeep.database.tables import metadata
 
 from tests.support.database import query
 from tests.support.program import cannot, run

@@ -19,9 +19,9 @@ import pytest
 from imgkeep.bootstrap.platform import Platform
 from yarl import URL
 
+from tests.support.images import make_image
 from tests.support.network import PUBLIC, Dials, Names, client_context, look, nothing_kept, server_context
 from tests.support.origins import FakeOrigin
-from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     import ssl
@@ -363,7 +363,7 @@ class Internet:
 
     def redirects(self, *chain: str) -> None:
         """Let each answered request lead to the next of the chain, whatever its path; behind it are images."""
-        image = picture()
+        image = make_image()
 
         async def script(exchange: Exchange) -> None:
             number = self.answered - 1
@@ -448,7 +448,7 @@ async def test_public_source_is_fetched_from_its_own_address(
     internet.names.default = case.get("dns", [])
     internet.redirects(*chain)
     seen = await look(imgkeep, case["url"])
-    assert (seen.status, seen.body) == (200, picture())
+    assert (seen.status, seen.body) == (200, make_image())
     assert set(internet.dialled) == {case["dns"][0] if "dns" in case else literal}
     assert internet.answered == len(chain) + 1
 
@@ -470,7 +470,7 @@ async def test_source_that_only_looks_forbidden_is_fetched(
 ) -> None:
     internet.names.default = answers
     seen = await look(imgkeep, url)
-    assert (seen.status, seen.body) == (200, picture())
+    assert (seen.status, seen.body) == (200, make_image())
     assert internet.dialled[0] == (answers[0] if answers else (urlsplit(url).hostname or ""))
 
 

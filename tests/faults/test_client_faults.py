@@ -15,9 +15,9 @@ import pytest
 from imgkeep.bootstrap.server import SERVICES
 
 from tests.support.image_requests import fills_done, store_image
+from tests.support.images import png_of
 from tests.support.impatient_server import LIMIT_S, deaf_socket, serve_impatiently
 from tests.support.origins import gated_body
-from tests.support.pictures import picture_of
 from tests.support.raw_http import ask, port_of, request, split, talk, target_of
 from tests.support.waiting import until
 
@@ -88,7 +88,7 @@ async def test_idle_connections_delay_no_others(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stored", [True, False], ids=["hit", "miss"])
 async def test_stalled_client_is_disconnected(tmp_path: Path, origin: FakeOrigin, stored: bool) -> None:  # noqa: FBT001 - a table
-    body = picture_of(12_000_000)
+    body = png_of(12_000_000)
     url = origin.gives("/a.png", body)
     async with serve_impatiently(tmp_path) as (port, app):
         if stored:
@@ -116,7 +116,7 @@ async def test_stalled_client_is_disconnected(tmp_path: Path, origin: FakeOrigin
 
 
 async def test_stalled_client_does_not_slow_others(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    body = picture_of(12_000_000)
+    body = png_of(12_000_000)
     url = origin.gives("/a.png", body)
     sock = await asyncio.to_thread(deaf_socket, port_of(imgkeep))
     try:
@@ -271,7 +271,7 @@ async def test_ambiguous_request_is_refused_or_framed(tmp_path: Path, name: str)
 
 
 async def test_pipelined_requests_are_answered_in_order(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture_of(1000))
+    url = origin.gives("/a.png", png_of(1000))
     await store_image(imgkeep, url)
     data = await talk(
         port_of(imgkeep),
@@ -288,7 +288,7 @@ async def test_client_that_leaves_early_is_counted_and_is_no_error(
     tmp_path: Path, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
     gate = asyncio.Event()
-    url = origin.on("/a.png", gated_body(picture_of(500_000), gate, ahead=0))
+    url = origin.on("/a.png", gated_body(png_of(500_000), gate, ahead=0))
     async with serve_impatiently(tmp_path) as (port, app):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request(target_of(url)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bench.crash import crash
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import need_strace, run, serving
 from tests.support.waiting import until
 
@@ -38,7 +38,7 @@ async def test_drafts_of_dead_processes_are_swept(tmp_path: Path) -> None:
 
 
 async def test_maintenance_leaves_a_running_server_alone(tmp_path: Path, origin: FakeOrigin) -> None:
-    body = picture("PNG", width=400, height=300)
+    body = make_image("PNG", width=400, height=300)
     first = 100_000  # a smaller draft has no file before it is stored
 
     statuses: list[int] = []
@@ -111,7 +111,7 @@ def only(calls: list[Call]) -> Call:
 
 async def test_response_ends_only_when_the_image_is_durable(tmp_path: Path, origin: FakeOrigin) -> None:
     need_strace()
-    body = picture("PNG", width=200, height=150)
+    body = make_image("PNG", width=200, height=150)
     folder, trace = tmp_path / "data", tmp_path / "trace"
     url = origin.gives("/a.png", body)
     tracing = ("strace", "-f", "-yy", "-s", "16", "-o", str(trace), "-e", f"trace={CALLS}")

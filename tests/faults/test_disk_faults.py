@@ -26,7 +26,7 @@ import pytest
 from imgkeep.bootstrap.server import SERVICES
 
 from tests.support.image_requests import count_readers
-from tests.support.pictures import picture_of
+from tests.support.images import png_of
 from tests.support.program import cannot, injecting, need_strace, run, serving
 from tests.support.waiting import until
 
@@ -100,7 +100,7 @@ def mount_by(*words: str | Path) -> None:
 
 def serve(origin: FakeOrigin, name: str, size: int = 20_000) -> tuple[str, bytes]:
     """Give the origin an image of its own under a name."""
-    body = picture_of(size, seed=sum(name.encode()) * 257 % 65_536)
+    body = png_of(size, seed=sum(name.encode()) * 257 % 65_536)
     return origin.gives(f"/{name}.png", body), body
 
 
@@ -287,7 +287,7 @@ async def test_disk_failure_during_a_fill_spares_its_readers(
         database={"url": f"sqlite:{tmp_path}/imgkeep.db"},
         store={"hot_bytes_max": 10_000_000},
     )
-    body = picture_of(1_500_000)
+    body = png_of(1_500_000)
     sent_half, go_on = asyncio.Event(), asyncio.Event()
 
     async def in_two_halves(exchange: Exchange) -> None:

@@ -15,8 +15,8 @@ from imgkeep.images.negative_cache import IMAGES_BYTES_MAX, NegativeCache
 from imgkeep.images.peer_fill import FillFailure
 
 from tests.support.browser import browsing
+from tests.support.images import make_image, png_of
 from tests.support.network import look, nothing_kept
-from tests.support.pictures import picture, picture_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,9 +44,9 @@ async def showing(start: Start, **fetch: Any) -> Imgkeep:
 
 
 CUT = {
-    "by its length": ("Content-Length: 9999", picture()[:4000]),
-    "by its chunks": ("Transfer-Encoding: chunked", b"fa0\r\n" + picture()[:4000] + b"\r\n"),
-    "by its coding": ("Content-Encoding: gzip", gzip.compress(picture())[:-1000]),
+    "by its length": ("Content-Length: 9999", make_image()[:4000]),
+    "by its chunks": ("Transfer-Encoding: chunked", b"fa0\r\n" + make_image()[:4000] + b"\r\n"),
+    "by its coding": ("Content-Encoding: gzip", gzip.compress(make_image())[:-1000]),
 }
 
 
@@ -67,10 +67,10 @@ async def test_error_image_is_shown_with_own_status_and_not_stored(
     start: Start, origin: FakeOrigin, status: int, told: tuple[int, str]
 ) -> None:
     imgkeep = await showing(start)
-    url = origin.gives("/a.png", picture(), status=f"{status} No")
+    url = origin.gives("/a.png", make_image(), status=f"{status} No")
     for _ in range(2):
         seen = await look(imgkeep, url)
-        assert (seen.status, seen.body, seen.headers["Content-Type"]) == (told[0], picture(), "image/png")
+        assert (seen.status, seen.body, seen.headers["Content-Type"]) == (told[0], make_image(), "image/png")
         assert seen.headers["Cache-Control"] == "no-store"
         assert seen.headers["X-Content-Type-Options"] == "nosniff"
         assert "sandbox" in seen.headers["Content-Security-Policy"]
@@ -87,15 +87,15 @@ async def test_error_image_is_shown_with_own_status_and_not_stored(
 async def test_error_image_is_a_problem_by_default(
     imgkeep: Imgkeep, origin: FakeOrigin, status: int, told: tuple[int, str]
 ) -> None:
-    seen = await look(imgkeep, origin.gives("/a.png", picture(), status=f"{status} No"))
+    seen = await look(imgkeep, origin.gives("/a.png", make_image(), status=f"{status} No"))
     assert (seen.status, seen.code) == told
 
 
 NO_PICTURES = {
     "a page": b"<!DOCTYPE html><title>404</title>",
     "nothing": b"",
-    "the beginning of a picture": b"\x89PNG\r\n",
-    "more than is held in memory": picture_of(ERROR_IMAGE_BYTES_MAX + 1),
+    "the beginning of an image": b"\x89PNG\r\n",
+    "more than is held in memory": png_of(ERROR_IMAGE_BYTES_MAX + 1),
 }
 
 
@@ -108,13 +108,13 @@ async def test_anything_else_is_a_problem(start: Start, origin: FakeOrigin, body
 
 async def test_error_image_of_maximum_size_is_shown(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await showing(start)
-    body = picture_of(ERROR_IMAGE_BYTES_MAX)
+    body = png_of(ERROR_IMAGE_BYTES_MAX)
     assert (await look(imgkeep, origin.gives("/a.png", body, status="404 Not Found"))).body == body
 
 
 async def test_error_image_of_too_many_pixels_is_a_problem(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await showing(start, pixels_max=100)
-    seen = await look(imgkeep, origin.gives("/a.png", picture(), status="404 Not Found"))
+    seen = await look(imgkeep, origin.gives("/a.png", make_image(), status="404 Not Found"))
     assert seen.code == "source_not_found"
 
 
@@ -130,24 +130,24 @@ async def test_retries_show_the_last(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await showing(start, retries_max=1)
 
     async def script(exchange: Any) -> None:
-        await exchange.answer(picture(seed=exchange.number), status="503 Later")
+        await exchange.answer(make_image(seed=exchange.number), status="503 Later")
 
     seen = await look(imgkeep, origin.on("/a.png", script))
-    assert (seen.status, seen.body) == (502, picture(seed=1))
+    assert (seen.status, seen.body) == (502, make_image(seed=1))
 
 
 async def test_stored_image_is_shown_instead_of_an_error_image(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await showing(start)
-    url = origin.gives("/a.png", picture(seed=1))
+    url = origin.gives("/a.png", make_image(seed=1))
     assert (await look(imgkeep, url)).status == 200
-    origin.gives("/a.png", picture(seed=2), status="404 Not Found")
-    assert (await look(imgkeep, url)).body == picture(seed=1)
+    origin.gives("/a.png", make_image(seed=2), status="404 Not Found")
+    assert (await look(imgkeep, url)).body == make_image(seed=1)
     assert len(imgkeep.files("objects")) == 1
 
 
 async def test_api_reports_a_problem(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await showing(start)
-    url = origin.gives("/a.png", picture(), status="404 Not Found")
+    url = origin.gives("/a.png", make_image(), status="404 Not Found")
     response = await imgkeep.client.post("/api/save-image", json={"url": url})
     assert (response.status, (await response.json())["code"]) == (404, "source_not_found")
     await nothing_kept(imgkeep)
@@ -155,8 +155,8 @@ async def test_api_reports_a_problem(start: Start, origin: FakeOrigin) -> None:
 
 async def test_other_worker_receives_the_error_image() -> None:
     error = SourceNotFound("the origin says 404", origin_status=404)
-    for picture_ in (("image/png", picture()), None):
-        error.image = picture_
+    for image_ in (("image/png", make_image()), None):
+        error.image = image_
         error.refusal = b"words of the origin"
         message = write_failure(FillFailure(b"link", error))
         assert b"words of the origin" not in message
@@ -165,7 +165,7 @@ async def test_other_worker_receives_the_error_image() -> None:
         told = await read_fill(stream)  # type: ignore[arg-type]  # as aiohttp's, as far as it is used
         assert isinstance(told, FillFailure)
         assert isinstance(told.error, SourceNotFound)
-        assert (told.error.image, told.error.origin_status, told.link) == (picture_, 404, b"link")
+        assert (told.error.image, told.error.origin_status, told.link) == (image_, 404, b"link")
 
 
 def test_negative_cache_bounds_its_error_images() -> None:
@@ -178,9 +178,9 @@ def test_negative_cache_bounds_its_error_images() -> None:
         assert error.image, "the one that was raised keeps its own"
     found = [failures.find(source) for source in sources]
     assert all(isinstance(error, SourceNotFound) for error in found)
-    pictures = [error.image for error in found if isinstance(error, SourceNotFound) and error.image]
-    assert sum(len(body) for _, body in pictures) <= IMAGES_BYTES_MAX
-    assert len(pictures) == 16
+    images = [error.image for error in found if isinstance(error, SourceNotFound) and error.image]
+    assert sum(len(body) for _, body in images) <= IMAGES_BYTES_MAX
+    assert len(images) == 16
     failures.add(sources[-1], SourceNotFound("the origin says 404", origin_status=404))
     last = failures.find(sources[-1])
     assert isinstance(last, SourceNotFound)
@@ -189,7 +189,7 @@ def test_negative_cache_bounds_its_error_images() -> None:
 
 async def test_browser_shows_an_error_image(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await showing(start)
-    url = origin.gives("/a.png", picture(), status="404 Not Found")
+    url = origin.gives("/a.png", make_image(), status="404 Not Found")
     async with browsing() as browser:
         page = await browser.new_page()
         await page.goto(str(imgkeep.client.make_url("/healthz")))
@@ -213,7 +213,7 @@ async def test_origins_are_asked_for_what_every_reader_has(
     start: Start, origin: FakeOrigin, accept: str | None
 ) -> None:
     imgkeep = await start(fetch={} if accept is None else {"accept": accept})
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     assert (await look(imgkeep, url, headers={"Accept": "image/avif"})).status == 200
     sent = origin.seen[0].headers["accept"]
     assert "avif" not in sent

@@ -13,8 +13,8 @@ from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.dead_link import READ_BYTES
 from imgkeep.origin import client
 
+from tests.support.images import make_image
 from tests.support.network import Names, look, nothing_kept
-from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -116,7 +116,7 @@ async def test_error_body_is_not_awaited_past_the_end_of_a_link(imgkeep: Imgkeep
         assert (await look(imgkeep, signed(origin.on("/a.png", script), past=True))).code == "source_expired"
 
 
-PAGES = {"HTML": (HTML, "text/html"), "HTML as a picture": (HTML, "image/png"), "JSON": (b'{"a":1}', "image/png")}
+PAGES = {"HTML": (HTML, "text/html"), "HTML as an image": (HTML, "image/png"), "JSON": (b'{"a":1}', "image/png")}
 
 
 @pytest.mark.parametrize(("body", "media_type"), PAGES.values(), ids=PAGES.keys())
@@ -159,34 +159,34 @@ async def test_other_bytes_than_a_page_are_not_an_image(imgkeep: Imgkeep, origin
 
 
 async def test_stored_image_outlives_its_link(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    url = signed(origin.gives("/a.png", picture()), past=False)
+    url = signed(origin.gives("/a.png", make_image()), past=False)
     assert (await look(imgkeep, url)).status == 200
     for number, (status, body) in enumerate((("400 No", XML), ("200 OK", HTML), ("404 No", b""), ("200 OK", b"")), 1):
         origin.gives("/a.png", body, status=status)
         for past in (False, True):
             seen = await look(imgkeep, signed(origin.url("/a.png"), past=past, number=number))
-            assert (seen.status, seen.body) == (200, picture())
-    assert [path.read_bytes() for path in imgkeep.files("objects")] == [picture()]
+            assert (seen.status, seen.body) == (200, make_image())
+    assert [path.read_bytes() for path in imgkeep.files("objects")] == [make_image()]
 
 
 async def test_refresh_reports_expiry_alike(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    url = signed(origin.gives("/a.png", picture()), past=False)
+    url = signed(origin.gives("/a.png", make_image()), past=False)
     assert (await look(imgkeep, url)).status == 200
     key = imgkeep.files("records")[0].stem
     origin.gives("/a.png", XML, status="400 Bad Request")
     response = await imgkeep.client.post(f"/api/images/{key}/refetch", json={"url": url})
     assert (response.status, (await response.json())["code"]) == (410, "source_expired")
-    assert (await look(imgkeep, url)).body == picture()
+    assert (await look(imgkeep, url)).body == make_image()
 
 
-# --- pictures in the place of those that are gone
+# --- images in the place of those that are gone
 
 
 @pytest.mark.parametrize("how", ["redirect", "two redirects", "itself"])
 async def test_known_placeholder_is_not_found_and_not_fetched(start: Start, origin: FakeOrigin, how: str) -> None:
     provider = {"name": "Acme", "hosts": ["img.acme.example"], "gone": ["127.0.0.1/images/removed*.png"]}
     imgkeep = await start(sources={"providers": [provider]})
-    url = origin.gives("/images/removed-1.png", picture())
+    url = origin.gives("/images/removed-1.png", make_image())
     if how != "itself":
         url = origin.gives("/a.png", b"", status="302 Found", headers={"Location": "/images/removed-1.png?from=a"})
     if how == "two redirects":
@@ -195,7 +195,7 @@ async def test_known_placeholder_is_not_found_and_not_fetched(start: Start, orig
         seen = await look(imgkeep, url)
         assert (seen.status, seen.code) == (404, "source_not_found")
     assert origin.asked("/images/removed-1.png") == 0
-    assert (await look(imgkeep, origin.gives("/images/fine.png", picture()))).status == 200
+    assert (await look(imgkeep, origin.gives("/images/fine.png", make_image()))).status == 200
     assert len(imgkeep.files("objects")) == 1
 
 

@@ -6,7 +6,7 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Any
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import serving
 from tests.support.waiting import until
 
@@ -47,7 +47,7 @@ async def test_jobs_survive_repeated_kills(tmp_path: Path, origin: FakeOrigin) -
         await asyncio.sleep(0.02)
         if number >= LINKS - HELD_BACK:
             await killed.wait()
-        await exchange.answer(picture(seed=number))
+        await exchange.answer(make_image(seed=number))
 
     draw = random.Random(7)
     folder = tmp_path / "data"
@@ -73,6 +73,6 @@ async def test_jobs_survive_repeated_kills(tmp_path: Path, origin: FakeOrigin) -
         facts = await ask(program, "GET", f"/api/jobs/{job}")
         assert (facts["saved"], facts["failed"]) == (LINKS, 0)
         for n, url in enumerate(urls):
-            assert (await program.img(url)).body == picture(seed=n)
+            assert (await program.img(url)).body == make_image(seed=n)
     assert {index: origin.asked(f"/{index}.png") for index in counts} == counts
     assert max(origin.asked(f"/{n}.png") for n in range(LINKS)) <= KILLS + 1

@@ -10,8 +10,8 @@ from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import SERVICES
 from multidict import CIMultiDict
 
+from tests.support.images import make_image
 from tests.support.network import PUBLIC, Dials, Names, look, nothing_kept
-from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -49,12 +49,12 @@ def _own_ports(imgkeep: Imgkeep) -> set[int]:
 async def test_other_node_gets_stored_images_and_no_fill(
     imgkeep: Imgkeep, origin: FakeOrigin, headers: list[tuple[str, str]]
 ) -> None:
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     refused = await look(imgkeep, url, headers=CIMultiDict(headers))
     assert (refused.status, refused.code, origin.seen) == (508, "loop_detected", [])
     assert (await look(imgkeep, url)).status == 200
     hit = await look(imgkeep, url, headers=CIMultiDict(headers))
-    assert (hit.status, hit.body, hit.headers["Cache-Status"]) == (200, picture(), "imgkeep; hit")
+    assert (hit.status, hit.body, hit.headers["Cache-Status"]) == (200, make_image(), "imgkeep; hit")
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ async def test_other_node_gets_stored_images_and_no_fill(
     ids=str,
 )
 async def test_other_nodes_are_ordinary_clients(imgkeep: Imgkeep, origin: FakeOrigin, headers: dict[str, str]) -> None:
-    assert (await look(imgkeep, origin.gives("/a.png", picture()), headers=headers)).status == 200
+    assert (await look(imgkeep, origin.gives("/a.png", make_image()), headers=headers)).status == 200
 
 
 async def test_source_on_this_server_loops_once(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     seen = await look(imgkeep, through(imgkeep, through(imgkeep, url)))
     assert (seen.status, seen.code, origin.seen) == (508, "loop_detected", [])
     await nothing_kept(imgkeep)
@@ -80,7 +80,7 @@ async def test_own_address_and_port_are_not_connected_to(start: StartImgkeep, or
     _own_ports(imgkeep).add(8443)
     seen = await look(imgkeep, f"http://{host}:8443/a.png")
     assert (seen.status, seen.code, dials.made) == (508, "loop_detected", [])
-    origin.gives("/a.png", picture())
+    origin.gives("/a.png", make_image())
     assert (await look(imgkeep, f"http://{host}:8080/a.png")).status == 200
 
 
@@ -93,7 +93,7 @@ async def test_own_name_and_port_are_not_connected_to(start: StartImgkeep, origi
 
 
 async def test_same_port_of_another_machine_is_allowed(start: StartImgkeep, origin: FakeOrigin) -> None:
-    origin.gives("/a.png", picture())
+    origin.gives("/a.png", make_image())
     platform = Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
     imgkeep = await start(platform=platform, fetch={"allow_networks": []})
     _own_ports(imgkeep).add(8080)
@@ -102,7 +102,7 @@ async def test_same_port_of_another_machine_is_allowed(start: StartImgkeep, orig
 
 async def test_chain_through_a_second_node_ends_there(start: StartImgkeep, origin: FakeOrigin, tmp_path: Path) -> None:
     first, second = await start(), await start(folder=tmp_path / "second")
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     seen = await look(first, through(second, url))
     assert (seen.status, seen.code, origin.seen) == (508, "loop_detected", [])
     await nothing_kept(first)
@@ -111,7 +111,7 @@ async def test_chain_through_a_second_node_ends_there(start: StartImgkeep, origi
 
 async def test_redirect_to_a_second_node_ends_there(start: StartImgkeep, origin: FakeOrigin, tmp_path: Path) -> None:
     first, second = await start(), await start(folder=tmp_path / "second")
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     round_about = origin.gives("/r.png", b"", status="302 Found", headers={"Location": through(second, url)})
     seen = await look(first, round_about)
     assert (seen.status, seen.code, origin.asked("/a.png")) == (508, "loop_detected", 0)
@@ -119,7 +119,7 @@ async def test_redirect_to_a_second_node_ends_there(start: StartImgkeep, origin:
 
 async def test_node_gets_the_stored_image_of_another(start: StartImgkeep, origin: FakeOrigin, tmp_path: Path) -> None:
     first, second = await start(), await start(folder=tmp_path / "second")
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     kept = await look(second, url)
     seen = await look(first, through(second, url))
     assert (seen.status, seen.body) == (200, kept.body)
@@ -130,7 +130,7 @@ async def test_source_under_the_public_url_is_never_fetched(start: StartImgkeep,
     dials = Dials(origin)
     platform = Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=dials)
     imgkeep = await start(platform=platform, server={"public_url": "http://img.example.com/base"})
-    origin.gives("/a.png", picture())
+    origin.gives("/a.png", make_image())
     kept = await look(imgkeep, "http://example.com/a.png")
     permanent = (await look(imgkeep, "http://example.com/a.png")).headers["Content-Location"]
     assert permanent.startswith("http://img.example.com/base/images/")

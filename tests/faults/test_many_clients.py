@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
+from tests.support.images import make_image, png_of
 from tests.support.network import look, until_counted
-from tests.support.pictures import picture, picture_of
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -25,18 +25,18 @@ def img_url(imgkeep: Imgkeep, url: str) -> URL:
 
 
 async def test_client_notices_no_connection_that_the_origin_closed(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    first = origin.gives("/a.png", picture(seed=1))
+    first = origin.gives("/a.png", make_image(seed=1))
 
     async def script(exchange: Exchange) -> None:
         if exchange.number == 0:
             exchange.finish()
         else:
-            await exchange.answer(picture(seed=2))
+            await exchange.answer(make_image(seed=2))
 
     second = origin.on("/b.png", script)
     assert (await look(imgkeep, first)).status == 200
     seen = await look(imgkeep, second)
-    assert (seen.status, seen.body) == (200, picture(seed=2))
+    assert (seen.status, seen.body) == (200, make_image(seed=2))
     assert (origin.connections, origin.asked("/b.png")) == (2, 2)
     assert len(imgkeep.files("objects")) == 2
 
@@ -45,7 +45,7 @@ async def test_client_notices_no_connection_that_the_origin_closed(imgkeep: Imgk
 async def test_concurrent_requests_share_one_fetch_and_start_before_its_end(
     imgkeep: Imgkeep, origin: FakeOrigin, clients: int
 ) -> None:
-    body = picture_of(200_000)
+    body = png_of(200_000)
     all_have_heads = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -91,11 +91,11 @@ async def test_different_links_do_not_wait_for_each_other(imgkeep: Imgkeep, orig
 
     async def script(exchange: Exchange) -> None:
         await go_on.wait()
-        await exchange.answer(picture())
+        await exchange.answer(make_image())
 
     slow = asyncio.create_task(look(imgkeep, origin.on("/slow.png", script)))
     await until(lambda: origin.seen)
-    assert (await look(imgkeep, origin.gives("/a.png", picture()))).status == 200
+    assert (await look(imgkeep, origin.gives("/a.png", make_image()))).status == 200
     go_on.set()
     assert (await slow).status == 200
 
@@ -108,7 +108,7 @@ def descriptors() -> int:
 async def test_fill_continues_when_its_first_client_leaves(
     imgkeep: Imgkeep, origin: FakeOrigin, followers: int
 ) -> None:
-    body = picture_of(400_000)
+    body = png_of(400_000)
     left = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -134,7 +134,7 @@ async def test_fill_continues_when_its_first_client_leaves(
 
 
 async def test_fill_without_clients_stores_the_whole_image(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    body = picture_of(400_000)
+    body = png_of(400_000)
     left = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -145,7 +145,7 @@ async def test_fill_without_clients_stores_the_whole_image(imgkeep: Imgkeep, ori
         exchange.finish()
 
     url = origin.on("/a.png", script)
-    await look(imgkeep, origin.gives("/warm.png", picture(), headers={"Connection": "close"}))
+    await look(imgkeep, origin.gives("/warm.png", make_image(), headers={"Connection": "close"}))
     tasks, open_before = len(asyncio.all_tasks()), descriptors()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as clients:
         answers = await asyncio.gather(*(clients.get(img_url(imgkeep, url)) for _ in range(20)))
@@ -153,7 +153,7 @@ async def test_fill_without_clients_stores_the_whole_image(imgkeep: Imgkeep, ori
             answer.close()
     left.set()
     await until(lambda: len(imgkeep.files("records")) == 2)
-    assert {path.stat().st_size for path in imgkeep.files("objects")} == {len(body), len(picture())}
+    assert {path.stat().st_size for path in imgkeep.files("objects")} == {len(body), len(make_image())}
     # No task, no descriptor, no draft is left of them.
     await until(lambda: len(asyncio.all_tasks()) <= tasks)
     await until(lambda: descriptors() <= open_before)
@@ -162,7 +162,7 @@ async def test_fill_without_clients_stores_the_whole_image(imgkeep: Imgkeep, ori
 
 
 async def test_failed_fill_without_clients_leaves_nothing(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    body = picture_of(400_000)
+    body = png_of(400_000)
     left = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -172,7 +172,7 @@ async def test_failed_fill_without_clients_leaves_nothing(imgkeep: Imgkeep, orig
         exchange.reset()
 
     url = origin.on("/a.png", script)
-    await look(imgkeep, origin.gives("/warm.png", picture(), headers={"Connection": "close"}))
+    await look(imgkeep, origin.gives("/warm.png", make_image(), headers={"Connection": "close"}))
     tasks, open_before = len(asyncio.all_tasks()), descriptors()
     async with aiohttp.ClientSession() as client:
         (await client.get(img_url(imgkeep, url))).close()
@@ -189,7 +189,7 @@ async def test_client_that_leaves_before_the_answer_stops_no_fill(imgkeep: Imgke
 
     async def script(exchange: Exchange) -> None:
         await left.wait()
-        await exchange.answer(picture())
+        await exchange.answer(make_image())
 
     url = origin.on("/a.png", script)
     asking = asyncio.create_task(look(imgkeep, url))

@@ -12,6 +12,7 @@ from aiohttp import TCPConnector
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import SERVICES
 
+from tests.support.images import make_image
 from tests.support.network import (
     NO_SUCH_NAME,
     PUBLIC,
@@ -25,7 +26,6 @@ from tests.support.network import (
     server_context,
 )
 from tests.support.origins import FakeOrigin
-from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     import ssl
@@ -65,7 +65,7 @@ async def secure() -> AsyncIterator[Callable[[ssl.SSLContext], Awaitable[FakeOri
     async def start_one(context: ssl.SSLContext) -> FakeOrigin:
         origin = FakeOrigin(ssl=context)
         await origin.start()
-        origin.gives("/a.png", picture())
+        origin.gives("/a.png", make_image())
         origins.append(origin)
         return origin
 
@@ -112,7 +112,7 @@ async def test_good_certificate_is_accepted(
     )
     imgkeep = await start(platform=platform, fetch={"allow_networks": []})
     seen = await look(imgkeep, "https://example.com/a.png")
-    assert (seen.status, seen.body) == (200, picture())
+    assert (seen.status, seen.body) == (200, make_image())
 
 
 async def test_https_to_a_port_without_tls_fails(start: StartImgkeep, origin: FakeOrigin) -> None:
@@ -144,7 +144,7 @@ async def test_unresolvable_name_is_an_origin_error(
 
 async def test_retry_resolves_the_name_again(start: StartImgkeep, origin: FakeOrigin) -> None:
     names = Names()
-    origin.gives("/a.png", picture())
+    origin.gives("/a.png", make_image())
 
     async def answer() -> Addresses:
         if len(names.asked) == 1:
@@ -165,7 +165,7 @@ async def test_slow_resolver_delays_no_other_fetch(start: StartImgkeep, origin: 
         await asyncio.Event().wait()
         raise AssertionError
 
-    origin.gives("/a.png", picture())
+    origin.gives("/a.png", make_image())
     dials = Dials(origin)
     platform = Platform(resolver=lambda: Names({"slow.example.com": answer}, default=[PUBLIC]), open_socket=dials)
     imgkeep = await start(platform=platform, fetch={"allow_networks": [], "connect_timeout_s": 0.4})
@@ -192,8 +192,8 @@ async def test_rebound_name_is_refused(start: StartImgkeep, origin: FakeOrigin) 
     names = Names({"example.com": Rebinding()})
     dials = Dials(origin)
     imgkeep = await start(platform=Platform(resolver=lambda: names, open_socket=dials), fetch={"allow_networks": []})
-    origin.gives("/1.png", picture())
-    origin.gives("/2.png", picture(), headers={"Connection": "close"})
+    origin.gives("/1.png", make_image())
+    origin.gives("/2.png", make_image(), headers={"Connection": "close"})
     # Over one connection, to the address that was judged.
     for path in ("/1.png", "/2.png"):
         assert (await look(imgkeep, f"http://example.com:8080{path}")).status == 200
@@ -241,6 +241,6 @@ async def test_all_addresses_of_a_name_are_tried(start: StartImgkeep, origin: Fa
     dials = OneIsDown(origin)
     platform = Platform(resolver=lambda: Names(default=[PUBLIC, "93.184.215.15"]), open_socket=dials)
     imgkeep = await start(platform=platform, fetch={"allow_networks": []})
-    origin.gives("/a.png", picture())
+    origin.gives("/a.png", make_image())
     assert (await look(imgkeep, "http://example.com/a.png")).status == 200
     assert {address for address, _ in dials.made} == {PUBLIC, "93.184.215.15"}

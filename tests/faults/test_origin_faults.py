@@ -14,8 +14,8 @@ import pytest
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.images.negative_cache import SERVER_ERROR_S, TOO_MANY_REQUESTS_S
 
+from tests.support.images import make_image, png_of
 from tests.support.network import Timer, counted, look, nothing_kept
-from tests.support.pictures import picture, picture_of
 from tests.support.waiting import until
 
 if sys.version_info >= (3, 14):
@@ -36,7 +36,7 @@ FORMS = ("PNG", "JPEG", "WEBP", "GIF", "AVIF")
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 
 
-def is_no_picture(seen: Seen) -> bool:
+def is_no_image(seen: Seen) -> bool:
     """Tell whether a client can see that it got no whole image."""
     return seen.broken or seen.status in {422, 502}
 
@@ -45,7 +45,7 @@ async def refused_without_trace(imgkeep: Imgkeep, origin: FakeOrigin, url: str, 
     """Ask twice for what fails: neither answer passes for an image, nothing is stored, and it is counted."""
     path = "/" + url.split("/", 3)[3]
     seen = await look(imgkeep, url)
-    assert is_no_picture(seen), seen
+    assert is_no_image(seen), seen
     await until(lambda: not imgkeep.files("partial"))
     assert await counted(imgkeep, f'imgkeep_fills_total{{outcome="{code}"}}') == 1
     assert origin.asked(path) == 1
@@ -72,7 +72,7 @@ BROKEN_FRAMING = {
 async def test_short_body_is_not_stored_and_fetched_again(
     imgkeep: Imgkeep, origin: FakeOrigin, *, field: str, sends: str, closes: str, size: int
 ) -> None:
-    body = picture_of(size)
+    body = png_of(size)
     chunk = f"{size:x}\r\n".encode() + body + b"\r\n"
     data = {
         "{half}": body[: size // 2],
@@ -99,7 +99,7 @@ async def test_short_body_is_not_stored_and_fetched_again(
 
 
 async def test_bytes_behind_the_declared_length_are_dropped(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    body = picture_of(2000)
+    body = png_of(2000)
 
     async def script(exchange: Exchange) -> None:
         await exchange.send_head("Content-Length: 2000", "Connection: close")
@@ -107,7 +107,7 @@ async def test_bytes_behind_the_declared_length_are_dropped(imgkeep: Imgkeep, or
         exchange.finish()
 
     seen = await look(imgkeep, origin.on("/a.png", script))
-    if is_no_picture(seen):
+    if is_no_image(seen):
         await nothing_kept(imgkeep)
     else:
         assert seen.body == body
@@ -136,10 +136,10 @@ def closing(body: bytes, *fields: str, version: str = "1.1", reset: bool = False
 async def test_image_cut_by_a_close_is_not_stored(
     imgkeep: Imgkeep, origin: FakeOrigin, form: str, percent: int
 ) -> None:
-    body = picture(form, width=320, height=240)
+    body = make_image(form, width=320, height=240)
     url = origin.on("/a", closing(body[: len(body) * percent // 100]))
     seen = await look(imgkeep, url)
-    assert is_no_picture(seen), seen
+    assert is_no_image(seen), seen
     await until(lambda: not imgkeep.files("partial"))
     await nothing_kept(imgkeep)
     failed = [
@@ -150,9 +150,9 @@ async def test_image_cut_by_a_close_is_not_stored(
 
 @pytest.mark.parametrize("missing", [1, 2, 12])
 async def test_missing_last_bytes_are_noticed(imgkeep: Imgkeep, origin: FakeOrigin, missing: int) -> None:
-    body = picture("PNG")
+    body = make_image("PNG")
     seen = await look(imgkeep, origin.on("/a", closing(body[:-missing])))
-    assert is_no_picture(seen)
+    assert is_no_image(seen)
     await nothing_kept(imgkeep)
 
 
@@ -161,7 +161,7 @@ async def test_missing_last_bytes_are_noticed(imgkeep: Imgkeep, origin: FakeOrig
 async def test_whole_image_ended_by_a_close_is_stored(
     imgkeep: Imgkeep, origin: FakeOrigin, form: str, version: str
 ) -> None:
-    body = picture(form)
+    body = make_image(form)
     url = origin.on("/a", closing(body, version=version))
     seen = await look(imgkeep, url)
     assert (seen.status, seen.body, seen.broken) == (200, body, False)
@@ -171,17 +171,17 @@ async def test_whole_image_ended_by_a_close_is_stored(
 
 
 async def test_image_cut_by_a_reset_is_not_stored(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    body = picture("JPEG", width=320, height=240)
+    body = make_image("JPEG", width=320, height=240)
     seen = await look(imgkeep, origin.on("/a", closing(body[: len(body) // 2], reset=True)))
-    assert is_no_picture(seen)
+    assert is_no_image(seen)
     await nothing_kept(imgkeep)
 
 
 @pytest.mark.parametrize("coding", ["xchunked", "chunked, identity", "identity", "chunked, gzip", "gzip, chunked, foo"])
 async def test_unknown_transfer_coding_proves_no_end(imgkeep: Imgkeep, origin: FakeOrigin, coding: str) -> None:
-    body = picture("JPEG", width=320, height=240)
+    body = make_image("JPEG", width=320, height=240)
     seen = await look(imgkeep, origin.on("/a", closing(body[: len(body) // 2], f"Transfer-Encoding: {coding}")))
-    assert is_no_picture(seen)
+    assert is_no_image(seen)
     await nothing_kept(imgkeep)
 
 
@@ -190,7 +190,7 @@ async def test_unknown_transfer_coding_proves_no_end(imgkeep: Imgkeep, origin: F
 
 def _bomb() -> bytes:
     """A PNG whose padding is 50 MiB of nothing, in 50 KB."""
-    return gzip.compress(picture_of(50 * 1024 * 1024), 9)
+    return gzip.compress(png_of(50 * 1024 * 1024), 9)
 
 
 EMPTY_MEMBER = gzip.compress(b"")
@@ -199,13 +199,13 @@ ENDLESS_NOTHING = b"\x1f\x8b\x08\x00" + bytes(6) + b"\x00\x00\x00\xff\xff" * 400
 ENDLESS_NAME = b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * 2_000_000
 
 BAD_GZIP = {
-    "cut": gzip.compress(picture("PNG", width=320, height=240))[:-20],
-    "cut in half": gzip.compress(picture())[: len(gzip.compress(picture())) // 2],
-    "not gzip": picture(),
+    "cut": gzip.compress(make_image("PNG", width=320, height=240))[:-20],
+    "cut in half": gzip.compress(make_image())[: len(gzip.compress(make_image())) // 2],
+    "not gzip": make_image(),
     "nothing": b"",
     "100,000 empty members": EMPTY_MEMBER * 100_000,
-    "half an image and another member": gzip.compress(picture()[:2000]) + gzip.compress(picture()[2000:]),
-    "zlib": zlib.compress(picture()),
+    "half an image and another member": gzip.compress(make_image()[:2000]) + gzip.compress(make_image()[2000:]),
+    "zlib": zlib.compress(make_image()),
 }
 
 
@@ -238,7 +238,7 @@ async def test_body_that_decodes_to_nothing_fails(start: StartImgkeep, origin: F
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "GZIP", " gzip "])
 async def test_compressed_image_is_stored_decoded(imgkeep: Imgkeep, origin: FakeOrigin, coding: str) -> None:
-    body = picture(width=320, height=240)
+    body = make_image(width=320, height=240)
     url = origin.gives("/a.png", gzip.compress(body), headers={"Content-Encoding": coding})
     for outcome in ("imgkeep; fwd=uri-miss; stored", "imgkeep; hit"):
         seen = await look(imgkeep, url)
@@ -248,28 +248,28 @@ async def test_compressed_image_is_stored_decoded(imgkeep: Imgkeep, origin: Fake
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "zstd", "gzip, gzip", "br, gzip", "X-GZIP"])
 async def test_unapplied_coding_is_refused(imgkeep: Imgkeep, origin: FakeOrigin, coding: str) -> None:
-    url = origin.gives("/a.png", picture(), headers={"Content-Encoding": coding})
+    url = origin.gives("/a.png", make_image(), headers={"Content-Encoding": coding})
     seen = await refused_without_trace(imgkeep, origin, url, "origin_error")
     assert seen.status == 502
 
 
 UNASKED = {
-    "br": ("br", brotli.compress(picture())),
-    "deflate": ("deflate", zlib.compress(picture())),
-    "deflate without a wrapper": ("deflate", zlib.compress(picture())[2:-4]),
-    "zstd": ("zstd", zstd.compress(picture())),
-    "gzip twice": ("gzip, gzip", gzip.compress(gzip.compress(picture()))),
-    "br, gzip": ("br, gzip", gzip.compress(brotli.compress(picture()))),
-    "gzip without its checksum": ("gzip", gzip.compress(picture())[:-8]),
-    "gzip and a newline": ("gzip", gzip.compress(picture()) + b"\n"),
-    "gzip and zeros": ("gzip", gzip.compress(picture()) + bytes(1000)),
-    "gzip and garbage": ("gzip", gzip.compress(picture()) + b"garbage" * 100),
-    "gzip and empty members": ("gzip", gzip.compress(picture()) + EMPTY_MEMBER * 100_000),
-    "gzip and another image": ("gzip", gzip.compress(picture()) * 2),
-    "aws-chunked,gzip": ("aws-chunked,gzip", gzip.compress(picture())),
-    "aws-chunked,gzip, and it is not": ("aws-chunked,gzip", picture()),
+    "br": ("br", brotli.compress(make_image())),
+    "deflate": ("deflate", zlib.compress(make_image())),
+    "deflate without a wrapper": ("deflate", zlib.compress(make_image())[2:-4]),
+    "zstd": ("zstd", zstd.compress(make_image())),
+    "gzip twice": ("gzip, gzip", gzip.compress(gzip.compress(make_image()))),
+    "br, gzip": ("br, gzip", gzip.compress(brotli.compress(make_image()))),
+    "gzip without its checksum": ("gzip", gzip.compress(make_image())[:-8]),
+    "gzip and a newline": ("gzip", gzip.compress(make_image()) + b"\n"),
+    "gzip and zeros": ("gzip", gzip.compress(make_image()) + bytes(1000)),
+    "gzip and garbage": ("gzip", gzip.compress(make_image()) + b"garbage" * 100),
+    "gzip and empty members": ("gzip", gzip.compress(make_image()) + EMPTY_MEMBER * 100_000),
+    "gzip and another image": ("gzip", gzip.compress(make_image()) * 2),
+    "aws-chunked,gzip": ("aws-chunked,gzip", gzip.compress(make_image())),
+    "aws-chunked,gzip, and it is not": ("aws-chunked,gzip", make_image()),
     **{
-        name: (name, picture())
+        name: (name, make_image())
         for name in ("aws-chunked", "base64", "utf-8", "binary", "undefined", "none", "image/png", "compress", "x, y")
     },
 }
@@ -286,13 +286,13 @@ async def test_codings_are_decoded_as_browsers_do(
         url = origin.gives("/a.png", body, headers={"Content-Encoding": coding})
     for outcome in ("imgkeep; fwd=uri-miss; stored", "imgkeep; hit"):
         seen = await look(imgkeep, url)
-        assert (seen.status, seen.body, seen.headers["Cache-Status"]) == (200, picture(), outcome)
-    assert [path.read_bytes() for path in imgkeep.files("objects")] == [picture()]
+        assert (seen.status, seen.body, seen.headers["Cache-Status"]) == (200, make_image(), outcome)
+    assert [path.read_bytes() for path in imgkeep.files("objects")] == [make_image()]
 
 
 async def test_identity_is_no_coding(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    seen = await look(imgkeep, origin.gives("/a.png", picture(), headers={"Content-Encoding": "identity"}))
-    assert (seen.status, seen.body) == (200, picture())
+    seen = await look(imgkeep, origin.gives("/a.png", make_image(), headers={"Content-Encoding": "identity"}))
+    assert (seen.status, seen.body) == (200, make_image())
 
 
 # O5: too large.
@@ -325,7 +325,7 @@ async def test_body_that_grows_too_large_is_cut(
     async def script(exchange: Exchange) -> None:
         nonlocal sent
         await exchange.send_head("Transfer-Encoding: chunked" if chunked else "Connection: close")
-        data = picture_of(50_000)[:-12]
+        data = png_of(50_000)[:-12]
         while sent < 100_000_000:
             await exchange.send(f"{len(data):x}\r\n".encode() + data + b"\r\n" if chunked else data)
             sent += len(data)
@@ -341,9 +341,9 @@ async def test_body_that_grows_too_large_is_cut(
 
 async def test_body_of_exactly_the_limit_is_stored(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"body_bytes_max": 100_000})
-    whole = await look(imgkeep, origin.gives("/a.png", picture_of(100_000)))
+    whole = await look(imgkeep, origin.gives("/a.png", png_of(100_000)))
     assert (whole.status, len(whole.body), whole.broken) == (200, 100_000, False)
-    closed = await look(imgkeep, origin.on("/b.png", closing(picture_of(100_000))))
+    closed = await look(imgkeep, origin.on("/b.png", closing(png_of(100_000))))
     assert (closed.status, len(closed.body), closed.broken) == (200, 100_000, False)
 
 
@@ -365,7 +365,7 @@ RANGES = [
 @pytest.mark.parametrize("part", [slice(0, 4000), slice(2500, 5000)], ids=["beginning", "end"])
 async def test_part_is_refused(imgkeep: Imgkeep, origin: FakeOrigin, content_range: str | None, part: slice) -> None:
     headers = {} if content_range is None else {"Content-Range": content_range}
-    url = origin.gives("/a.png", picture_of(5000)[part], status="206 Partial Content", headers=headers)
+    url = origin.gives("/a.png", png_of(5000)[part], status="206 Partial Content", headers=headers)
     seen = await look(imgkeep, url)
     assert seen.broken or (seen.status, seen.code) == (502, "origin_error")
     await nothing_kept(imgkeep)
@@ -376,9 +376,9 @@ async def test_whole_is_stored_despite_its_range(
     imgkeep: Imgkeep, origin: FakeOrigin, content_range: str | None
 ) -> None:
     headers = {} if content_range is None else {"Content-Range": content_range}
-    url = origin.gives("/a.png", picture_of(5000), status="206 Partial Content", headers=headers)
+    url = origin.gives("/a.png", png_of(5000), status="206 Partial Content", headers=headers)
     seen = await look(imgkeep, url)
-    assert (seen.status, seen.body) == (200, picture_of(5000))
+    assert (seen.status, seen.body) == (200, png_of(5000))
     assert len(imgkeep.files("records")) == 1
 
 
@@ -386,9 +386,9 @@ async def test_whole_is_stored_despite_its_range(
 async def test_image_with_a_status_that_browsers_show_is_stored(
     imgkeep: Imgkeep, origin: FakeOrigin, status: int
 ) -> None:
-    url = origin.gives("/a.png", picture_of(5000), status=f"{status} Fine")
+    url = origin.gives("/a.png", png_of(5000), status=f"{status} Fine")
     seen = await look(imgkeep, url)
-    assert (seen.status, seen.body) == (200, picture_of(5000))
+    assert (seen.status, seen.body) == (200, png_of(5000))
     assert len(imgkeep.files("records")) == 1
 
 
@@ -419,9 +419,9 @@ async def test_empty_answer_is_remembered_shortly(imgkeep: Imgkeep, origin: Fake
 
 async def test_part_that_is_the_whole_is_stored(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     headers = {"Content-Range": "bytes 0-4999/5000"}
-    url = origin.gives("/a.png", picture_of(5000), status="206 Partial Content", headers=headers)
+    url = origin.gives("/a.png", png_of(5000), status="206 Partial Content", headers=headers)
     seen = await look(imgkeep, url)
-    assert (seen.status, seen.body) == (200, picture_of(5000))
+    assert (seen.status, seen.body) == (200, png_of(5000))
     assert len(imgkeep.files("records")) == 1
 
 
@@ -454,13 +454,13 @@ async def test_other_bytes_are_refused_whatever_their_type(
 @pytest.mark.parametrize(
     ("body", "called", "media_type"),
     [
-        (picture("PNG"), "text/html", "image/png"),
-        (picture("JPEG"), "application/json", "image/jpeg"),
-        (picture("GIF"), "image/png; charset=utf-8", "image/gif"),
-        (picture("WEBP"), "", "image/webp"),
+        (make_image("PNG"), "text/html", "image/png"),
+        (make_image("JPEG"), "application/json", "image/jpeg"),
+        (make_image("GIF"), "image/png; charset=utf-8", "image/gif"),
+        (make_image("WEBP"), "", "image/webp"),
         (SVG, "image/png", "image/svg+xml"),
         (SVG, "text/html", "image/svg+xml"),
-        (picture("GIF") + b"<script>alert(1)</script>", "text/html", "image/gif"),
+        (make_image("GIF") + b"<script>alert(1)</script>", "text/html", "image/gif"),
     ],
     ids=["PNG", "JPEG", "GIF", "WebP", "SVG as PNG", "SVG as HTML", "GIF with a script behind it"],
 )
@@ -483,15 +483,15 @@ async def test_image_is_stored_under_its_own_type(
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
 async def test_every_kind_of_redirect_is_followed(imgkeep: Imgkeep, origin: FakeOrigin, status: str) -> None:
-    origin.gives("/b.png", picture())
+    origin.gives("/b.png", make_image())
     url = origin.gives("/a.png", b"go there", status=status, headers={"Location": "/b.png"})
     seen = await look(imgkeep, url)
-    assert (seen.status, seen.body) == (200, picture())
+    assert (seen.status, seen.body) == (200, make_image())
 
 
 @pytest.mark.parametrize("status", ["300 Multiple Choices", "304 Not Modified", "305 Use Proxy", "306 Unused"])
 async def test_other_status_with_a_location_is_not_followed(imgkeep: Imgkeep, origin: FakeOrigin, status: str) -> None:
-    origin.gives("/b.png", picture())
+    origin.gives("/b.png", make_image())
     url = origin.gives("/a.png", b"", status=status, headers={"Location": "/b.png"})
     seen = await look(imgkeep, url)
     assert (seen.status, seen.code, origin.asked("/b.png")) == (502, "origin_error", 0)
@@ -502,14 +502,14 @@ async def test_other_status_with_a_location_is_not_followed(imgkeep: Imgkeep, or
 async def test_image_with_a_redirect_to_nowhere_is_stored(
     imgkeep: Imgkeep, origin: FakeOrigin, status: int, headers: dict[str, str]
 ) -> None:
-    seen = await look(imgkeep, origin.gives("/a.png", picture(), status=f"{status} There", headers=headers))
-    assert (seen.status, seen.body) == (200, picture())
+    seen = await look(imgkeep, origin.gives("/a.png", make_image(), status=f"{status} There", headers=headers))
+    assert (seen.status, seen.body) == (200, make_image())
     assert len(imgkeep.files("records")) == 1
 
 
 @pytest.mark.parametrize("at", [-8, -1], ids=["checksum", "size"])
 async def test_whole_image_with_a_wrong_gzip_trailer_is_stored(imgkeep: Imgkeep, origin: FakeOrigin, at: int) -> None:
-    for number, (body, status) in enumerate(((picture(), 200), (picture()[:-20], 0))):
+    for number, (body, status) in enumerate(((make_image(), 200), (make_image()[:-20], 0))):
         data = bytearray(gzip.compress(body))
         data[at] ^= 1
         url = origin.gives(f"/{number}.png", bytes(data), headers={"Content-Encoding": "gzip"})
@@ -531,7 +531,7 @@ async def test_redirects_up_to_the_limit_are_followed(start: StartImgkeep, origi
     imgkeep = await start(fetch={"redirects_max": 3})
     for number in range(3):
         origin.gives(f"/{number}", b"", status="302 Found", headers={"Location": f"/{number + 1}"})
-    origin.gives("/3", picture())
+    origin.gives("/3", make_image())
     assert (await look(imgkeep, origin.url("/0"))).status == 200
 
 
@@ -549,11 +549,11 @@ async def test_redirect_to_nowhere_fails_at_once(
 async def test_location_is_relative_to_the_redirecting_url(imgkeep: Imgkeep, origin: FakeOrigin, location: str) -> None:
     async def script(exchange: Exchange) -> None:
         if "?" in exchange.target:
-            await exchange.answer(picture())
+            await exchange.answer(make_image())
         else:
             await exchange.answer(b"", status="302 Found", headers={"Location": location})
 
-    origin.gives("/c%20d.png", picture())
+    origin.gives("/c%20d.png", make_image())
     assert (await look(imgkeep, origin.on("/a.png", script))).status == 200
 
 
@@ -581,18 +581,18 @@ async def test_refusal_is_remembered_for_its_time(start: StartImgkeep, origin: F
     timer = Timer()
     imgkeep = await start(platform=Platform(timer=timer))
     status, code, seconds = SAID[said]
-    url = origin.gives("/a.png", b"" if said[:3] == "204" else picture(), status=said)
+    url = origin.gives("/a.png", b"" if said[:3] == "204" else make_image(), status=said)
     first = await look(imgkeep, url)
     assert (first.status, first.code, first.headers["Cache-Control"]) == (status, code, "no-store")
     assert first.headers["Cache-Status"] == f"imgkeep; fwd=uri-miss; fwd-status={said[:3]}"
-    origin.gives("/a.png", picture())
+    origin.gives("/a.png", make_image())
     timer.seconds += seconds - 1
     remembered = await look(imgkeep, url)
     assert (remembered.status, remembered.code, origin.asked("/a.png")) == (status, code, 1)
     # Another link to the same place is not the same link.
     assert (await look(imgkeep, url + "?fresh")).status == 200
     timer.seconds += 2
-    assert (await look(imgkeep, url)).body == picture()
+    assert (await look(imgkeep, url)).body == make_image()
     assert len(imgkeep.files("records")) == 2
 
 
@@ -616,7 +616,7 @@ async def test_retry_after_is_respected_and_passed_on(
     first = await look(imgkeep, url)
     # It is longer than a client should wait for an answer, so no attempt is made meanwhile.
     assert (first.status, first.headers["Retry-After"], origin.asked("/a.png")) == (502, str(seconds), 1)
-    origin.gives("/a.png", picture())
+    origin.gives("/a.png", make_image())
     # Only for 429: a server error is over when it is over.
     # And for no longer than a minute, since another client's request may have provoked it.
     timer.seconds += (min(seconds, TOO_MANY_REQUESTS_S) if status.startswith("429") else SERVER_ERROR_S) - 1
@@ -627,10 +627,10 @@ async def test_retry_after_is_respected_and_passed_on(
 
 
 async def test_stored_image_outlives_later_errors(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await look(imgkeep, url)
     origin.gives("/a.png", b"gone", status="410 Gone")
-    assert (await look(imgkeep, url)).body == picture()
+    assert (await look(imgkeep, url)).body == make_image()
     assert origin.asked("/a.png") == 1
 
 
@@ -652,10 +652,10 @@ async def test_passing_failure_is_retried(start: StartImgkeep, origin: FakeOrigi
         if exchange.number == 0:
             await exchange.answer(b"", status=status, headers={"Retry-After": "0"})
         else:
-            await exchange.answer(picture())
+            await exchange.answer(make_image())
 
     seen = await look(imgkeep, origin.on("/a.png", script))
-    assert (seen.status, seen.body, origin.asked("/a.png")) == (200, picture(), 2)
+    assert (seen.status, seen.body, origin.asked("/a.png")) == (200, make_image(), 2)
     assert await counted(imgkeep, 'imgkeep_origin_requests_total{outcome="2xx"}') == 1
 
 
@@ -669,10 +669,10 @@ async def test_connection_that_breaks_before_the_answer_is_retried(start: StartI
             await exchange.send(b"HTTP/1.1 20")
             exchange.finish()
         else:
-            await exchange.answer(picture())
+            await exchange.answer(make_image())
 
     seen = await look(imgkeep, origin.on("/a.png", script))
-    assert (seen.status, seen.body, origin.asked("/a.png")) == (200, picture(), 3)
+    assert (seen.status, seen.body, origin.asked("/a.png")) == (200, make_image(), 3)
 
 
 async def test_retries_end_with_retries_max(start: StartImgkeep, origin: FakeOrigin) -> None:
@@ -703,19 +703,19 @@ async def test_lasting_failure_is_not_retried(start: StartImgkeep, origin: FakeO
 
 async def test_broken_body_is_not_retried(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"retries_max": 2})
-    seen = await look(imgkeep, origin.on("/a.png", closing(picture_of(5000)[:3000])))
-    assert is_no_picture(seen)
+    seen = await look(imgkeep, origin.on("/a.png", closing(png_of(5000)[:3000])))
+    assert is_no_image(seen)
     assert origin.asked("/a.png") == 1
 
 
 NOT_HTTP = {
     "SSH": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
-    "HTTP/0.9": picture(),
-    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n" + picture(),
-    "length and chunked": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n" + picture(),
-    "a head too long": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 600_000 + b"\r\n\r\n" + picture(),
+    "HTTP/0.9": make_image(),
+    "two lengths": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n" + make_image(),
+    "length and chunked": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n" + make_image(),
+    "a head too long": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 600_000 + b"\r\n\r\n" + make_image(),
     "a head without end": b"HTTP/1.1 200 OK\r\n" + b"X: x\r\n" * 50_000,
-    "NUL": b"HTTP/1.1 200 OK\r\nX: \x00\r\n\r\n" + picture(),
+    "NUL": b"HTTP/1.1 200 OK\r\nX: \x00\r\n\r\n" + make_image(),
 }
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from imgkeep import __version__
 
+from tests.support.images import make_image
 from tests.support.network import look
 from tests.support.origins import FakeOrigin
-from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -55,7 +55,7 @@ def ours(origin: FakeOrigin) -> dict[str, str]:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 async def test_origin_receives_own_headers_alone(imgkeep: Imgkeep, origin: FakeOrigin, method: str) -> None:
-    url = origin.gives("/a.png", picture()) + "?token=secret&a=%2f"
+    url = origin.gives("/a.png", make_image()) + "?token=secret&a=%2f"
     await look(imgkeep, url, headers=VISITOR, method=method)
     [exchange] = origin.seen
     # Whatever the visitor's method, and the target to the letter.
@@ -66,7 +66,7 @@ async def test_origin_receives_own_headers_alone(imgkeep: Imgkeep, origin: FakeO
 async def test_redirect_carries_no_other_headers(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     other = FakeOrigin()
     await other.start()
-    there = other.gives("/b.png", picture())
+    there = other.gives("/b.png", make_image())
     headers = {"Location": there, "Set-Cookie": "a=b; Path=/", "WWW-Authenticate": "Basic"}
     await look(imgkeep, origin.gives("/a.png", b"", status="302 Found", headers=headers), headers=VISITOR)
     # A cookie is for a host, whatever the port (RFC 6265, 8.5).
@@ -76,7 +76,7 @@ async def test_redirect_carries_no_other_headers(imgkeep: Imgkeep, origin: FakeO
 
 async def test_operator_chooses_the_user_agent(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={"user_agent": "image_service/7"})
-    await look(imgkeep, origin.gives("/a.png", picture()))
+    await look(imgkeep, origin.gives("/a.png", make_image()))
     assert origin.seen[0].headers["user-agent"] == "image_service/7"
 
 
@@ -88,9 +88,9 @@ async def test_cookies_of_an_origin_end_with_their_chain(
     imgkeep: Imgkeep, origin: FakeOrigin, status: str, sent: list[str | None]
 ) -> None:
     headers = {"Set-Cookie": "tracker=1; Path=/", "Location": "/b.png"}
-    origin.gives("/b.png", picture())
-    first = await look(imgkeep, origin.gives("/a.png", picture(), status=status, headers=headers))
-    await look(imgkeep, origin.gives("/c.png", picture()))
+    origin.gives("/b.png", make_image())
+    first = await look(imgkeep, origin.gives("/a.png", make_image(), status=status, headers=headers))
+    await look(imgkeep, origin.gives("/c.png", make_image()))
     assert "Set-Cookie" not in first.headers
     assert [exchange.headers.get("cookie") for exchange in origin.seen] == sent
 
@@ -118,9 +118,9 @@ ORIGINS = {
 
 
 async def test_no_header_of_an_origin_comes_through(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    plain = await look(imgkeep, origin.gives("/a.png", picture()))
+    plain = await look(imgkeep, origin.gives("/a.png", make_image()))
     theirs = {**ORIGINS, "Cache-Control": "no-store", "Content-Security-Policy": "", "Content-Type": "text/html"}
-    seen = await look(imgkeep, origin.gives("/b.png", picture(), headers=theirs))
+    seen = await look(imgkeep, origin.gives("/b.png", make_image(), headers=theirs))
     assert set(seen.headers) == set(plain.headers)
     changing = {"Etag", "Date", "Content-Disposition"}
     assert {name: value for name, value in seen.headers.items() if name not in changing} == {
@@ -140,6 +140,6 @@ async def test_proxies_of_the_environment_are_ignored(
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     imgkeep = await start()
-    seen = await look(imgkeep, origin.gives("/a.png", picture()))
-    assert (seen.status, seen.body, between.connections) == (200, picture(), 0)
+    seen = await look(imgkeep, origin.gives("/a.png", make_image()))
+    assert (seen.status, seen.body, between.connections) == (200, make_image(), 0)
     await between.stop()

@@ -18,8 +18,8 @@ from imgkeep.bootstrap.platform import Platform
 
 from tests.support.fakes import Timer
 from tests.support.image_requests import store_image
+from tests.support.images import make_image, png_of
 from tests.support.origins import gated_body
-from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import ask, request, split, talk, target_of
 from tests.support.single_process import Running, serving
 from tests.support.waiting import until
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 
 async def test_sigterm_under_load_finishes_running_requests(tmp_path: Path, origin: FakeOrigin) -> None:
-    body = picture_of(2_000_000)
+    body = png_of(2_000_000)
     gate = asyncio.Event()
     url = origin.on("/slow.png", gated_body(body, gate, ahead=1_000_000))
     orphan = origin.on("/orphan.png", gated_body(body, gate, ahead=1_000_000))
-    stored = origin.gives("/stored.png", picture_of(50_000))
+    stored = origin.gives("/stored.png", png_of(50_000))
     async with serving(tmp_path / "run") as running:
         assert split(await talk(running.port, request(target_of(stored)))).status == 200
         clients = [asyncio.create_task(talk(running.port, request(target_of(url)), timeout_s=60)) for _ in range(10)]
@@ -136,12 +136,12 @@ def listener(port: int) -> socket.socket:
 
 @pytest.mark.parametrize("stored", [False, True], ids=["while it is filled", "as a hit"])
 async def test_slow_readers_cost_no_copy(tmp_path: Path, origin: FakeOrigin, stored: bool) -> None:  # noqa: FBT001 - a table
-    body = picture_of(5_000_000)
+    body = png_of(5_000_000)
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=4_000_000))
     loop = asyncio.get_running_loop()
     async with serving(tmp_path / "run") as running:
-        warm = origin.gives("/warm.png", picture_of(5_000_000, seed=9))
+        warm = origin.gives("/warm.png", png_of(5_000_000, seed=9))
         assert split(await talk(running.port, request(target_of(warm)))).status == 200
         if stored:
             gate.set()
@@ -184,7 +184,7 @@ def _all_left(running: Running) -> Callable[[], Awaitable[bool]]:
 
 
 async def test_event_loop_stays_free_for_a_large_image(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    body = picture_of(20_000_000)
+    body = png_of(20_000_000)
 
     async def script(exchange: object) -> None:
         from tests.support.origins import Exchange  # noqa: PLC0415 - for the type alone
@@ -221,14 +221,14 @@ async def test_clock_that_jumps_back_changes_no_answer(start: Start, origin: Fak
     now = datetime(2026, 11, 22, 10, tzinfo=UTC)
     timer = Timer()
     imgkeep = await start(platform=Platform(clock=lambda: now, timer=timer))
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     dead = origin.url("/dead.png")
     first = await store_image(imgkeep, url)
     assert (await ask(imgkeep, target_of(dead))).status == 404
     now -= timedelta(hours=1)
     hit = await ask(imgkeep, target_of(url))
     assert (hit.status, hit.body, hit.headers["etag"]) == (200, first.body, first.headers["etag"])
-    other = origin.gives("/b.png", picture(seed=1))
+    other = origin.gives("/b.png", make_image(seed=1))
     await store_image(imgkeep, other)
     # Remembered failures go by the monotonic timer.
     assert (await ask(imgkeep, target_of(dead))).status == 404

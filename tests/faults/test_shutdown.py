@@ -15,7 +15,7 @@ from imgkeep.bootstrap.lifecycle import DRAIN_NOTICE_S, GRACE_S
 from imgkeep.cluster.control import KILL_TIMEOUT_S
 from imgkeep.cluster.supervisor import CHECK_INTERVAL_S
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import ROOT, serving
 from tests.support.waiting import until
 
@@ -48,7 +48,7 @@ def test_every_deadline_is_below_that_of_the_unit() -> None:
 
 
 async def test_hanging_disk_does_not_hold_up_the_end(tmp_path: Path, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     async with serving(tmp_path / "data", under=(sys.executable, "-c", HANGING)) as program:
         program.process.send_signal(signal.SIGUSR1)
         asking = asyncio.create_task(program.img(url))

@@ -9,8 +9,8 @@ import pytest
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import SERVICES
 
+from tests.support.images import make_image, png_of
 from tests.support.network import PUBLIC, Dials, Names, counted, look, nothing_kept, until_counted
-from tests.support.pictures import picture, picture_of
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def stalls(data: bytes) -> Script:
 async def is_fetched(imgkeep: Imgkeep, origin: FakeOrigin) -> bool:
     """Whether an image is fetched in time, if need be at another try: this machine may be slow as well."""
     for number in range(30):
-        if (await look(imgkeep, origin.gives(f"/well{number}.png", picture()))).status == 200:
+        if (await look(imgkeep, origin.gives(f"/well{number}.png", make_image()))).status == 200:
             return True
     return False
 
@@ -73,8 +73,8 @@ BEFORE_THE_PICTURE = {
     "a head byte by byte": drip(b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\nContent-Length: 100000\r\n\r\n"),
     "half a head": stalls(b"HTTP/1.1 200 OK\r\nContent-"),
     "a head without body": stalls(HEAD),
-    "too little to judge, then nothing": stalls(HEAD + picture()[:20]),
-    "too little to judge, byte by byte": drip(HEAD + picture()[:30]),
+    "too little to judge, then nothing": stalls(HEAD + make_image()[:20]),
+    "too little to judge, byte by byte": drip(HEAD + make_image()[:30]),
     "a chunk extension without end": stalls(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;" + b"x" * 100),
 }
 
@@ -92,8 +92,8 @@ async def test_slow_head_times_out_and_frees_its_slot(start: StartImgkeep, origi
 
 
 WITHIN_THE_PICTURE = {
-    "byte by byte": drip(HEAD + picture_of(100_000)[:2000]),
-    "nothing more": stalls(HEAD + picture_of(100_000)[:50_000]),
+    "byte by byte": drip(HEAD + png_of(100_000)[:2000]),
+    "nothing more": stalls(HEAD + png_of(100_000)[:50_000]),
 }
 
 
@@ -108,7 +108,7 @@ async def test_body_that_stalls_times_out(start: StartImgkeep, origin: FakeOrigi
     assert await is_fetched(imgkeep, origin)
 
 
-@pytest.mark.parametrize("data", [b"", HEAD, HEAD + picture_of(100_000)[:50_000]], ids=["head", "body", "rest"])
+@pytest.mark.parametrize("data", [b"", HEAD, HEAD + png_of(100_000)[:50_000]], ids=["head", "body", "rest"])
 async def test_silence_ends_with_the_read_timeout(start: StartImgkeep, origin: FakeOrigin, data: bytes) -> None:
     imgkeep = await start(fetch={"read_timeout_s": 0.3, "total_timeout_s": 60})
     async with asyncio.timeout(LIMIT_S):
@@ -120,7 +120,7 @@ async def test_silence_ends_with_the_read_timeout(start: StartImgkeep, origin: F
 
 async def test_endless_body_ends_by_time(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch=QUICK)
-    body = picture_of(5000)[:-12]
+    body = png_of(5000)[:-12]
 
     async def script(exchange: Exchange) -> None:
         await exchange.send_head("Connection: close")
@@ -147,11 +147,11 @@ async def test_hanging_host_fills_its_own_queue_only(start: StartImgkeep, origin
 
     async def script(exchange: Exchange) -> None:
         await go_on.wait()
-        await exchange.answer(picture())
+        await exchange.answer(make_image())
 
     for number in range(5):
         origin.on(f"/{number}", script)
-    origin.gives("/a.png", picture())
+    origin.gives("/a.png", make_image())
     platform = Platform(resolver=lambda: Names(default=[PUBLIC]), open_socket=Dials(origin))
     imgkeep = await start(platform=platform, fetch={"per_host_max": 1, "concurrent_max": 4, "allow_networks": []})
     waiting = [asyncio.create_task(look(imgkeep, f"http://slow.example.com:8080/{number}")) for number in range(5)]
@@ -164,13 +164,13 @@ async def test_hanging_host_fills_its_own_queue_only(start: StartImgkeep, origin
     assert {seen.status for seen in await asyncio.gather(*waiting)} == {200}
     assert await counted(imgkeep, "imgkeep_fetches_waiting") == 0
     # Being busy is not a failure of the link.
-    origin.gives("/one-more", picture())
+    origin.gives("/one-more", make_image())
     assert (await look(imgkeep, "http://slow.example.com:8080/one-more")).status == 200
 
 
 async def test_full_slots_return_busy_and_no_timeout(start: StartImgkeep, origin: FakeOrigin) -> None:
     imgkeep = await start(fetch={**QUICK, "per_host_max": 1})
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     async with imgkeep.client.app[SERVICES].image_service._dependencies.origin.limiter.enter("127.0.0.1"):
         seen = await look(imgkeep, url)
     assert (seen.status, seen.code, seen.headers["Retry-After"]) == (503, "busy", "2")
@@ -198,7 +198,7 @@ async def test_redirect_target_has_its_own_limit(start: StartImgkeep, origin: Fa
         most = max(most, under_way)
         await go_on.wait()
         under_way -= 1
-        await exchange.answer(picture())
+        await exchange.answer(make_image())
 
     async def redirect(exchange: Exchange) -> None:
         where = f"http://target.example.com{exchange.target.replace('from', 'to')}"

@@ -17,8 +17,8 @@ import aiohttp
 import pytest
 
 from tests.support.cluster import connections_of, workers
+from tests.support.images import make_image, png_of
 from tests.support.origins import gated_body
-from tests.support.pictures import picture, picture_of
 from tests.support.program import ROOT, injecting, need_strace, run, serving
 from tests.support.raw_http import request, split, talk, target_of
 from tests.support.waiting import until
@@ -40,7 +40,7 @@ def lives(pid: int) -> bool:
 
 
 async def test_several_workers_are_one_server(tmp_path: Path, origin: FakeOrigin) -> None:
-    body = picture_of(1_000_000)
+    body = png_of(1_000_000)
     gate = asyncio.Event()
     cold = origin.on("/cold.png", gated_body(body, gate, ahead=300_000))
     async with serving(tmp_path / "data", server__workers="3", TMPDIR=str(tmp_path)) as program:
@@ -65,7 +65,7 @@ async def test_several_workers_are_one_server(tmp_path: Path, origin: FakeOrigin
         assert await metric_sum(program, "imgkeep_workers_counted") == 3
 
         # One worker does all jobs, whichever takes them.
-        links = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(20)]
+        links = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(20)]
         for part in (links[:10], links[10:]):
             async with program.session.post(
                 f"http://{program.address}/api/save-images", json={"urls": part, "wait": True}
@@ -92,7 +92,7 @@ async def call(program: Program, path: str, **body: str) -> tuple[int, dict[str,
 
 
 async def test_restore_and_refetch_reach_every_worker(tmp_path: Path, origin: FakeOrigin) -> None:
-    old, new = picture(seed=1), picture(seed=2)
+    old, new = make_image(seed=1), make_image(seed=2)
     url = origin.gives("/a.png", old)
     async with serving(tmp_path / "data", server__workers="3", TMPDIR=str(tmp_path)) as program:
         assert {answer.body for answer in await ask_all(program, url)} == {old}
@@ -123,7 +123,7 @@ async def test_restore_and_refetch_reach_every_worker(tmp_path: Path, origin: Fa
 
 
 async def test_workers_refetch_an_incomplete_image_once(tmp_path: Path, origin: FakeOrigin) -> None:
-    whole = picture(seed=1)
+    whole = make_image(seed=1)
     half = whole[: len(whole) // 2]
     url = origin.gives("/a.png", half)
     folder = tmp_path / "data"
@@ -147,7 +147,7 @@ async def test_workers_refetch_an_incomplete_image_once(tmp_path: Path, origin: 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["size known", "size unknown"])
 async def test_follower_in_a_peer_reads_the_growing_file(tmp_path: Path, origin: FakeOrigin, *, declared: bool) -> None:
-    body = picture_of(8_000_000)
+    body = png_of(8_000_000)
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=40_000, declared=declared))
     folder = tmp_path / "größe %41"
@@ -172,7 +172,7 @@ async def test_follower_in_a_peer_survives_a_failing_disk(tmp_path: Path, origin
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
 
-    body = picture_of(900_000)
+    body = png_of(900_000)
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=200_000))
     async with (
@@ -192,7 +192,7 @@ async def test_broken_fill_is_whole_for_no_follower(tmp_path: Path, origin: Fake
 
     async def broken(exchange: Exchange) -> None:
         await exchange.send_head("Transfer-Encoding: chunked")
-        await exchange.send(b"%x\r\n%b" % (900_000, picture_of(900_000)[:200_000]))
+        await exchange.send(b"%x\r\n%b" % (900_000, png_of(900_000)[:200_000]))
         await gate.wait()
         exchange.finish()
 
@@ -210,7 +210,7 @@ async def test_broken_fill_is_whole_for_no_follower(tmp_path: Path, origin: Fake
 
 
 async def test_dead_worker_loses_no_image(tmp_path: Path, origin: FakeOrigin) -> None:
-    body = picture_of(500_000)
+    body = png_of(500_000)
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=100_000))
     async with serving(tmp_path / "data", server__workers="2") as program:
@@ -240,10 +240,10 @@ async def test_dead_worker_loses_no_image(tmp_path: Path, origin: FakeOrigin) ->
 
 
 async def test_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> None:
-    body = picture_of(400_000)
+    body = png_of(400_000)
     gate = asyncio.Event()
     slow = origin.on("/slow.png", gated_body(body, gate, ahead=100_000))
-    small = origin.gives("/small.png", picture())
+    small = origin.gives("/small.png", make_image())
     (tmp_path / "config.toml").write_text("[log]\naccess = false\n")
     async with serving(tmp_path / "data", server__workers="2") as program:
         before = set(workers(program))
@@ -259,7 +259,7 @@ async def test_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> No
                 session._retry_connection = False
                 while not over.is_set():
                     async with session.get(f"http://{program.address}/img?src={quote(small, safe='')}") as answer:
-                        answered.append(answer.status if await answer.read() == picture() else 0)
+                        answered.append(answer.status if await answer.read() == make_image() else 0)
                     await asyncio.sleep(0.01)
 
         asking = [asyncio.create_task(ask(anew=anew)) for anew in (True, True, False, False)]
@@ -295,7 +295,7 @@ async def test_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> No
 
 
 async def test_busy_holder_is_not_taken_for_dead(tmp_path: Path, origin: FakeOrigin) -> None:
-    body = picture_of(100_000)
+    body = png_of(100_000)
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=50_000))
     async with serving(tmp_path / "data", server__workers="2") as program:
@@ -314,7 +314,7 @@ async def test_busy_holder_is_not_taken_for_dead(tmp_path: Path, origin: FakeOri
 
 async def test_request_during_the_rename_gets_the_image(tmp_path: Path, origin: FakeOrigin) -> None:
     need_strace()
-    body = picture_of(150_000)
+    body = png_of(150_000)
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=100_000))
     async with serving(tmp_path / "data", server__workers="2") as program:
@@ -348,7 +348,7 @@ async def test_reload_during_a_reload_reaches_every_worker(tmp_path: Path, origi
         await until(lambda: count_messages(program, "reloaded") == 1, within_s=60)
         assert count_messages(program, "reload failed: a new worker does not start") == 0
         await until(lambda: not workers(program).keys() & (before | {new}))
-        url = origin.gives("/a.png", picture())
+        url = origin.gives("/a.png", make_image())
         await ask_all(program, url)
         await until(lambda: count_messages(program, "request") == ASKED)
 
@@ -356,7 +356,7 @@ async def test_reload_during_a_reload_reaches_every_worker(tmp_path: Path, origi
 async def test_failed_start_ends_the_reload_alone(tmp_path: Path, origin: FakeOrigin) -> None:
     interpreter = tmp_path / "python"
     interpreter.symlink_to(REAL_INTERPRETER)
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     # An interpreter elsewhere finds no environment around it.
     paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     folder = tmp_path / "data"

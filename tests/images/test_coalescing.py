@@ -22,7 +22,7 @@ from tests.support.fills import (
     URL,
     store_image,
 )
-from tests.support.pictures import picture_of
+from tests.support.images import png_of
 
 
 async def test_concurrent_requests_share_one_fill() -> None:
@@ -88,7 +88,7 @@ async def test_last_byte_waits_for_durability() -> None:
 
 async def test_readers_share_one_copy() -> None:
     world = World()
-    body = picture_of(4_000_000)
+    body = png_of(4_000_000)
     response = FakeResponse(len(body))
     world.origin.gives(URL, lambda: response.push(*(body[at : at + 65_536] for at in range(0, len(body), 65_536))))
     deliveries = [await world.ask(URL) for _ in range(200)]
@@ -112,7 +112,7 @@ async def test_readers_share_one_copy() -> None:
 
 async def test_byte_by_byte_origin_costs_no_more() -> None:
     world = World()
-    body = picture_of(3000)
+    body = png_of(3000)
     response = FakeResponse().push(*(body[at : at + 1] for at in range(len(body))))
     world.origin.gives(URL, lambda: response)
     delivery = await world.ask(URL)

@@ -17,6 +17,7 @@ from imgkeep.core.errors import (
     StorageError,
     TooLarge,
 )
+from imgkeep.core.source_url import read_source
 
 from tests.support.fakes import FakeResponse, World, read_all, settle
 from tests.support.fills import (
@@ -28,7 +29,7 @@ from tests.support.fills import (
     forget_memory,
     store_image,
 )
-from tests.support.pictures import picture
+from tests.support.images import make_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
         pytest.param(lambda: FakeResponse().end(), NotAnImage, id="nothing"),
         pytest.param(lambda: FakeResponse().push(b"\x89").end(), NotAnImage, id="one byte"),
         pytest.param(lambda: FakeResponse().push(b"<html>", b"<p>expired</p>").end(), NotAnImage, id="HTML"),
-        pytest.param(lambda: FakeResponse().push(picture(width=101, height=100)).end(), TooLarge, id="too many pixels"),
+        pytest.param(
+            lambda: FakeResponse().push(make_image(width=101, height=100)).end(), TooLarge, id="too many pixels"
+        ),
         pytest.param(lambda: FakeResponse().end(OriginTimeout("slow")), OriginTimeout, id="no first byte"),
     ],
 )
@@ -71,7 +74,7 @@ async def test_unframed_image_must_be_complete_by_its_format() -> None:
 
 async def test_image_in_single_bytes_is_stored() -> None:
     world = World()
-    body = picture("WEBP")
+    body = make_image("WEBP")
     world.origin.gives(URL, lambda: FakeResponse().push(*(body[at : at + 1] for at in range(len(body)))).end())
     assert await world.get(URL) == ("stored", body)
     (record,) = world.store.records.values()
@@ -118,7 +121,7 @@ async def test_fill_during_a_store_fault_replaces_nothing() -> None:
     await store_image(world)
     forget_memory(world)
     world.image_index.records.clear()
-    expired = picture(seed=1)
+    expired = make_image(seed=1)
     world.origin.gives(URL, expired)
     world.store.faults["find"] = StorageError("down")
     assert await world.get(URL) == ("not_stored", expired)
@@ -207,6 +210,20 @@ async def test_memory_budget_is_kept_and_returned(
     await world.image_service.drain()
     assert world.memory.bytes_left == len(IMAGE) - 1
     assert [draft.closed for draft in world.disk.drafts] == [1] * len(world.disk.drafts)
+
+
+async def test_save_that_fails_closes_no_body_under_a_reader() -> None:
+    world = World()
+    world.origin.gives(URL, lambda: FakeResponse(len(IMAGE)).push(IMAGE[:50_000], IMAGE[50_000:]).end())
+    world.store.faults["put"] = FULL
+    delivery = await world.ask(URL)
+    source = read_source(URL)
+    with pytest.raises(StorageError, match="the disk is full"):
+        await world.image_service.save(source, world.image_service.identify(source))
+    await world.image_service.drain()
+    assert [draft.closed for draft in world.disk.drafts] == [0]
+    assert await read_all(delivery) == IMAGE
+    assert [draft.closed for draft in world.disk.drafts] == [1]
 
 
 async def test_results_add_up() -> None:

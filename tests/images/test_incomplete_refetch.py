@@ -13,12 +13,12 @@ from imgkeep.core.identity import identify
 from imgkeep.core.records import Doubt, Record, Standing
 from imgkeep.core.source_url import read_source
 from imgkeep.images import fill_checks
-from imgkeep.images.context import RequestContext
 from imgkeep.images.fill_checks import GATHERED_BYTES_MAX
 from imgkeep.images.incomplete_refetch import REFETCHES_MAX
+from imgkeep.images.request_context import RequestContext
 
 from tests.support.fakes import FakeResponse, World, read_all, settle, whole
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.temporary_links import FRESH, FRESHER, by_provider_rules
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Source, SourceInfo
 
-WHOLE, OTHER = picture(seed=1), picture(seed=2)
+WHOLE, OTHER = make_image(seed=1), make_image(seed=2)
 HALF, MORE = WHOLE[: len(WHOLE) // 2], WHOLE[: len(WHOLE) * 3 // 4]
 DAY_S = 86_400
 BARE = "https://images.example/b.png"
@@ -86,7 +86,7 @@ async def test_half_image_is_stored_and_cached_for_a_minute(world: World) -> Non
     assert world.origin.asked == []
 
 
-@pytest.mark.parametrize("body", [WHOLE, picture("JPEG"), picture("GIF"), picture("WEBP"), picture("BMP")])
+@pytest.mark.parametrize("body", [WHOLE, make_image("JPEG"), make_image("GIF"), make_image("WEBP"), make_image("BMP")])
 async def test_whole_image_at_once_is_immutable(world: World, body: bytes) -> None:
     world.origin.gives(FRESH, lambda: whole(body, size=len(body)))
     delivery = await world.ask(FRESH)
@@ -95,7 +95,7 @@ async def test_whole_image_at_once_is_immutable(world: World, body: bytes) -> No
     assert not record_of(world).doubts
 
 
-@pytest.mark.parametrize("body", [WHOLE, picture("JPEG"), picture("GIF"), picture("WEBP")])
+@pytest.mark.parametrize("body", [WHOLE, make_image("JPEG"), make_image("GIF"), make_image("WEBP")])
 @pytest.mark.parametrize("is_told", [False, True], ids=["size unknown", "size told"])
 async def test_chunks_that_have_arrived_show_the_end(
     world: World,
@@ -242,7 +242,7 @@ async def test_longer_image_replaces_its_beginning_only(world: World) -> None:
         pytest.param(lambda: FakeResponse().push(WHOLE).end(OriginTimeout("cut short")), id="cut short"),
         pytest.param(lambda: FakeResponse(framed=False).push(HALF).end(), id="cut and unframed"),
         pytest.param(b"<html>", id="html"),
-        pytest.param(picture(width=200, height=200), id="too many pixels"),
+        pytest.param(make_image(width=200, height=200), id="too many pixels"),
     ],
 )
 async def test_failed_refetch_of_half_image_changes_nothing(
@@ -357,7 +357,7 @@ async def test_number_of_refetches_is_bounded() -> None:
     world = World()
     urls = [f"https://images.example/{number}.png" for number in range(REFETCHES_MAX + 2)]
     for number, url in enumerate(urls):
-        world.origin.gives(url, picture(seed=number)[:-20])
+        world.origin.gives(url, make_image(seed=number)[:-20])
         await world.get(url)
     await world.image_service.drain()
     world.wait(60)

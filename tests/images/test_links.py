@@ -12,12 +12,12 @@ from imgkeep.core.errors import OriginError, OriginRefused, SourceExpired, Sourc
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.records import Digest, Validator
 from imgkeep.core.source_url import read_source
-from imgkeep.images.context import RedirectToSource
-from imgkeep.images.refresh import SourceRules
+from imgkeep.images.background_refresh import SourceRules
+from imgkeep.images.request_context import RedirectToSource
 from imgkeep.origin.demand import NotModified
 
 from tests.support.fakes import FakeResponse, World, whole
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.temporary_links import (
     EXPIRED,
     FRESH,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Source, SourceInfo
 
 HOSTS = Globs(("bucket.s3.us-west-2.amazonaws.com",))
-OLD, NEW = picture(seed=1), picture(seed=2)
+OLD, NEW = make_image(seed=1), make_image(seed=2)
 SEEN = Validator('"1"', None)
 
 

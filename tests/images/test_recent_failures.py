@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imgkeep.core.errors import OriginError, SourceForbidden, SourceNotFound, Yielded
 from imgkeep.core.records import Key, Subject
-from imgkeep.images.recent_failures import (
+from imgkeep.images.failure_history import (
     DETAIL_CHARS_MAX,
     ENTRIES_MAX,
     PER_HOST_MAX,

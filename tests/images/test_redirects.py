@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from imgkeep.core.errors import StorageError
-from imgkeep.images.redirects import ObjectUrls
+from imgkeep.images.object_urls import ObjectUrls
 
 from tests.support.fakes import Timer
 

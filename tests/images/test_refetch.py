@@ -25,10 +25,10 @@ from imgkeep.core.errors import (
 from imgkeep.core.identity import identify
 from imgkeep.core.records import Digest, Doubt, Key, Record, Refetches
 from imgkeep.core.source_url import read_source
-from imgkeep.images.refetch import LEASE_POLLS_MAX, REFETCHES_MAX, Refetcher
+from imgkeep.images.operator_refetch import LEASE_POLLS_MAX, REFETCHES_MAX, Refetcher
 
 from tests.support.fakes import OPEN_POLICY, FakeResponse, World, settle, without_query
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.temporary_links import EXPIRED, FRESH, FRESHER, NOW, PLAIN, by_provider_rules, exactly
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Source, SourceInfo
     from imgkeep.images.interfaces import Leases
-    from imgkeep.images.refetch import Refetched
+    from imgkeep.images.operator_refetch import Refetched
 
-OLD, NEW = picture(seed=1), picture(seed=2)
+OLD, NEW = make_image(seed=1), make_image(seed=2)
 BY_IDENTITY = "https://bucket.s3.amazonaws.com/a.png"
 
 
@@ -159,7 +159,7 @@ FAILURES = [
     pytest.param(lambda: FakeResponse().push(NEW[:-20]).end(), NotAnImage, id="framed whole, cut by its format"),
     pytest.param(lambda: FakeResponse(framed=False).push(NEW).end(), OriginError, id="whole by its format, not framed"),
     pytest.param(lambda: FakeResponse().push(NEW[:50]).end(OriginError("broke off")), OriginError, id="cut"),
-    pytest.param(lambda: FakeResponse().push(picture(width=200, height=100)).end(), TooLarge, id="too many pixels"),
+    pytest.param(lambda: FakeResponse().push(make_image(width=200, height=100)).end(), TooLarge, id="too many pixels"),
 ]
 
 
@@ -397,7 +397,7 @@ async def test_image_in_outbox_is_not_replaced(setup: Setup) -> None:
 
 async def test_refetch_repeats_put_after_crossing_replacement(setup: Setup) -> None:
     before = await setup.begin()
-    store, third = setup.world.store, picture(seed=3)
+    store, third = setup.world.store, make_image(seed=3)
     crossing = replace(before, digest=digest_of(third), size=len(third))
     put, puts = store.put, 0
 

@@ -16,7 +16,7 @@ from imgkeep.core.errors import (
     StorageError,
 )
 from imgkeep.core.records import Digest
-from imgkeep.images.context import Delivery
+from imgkeep.images.request_context import Delivery
 
 from tests.support.fakes import FakeResponse, World, read_all, settle
 from tests.support.fills import (
@@ -26,7 +26,7 @@ from tests.support.fills import (
     forget_memory,
     store_image,
 )
-from tests.support.pictures import picture
+from tests.support.images import make_image
 
 
 async def test_shutdown_during_a_fill_leaves_nothing() -> None:
@@ -170,7 +170,7 @@ async def test_every_fill_draws_its_own_etag() -> None:
 
 async def test_image_removed_during_its_put_is_not_shown() -> None:
     world = World()
-    body = picture()
+    body = make_image()
     world.origin.gives(URL, body)
     durable = world.store.gates["put"] = asyncio.Event()
     getting = asyncio.create_task(world.get(URL))

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.core.rewrite import Hosts
 from imgkeep.integrations.jinja import install
-from imgkeep.integrations.links import SiteLinks
+from imgkeep.integrations.links import LinkRewriter
 from jinja2 import Environment
 from markupsafe import Markup
 
-from tests.support.pages import KEPT, LINK
+from tests.support.pages import LINK, NEW_LINK
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Source
 
 HTML = f'<img src="{LINK}">'
-REWRITTEN = f'<img src="{KEPT}">'
+REWRITTEN = f'<img src="{NEW_LINK}">'
 
 
 def rendered(source: str, *, autoescape: bool = True, **values: Any) -> str:
@@ -27,16 +27,16 @@ def rendered(source: str, *, autoescape: bool = True, **values: Any) -> str:
 
 
 def test_a_single_link() -> None:
-    assert rendered("{{ url|img_url }}", url=LINK) == KEPT
+    assert rendered("{{ url|img_url }}", url=LINK) == NEW_LINK
     other = "https://k.example/img?src=https%3A%2F%2Fo.example%2F%3Fa%3D1%26b%3D2"
     assert rendered("{{ url|img_url }}", url="https://o.example/?a=1&b=2") == other
     assert rendered("{{ url|img_url }}", url="a.png?a&b") == "a.png?a&amp;b"
     assert rendered("{{ url|img_url }}", url="a.png?a&b", autoescape=False) == "a.png?a&b"
-    assert rendered("{{ url|img_url }}", url=KEPT) == KEPT
+    assert rendered("{{ url|img_url }}", url=NEW_LINK) == NEW_LINK
 
 
 def test_a_link_that_is_escaped_already() -> None:
-    assert rendered("{{ url|img_url }}", url=Markup(f"{LINK}?a=1&amp;b=2")) == f"{KEPT}%3Fa%3D1%26b%3D2"
+    assert rendered("{{ url|img_url }}", url=Markup(f"{LINK}?a=1&amp;b=2")) == f"{NEW_LINK}%3Fa%3D1%26b%3D2"
     assert rendered("{{ url|img_url }}", url=Markup("a.png?a=1&amp;b=2")) == "a.png?a=1&amp;b=2"
 
 
@@ -72,29 +72,29 @@ def test_which_links(which: Any, rewritten: set[str]) -> None:
     signed = "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=a%2F20261126%2Fus-east-1%2Fs3%2Faws4_request"
     signed += f"&X-Amz-Date=20261126T000000Z&X-Amz-Expires=60&X-Amz-SignedHeaders=host&X-Amz-Signature={'0' * 64}"
     links = {"s3": f"https://b.s3.amazonaws.com/a.png?{signed}", "plain": LINK}
-    site = SiteLinks(public_url="https://k.example", which=which, allow=["*"])
+    site = LinkRewriter(public_url="https://k.example", which=which, allow=["*"])
     assert {name for name, link in links.items() if site.of_page(None)(link)} == rewritten
     assert all(site.img_url(link) != link for link in links.values())
 
 
 def test_links_that_only_you_know_to_die() -> None:
     provider = {"name": "Ours", "hosts": ["h.example"], "temporary": True}
-    assert SiteLinks(public_url="https://k.example", providers=[provider]).rewrite(HTML) == REWRITTEN
+    assert LinkRewriter(public_url="https://k.example", providers=[provider]).rewrite(HTML) == REWRITTEN
 
 
 def test_links_are_signed() -> None:
-    site = SiteLinks(public_url="https://k.example", which="all", signing_key="k" * 16)
-    assert site.img_url(LINK).startswith(f"{KEPT}&sig=")
-    assert site.rewrite(HTML).startswith(f'<img src="{KEPT}&amp;sig=')
+    site = LinkRewriter(public_url="https://k.example", which="all", signing_key="k" * 16)
+    assert site.img_url(LINK).startswith(f"{NEW_LINK}&sig=")
+    assert site.rewrite(HTML).startswith(f'<img src="{NEW_LINK}&amp;sig=')
 
 
 def test_a_function_that_fails_leaves_the_link(caplog: pytest.LogCaptureFixture) -> None:
     def choose(source: Source) -> bool:
         raise LookupError(source.url)
 
-    site = SiteLinks(public_url="https://k.example", which=choose, allow=["*"])
+    site = LinkRewriter(public_url="https://k.example", which=choose, allow=["*"])
     assert site.rewrite(HTML) == HTML
-    assert "a link stays as it is: LookupError at test_jinja.py" in caplog.text
+    assert "link not rewritten: LookupError at test_jinja.py" in caplog.text
     assert "h.example" not in caplog.text
 
 
@@ -116,11 +116,11 @@ def test_a_function_that_fails_leaves_the_link(caplog: pytest.LogCaptureFixture)
         ({"public_url": "", "deny": "h.example"}, "deny: is a list of patterns"),
         ({"public_url": "", "deny": ["Known"]}, "deny: 'Known' is no pattern of hosts"),
         ({"public_url": "", "allow_networks": ["10.0.0.1/8"]}, "allow_networks: "),
-        ({"public_url": "https://k.example", "allow": "ask"}, "allow: to ask, imgkeep wants a token"),
+        ({"public_url": "https://k.example", "allow": "ask"}, 'allow: "ask" needs a token'),
         ({"public_url": "", "allow": "ask", "token": "t"}, "allow: to ask, imgkeep's absolute"),
         ({"public_url": "", "save": "127.0.0.1:8080"}, "save: is not an absolute"),
     ],
 )
 def test_an_option_that_cannot_be_honoured_is_told(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SiteLinks(**options)
+        LinkRewriter(**options)

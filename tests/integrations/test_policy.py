@@ -18,8 +18,8 @@ import pytest
 from imgkeep.core.identity import BUILT_IN
 from imgkeep.core.policy import PORTS
 from imgkeep.integrations import asgi, django, img_url, jinja, wsgi
-from imgkeep.integrations.links import SiteLinks
-from imgkeep.integrations.policy import ANSWER_BYTES_MAX, AskedRules, Rules, make_policy
+from imgkeep.integrations.links import LinkRewriter
+from imgkeep.integrations.policy import ANSWER_BYTES_MAX, PolicyClient, Rules, make_policy
 
 from tests.support.program import serving
 from tests.support.waiting import block_until
@@ -40,7 +40,7 @@ PATIENCE_S = 10
 
 
 def rewrites(link: str, **options: Any) -> bool:
-    return SiteLinks(public_url=K, **options).of_page("https://site.example/page")(link) is not None
+    return LinkRewriter(public_url=K, **options).of_page("https://site.example/page")(link) is not None
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_link_that_would_be_refused_stays(link: str, options: Any, rewritten: bo
 @pytest.mark.parametrize("link", [SHARED, "http://10.1.2.3:81/a.png", "https://o.example/a.png"])
 def test_single_link_that_is_written_out_is_always_rewritten(link: str) -> None:
     wanted = f"{K}/img?src={quote(link, safe='')}"
-    assert SiteLinks(public_url=K).img_url(link) == wanted
+    assert LinkRewriter(public_url=K).img_url(link) == wanted
     assert img_url(link, public_url=K) == wanted
     assert img_url(link) == wanted.removeprefix(K)
     assert img_url(link, public_url=K, signing_key="k" * 16).startswith(f"{wanted}&sig=")
@@ -158,7 +158,7 @@ def api() -> Iterator[Api]:
         thread.join()
 
 
-def wait_for(rules: AskedRules) -> Rules:
+def wait_for(rules: PolicyClient) -> Rules:
     block_until(lambda: rules.current is not None, within_s=PATIENCE_S)
     assert rules.current is not None
     return rules.current
@@ -169,7 +169,7 @@ OTHERWISE = Rules(make_policy(["known"], [], BUILT_IN))
 
 def test_nothing_is_rewritten_until_imgkeep_has_told_and_no_page_waits(api: Api) -> None:
     api.may_answer.clear()
-    site = SiteLinks(public_url=api.url, allow="ask", token="the-token\n")
+    site = LinkRewriter(public_url=api.url, allow="ask", token="the-token\n")
     assert site.of_page(None)(KNOWN) is None
     assert site.img_url(KNOWN) != KNOWN
     api.may_answer.set()
@@ -180,8 +180,8 @@ def test_nothing_is_rewritten_until_imgkeep_has_told_and_no_page_waits(api: Api)
 
 def test_a_site_without_a_key_leaves_all_to_an_imgkeep_that_wants_signatures(api: Api) -> None:
     api.body = policy_body(signature="misses")
-    site = SiteLinks(public_url="https://k.example", allow="ask", save=f"{api.url}/base/", token="t")
-    signing = SiteLinks(
+    site = LinkRewriter(public_url="https://k.example", allow="ask", save=f"{api.url}/base/", token="t")
+    signing = LinkRewriter(
         public_url="https://k.example", allow="ask", save=f"{api.url}/base/", token="t", signing_key="k" * 16
     )
     block_until(lambda: signing.of_page(None)(SHARED) is not None, within_s=PATIENCE_S)
@@ -210,9 +210,9 @@ def test_site_that_gets_no_answer_goes_by_its_options(
 ) -> None:
     api.status, api.body = status, body
     with caplog.at_level(logging.WARNING):
-        rules = AskedRules(api.url, "the-token", BUILT_IN, OTHERWISE)
+        rules = PolicyClient(api.url, "the-token", BUILT_IN, OTHERWISE)
         assert wait_for(rules) is OTHERWISE
-    assert f"imgkeep did not tell its policy: {reason}" in caplog.text
+    assert f"policy of imgkeep not fetched: {reason}" in caplog.text
     assert "secret" not in caplog.text
     assert "the-token" not in caplog.text
 
@@ -228,7 +228,7 @@ def test_site_whose_imgkeep_is_away_rewrites_nothing_until_it_tells(api: Api, ho
     else:
         with socket.create_server(("127.0.0.1", 0)) as free:
             url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    rules = AskedRules(url, "t", BUILT_IN, OTHERWISE, retry_s=0)
+    rules = PolicyClient(url, "t", BUILT_IN, OTHERWISE, retry_s=0)
     for _ in range(3):
         thread = rules._thread
         assert thread is not None
@@ -242,7 +242,7 @@ def test_site_whose_imgkeep_is_away_rewrites_nothing_until_it_tells(api: Api, ho
 
 def test_imgkeep_that_is_away_is_not_asked_for_each_page(api: Api) -> None:
     api.status = 503
-    rules = AskedRules(api.url, "t", BUILT_IN, OTHERWISE)
+    rules = PolicyClient(api.url, "t", BUILT_IN, OTHERWISE)
     assert rules._thread is not None
     rules._thread.join(PATIENCE_S)
     for _ in range(20):
@@ -251,7 +251,7 @@ def test_imgkeep_that_is_away_is_not_asked_for_each_page(api: Api) -> None:
 
 
 def test_known_policy_outlives_an_outage_and_a_new_one_is_learnt(api: Api) -> None:
-    rules = AskedRules(api.url, "t", BUILT_IN, OTHERWISE, retry_s=0, every_s=0)
+    rules = PolicyClient(api.url, "t", BUILT_IN, OTHERWISE, retry_s=0, every_s=0)
     first = wait_for(rules)
     assert first.policy.hosts_allowed == ("b.s3.amazonaws.com",)
     api.status = 503
@@ -267,7 +267,7 @@ def test_known_policy_outlives_an_outage_and_a_new_one_is_learnt(api: Api) -> No
 
 def test_child_of_a_fork_asks_for_itself(api: Api) -> None:
     api.may_answer.clear()
-    rules = AskedRules(api.url, "t", BUILT_IN, OTHERWISE)
+    rules = PolicyClient(api.url, "t", BUILT_IN, OTHERWISE)
     child = os.fork()
     if child == 0:
         end = time.monotonic() + PATIENCE_S
@@ -302,9 +302,9 @@ async def test_real_server_tells_what_it_would_refuse(tmp_path: Path) -> None:
         assert (told["ports"], told["networks"], told["signature"]) == ([443], ["10.1.0.0/16"], "off")
         async with program.session.get(f"{url}/api/policy", headers={"Authorization": ""}) as response:
             assert response.status == 401
-        rules = AskedRules(url, program.token, BUILT_IN, OTHERWISE)
+        rules = PolicyClient(url, program.token, BUILT_IN, OTHERWISE)
         known = await asyncio.to_thread(wait_for, rules)
-        site = SiteLinks(public_url=url, which="all", allow="ask", token=program.token)
+        site = LinkRewriter(public_url=url, which="all", allow="ask", token=program.token)
         await asyncio.to_thread(wait_for, site._rules)  # type: ignore[arg-type]
         for link in links.values():
             async with program.session.get(f"{url}/api/inspect?src={quote(link, safe='')}") as response:

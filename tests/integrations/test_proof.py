@@ -16,7 +16,7 @@ from yarl import URL
 
 from tests.support.browser import browsing
 from tests.support.framework_examples import COMMANDS, running, visiting
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import serving
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Service:
             if self.has_expired or "X-Amz-Signature" not in exchange.target:
                 await exchange.answer(b"Request has expired", status="403 Forbidden")
             else:
-                await exchange.answer(picture(), headers={"Content-Type": "image/png"})
+                await exchange.answer(make_image(), headers={"Content-Type": "image/png"})
 
         signed = (
             f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=a%2F{self._now:%Y%m%d}%2Fus-east-1%2Fs3%2Faws4_request"

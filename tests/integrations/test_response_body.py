@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from imgkeep.integrations.content_encoding import PIECE_BYTES_MAX
-from imgkeep.integrations.links import SiteLinks
+from imgkeep.integrations.links import LinkRewriter
 from imgkeep.integrations.response_body import Body, CutShort, Streamed, Unaltered, Whole
 from imgkeep.integrations.responses import Plan
 
-from tests.support.pages import KEPT, LINK, PAGE, PLAIN, WANTED, site
+from tests.support.pages import LINK, NEW_LINK, PAGE, PLAIN, WANTED, rewriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,11 +28,11 @@ UNPACK: dict[Coding, Callable[[bytes], bytes]] = {
     "deflate": zlib.decompress,
 }
 LARGE = PAGE + bytes(Random(1).choices(b"abcdefgh <>\n", k=150_000)) + f"<img src='{LINK}'>".encode()
-LARGE_WANTED = LARGE.replace(LINK.encode(), KEPT.encode())
+LARGE_WANTED = LARGE.replace(LINK.encode(), NEW_LINK.encode())
 
 
 def body(coding: Coding = "identity", *, length: int | None = None, charset: str | None = None) -> Body:
-    return Body(Plan(has_body=True, length=length, coding=coding, charset=charset), site().of_page(None))
+    return Body(Plan(has_body=True, length=length, coding=coding, charset=charset), rewriter().of_page(None))
 
 
 def sent(body: Body, pieces: Iterable[bytes]) -> bytes:
@@ -71,7 +71,7 @@ def test_what_is_finished_goes_out_at_once(coding: Coding) -> None:
         else:
             packed = packer.compress(piece) + packer.flush(zlib.Z_SYNC_FLUSH)
             out = unpacker.decompress(b"".join(streamed.feed(packed)))
-        assert out == f"<p>{number}<img src='{KEPT}'>".encode()
+        assert out == f"<p>{number}<img src='{NEW_LINK}'>".encode()
 
 
 @pytest.mark.parametrize("coding", ["identity", "gzip", "deflate"])
@@ -120,7 +120,7 @@ def test_pieces_stay_small_however_much_was_packed() -> None:
 def test_a_body_that_is_too_large_to_be_held_is_streamed(coding: Coding) -> None:
     page = gzip.compress(LARGE) if coding == "gzip" else LARGE
     plan = Plan(has_body=True, length=len(page), coding=coding, charset=None)
-    streamed = Body(plan, site().of_page(None), whole_bytes_max=20_000)
+    streamed = Body(plan, rewriter().of_page(None), whole_bytes_max=20_000)
     assert streamed.begin(page, is_last=True) == Streamed()
     came = b"".join((*streamed.feed(page), *streamed.close()))
     assert (gzip.decompress(came) if coding == "gzip" else came) == LARGE_WANTED
@@ -132,7 +132,7 @@ def test_a_body_that_is_too_large_to_be_held_is_streamed(coding: Coding) -> None
 def test_pages_in_other_encodings(charset: str | None, codec: str) -> None:
     page = f"<p>\xe4\xf6\xfc</p><img src='{LINK}'>"
     whole = body(charset=charset).begin(page.encode(codec), is_last=True)
-    assert whole == Whole(page.replace(LINK, KEPT).encode(codec))
+    assert whole == Whole(page.replace(LINK, NEW_LINK).encode(codec))
 
 
 # --- what goes wrong
@@ -149,7 +149,7 @@ def test_a_packed_body_that_breaks_goes_out_up_to_there_and_breaks() -> None:
     packer = zlib.compressobj(wbits=31)
     packed = packer.compress(LARGE[:100_000]) + packer.flush(zlib.Z_FULL_FLUSH)
     packed += b"\xff" * 10 + packer.compress(LARGE[100_000:]) + packer.flush()
-    expected = unpacked(packed).replace(LINK.encode(), KEPT.encode())
+    expected = unpacked(packed).replace(LINK.encode(), NEW_LINK.encode())
     assert len(expected) > 100_000
     for size in (100, 1000, 1 << 20):
         came = sent(body("gzip"), cut(packed, size))
@@ -184,7 +184,7 @@ def test_a_packed_body_that_is_cut_stays_cut() -> None:
     unpacker = zlib.decompressobj(31)
     shown = unpacker.decompress(came)
     assert not unpacker.eof
-    assert shown == unpacked(packed[:-1000]).replace(LINK.encode(), KEPT.encode())
+    assert shown == unpacked(packed[:-1000]).replace(LINK.encode(), NEW_LINK.encode())
     assert body("gzip").begin(packed[:-1000], is_last=True) == Whole(packed[:-1000])
     assert sent(body("gzip"), [packed[:5]]) == packed[:5]
 
@@ -194,12 +194,12 @@ def test_a_choice_that_fails_leaves_its_links(caplog: pytest.LogCaptureFixture) 
         assert source is None, LINK
         return True
 
-    links = SiteLinks(public_url="https://k.example", which=choose, allow=["*"]).of_page(None)
+    links = LinkRewriter(public_url="https://k.example", which=choose, allow=["*"]).of_page(None)
     broken = Body(Plan(has_body=True, length=None, coding="identity", charset=None), links)
     with caplog.at_level(logging.WARNING):
         assert broken.begin(PAGE + PAGE, is_last=True) == Whole(PAGE + PAGE)
     assert [record.getMessage().partition(" at ")[0] for record in caplog.records] == [
-        "a link stays as it is: AssertionError"
+        "link not rewritten: AssertionError"
     ]
     assert "h.example" not in caplog.text
 
@@ -221,7 +221,7 @@ def test_a_fault_of_ours_leaves_the_rest_as_it_is(coding: Coding, size: int, cap
     plan = Plan(has_body=True, length=None, coding=coding, charset=None)
     came = sent(Body(plan, Breaks()), cut(packed, size))  # type: ignore[arg-type]
     assert (gzip.decompress(came) if coding == "gzip" else came) == PAGE * 30
-    assert "the rest of a page stays as it is: LookupError" in caplog.text
+    assert "rest of a page not rewritten: LookupError" in caplog.text
     assert "h.example" not in caplog.text
     assert Body(plan, Breaks()).begin(packed, is_last=True) == Whole(packed)  # type: ignore[arg-type]
 

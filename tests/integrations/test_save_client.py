@@ -10,10 +10,10 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.integrations.links import SiteLinks
+from imgkeep.integrations.links import LinkRewriter
 from imgkeep.integrations.save_client import BATCH_LINKS_MAX, LINKS_WAITING_MAX, Saver, saver_for
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import serving
 from tests.support.waiting import block_until, until
 
@@ -126,7 +126,7 @@ def test_a_server_that_refuses_is_not_asked_again_for_now(api: Api, caplog: pyte
     saver.note(link(1))
     assert saver.drain(PATIENCE_S)
     assert api.links == [link(1)]
-    assert "1 links were not handed to imgkeep: it answers 401" in caplog.text
+    assert "1 links not sent to imgkeep: it answers 401" in caplog.text
     assert not any(secret in caplog.text for secret in ("wrong-token", "amazonaws", "Signature"))
     # When it is shown again, it is handed again.
     saver.note(link(1))
@@ -158,7 +158,7 @@ def test_an_imgkeep_that_is_down_is_told(caplog: pytest.LogCaptureFixture) -> No
     for number in range(100):
         saver.note(link(number))
     assert saver.drain(PATIENCE_S)
-    assert "links were not handed to imgkeep: ConnectionRefusedError" in caplog.text
+    assert "links not sent to imgkeep: ConnectionRefusedError" in caplog.text
 
 
 def test_what_waits_is_bounded_and_what_is_dropped_is_counted(api: Api) -> None:
@@ -200,10 +200,10 @@ def test_parts_of_an_application_share_one() -> None:
 
 
 async def test_images_that_nobody_opens_are_kept(tmp_path: Path, origin: FakeOrigin) -> None:
-    origin.gives("/seen.png", picture())
+    origin.gives("/seen.png", make_image())
     async with serving(tmp_path / "data") as program:
         url = f"http://{program.address}"
-        site = SiteLinks(public_url="https://k.example", which="all", allow="ask", save=url, token=program.token)
+        site = LinkRewriter(public_url="https://k.example", which="all", allow="ask", save=url, token=program.token)
         await until(lambda: site.of_page(None)(origin.url("/a.png")) is not None)  # once imgkeep has told its policy
         assert "k.example/img" in site.rewrite(f'<p><img src="{origin.url("/seen.png")}"><img src="a.png">')
         assert await asyncio.to_thread(saver_for(url, program.token).drain, PATIENCE_S)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.browser import browsing
+from tests.support.images import make_image
 from tests.support.origins import FakeOrigin
-from tests.support.pictures import picture
 from tests.support.program import ROOT
 
 if TYPE_CHECKING:
@@ -305,8 +305,8 @@ async def test_scripts_insert_what_they_want_and_it_lasts(
     names = sorted({*INSERTED, "fallback", "unused"})
     there = origin.url("")
     for seed, name in enumerate(names):
-        origin.gives(f"/{name}.png", picture(seed=seed))
-    site.gives("/own.png", picture())
+        origin.gives(f"/{name}.png", make_image(seed=seed))
+    site.gives("/own.png", make_image())
     site.on("/picky.png", to_browsers)
     ours = str(imgkeep.client.make_url("")).rstrip("/")
     async with browsing() as browser:
@@ -353,7 +353,7 @@ async def test_scripts_insert_what_they_want_and_it_lasts(
 async def to_browsers(exchange: Exchange) -> None:
     """Give an image to browsers, and nothing to imgkeep."""
     if "sec-fetch-dest" in {name.lower() for name in exchange.headers}:
-        await exchange.answer(picture(), headers={"Content-Type": "image/png"})
+        await exchange.answer(make_image(), headers={"Content-Type": "image/png"})
     else:
         await exchange.answer(b"no", status="403 Forbidden")
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from yarl import URL
 
+from tests.support.images import make_image
 from tests.support.node import STATIC, calling, copy_module, need_node
-from tests.support.pictures import picture
 from tests.support.program import ROOT, environment
 from tests.support.signing_vectors import KEY
 
@@ -44,7 +44,7 @@ async def node(script: Path, *arguments: str, **settings: str) -> list[str]:
 async def test_link_that_the_example_signs_is_accepted(
     start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin, tmp_path: Path
 ) -> None:
-    links = [origin.gives("/a.png", picture()), origin.gives("/b.png", picture(seed=1)) + "?x='(1)'&y=z"]
+    links = [origin.gives("/a.png", make_image()), origin.gives("/b.png", make_image(seed=1)) + "?x='(1)'&y=z"]
     client = (await start(security={"signature": "always", "signing_keys": [KEY]})).client
     copy_module(tmp_path)
     script = Path(shutil.copy(EXAMPLE / "sign.mjs", tmp_path))

@@ -15,8 +15,8 @@ from PIL import Image
 
 from tests.support.browser import browsing
 from tests.support.image_requests import store_image
+from tests.support.images import make_image
 from tests.support.origins import FakeOrigin
-from tests.support.pictures import picture
 from tests.support.raw_http import ask, port_of, target_of
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ async def painted(page: Page, selector: str) -> bool:
 
 async def test_pasted_link_shows_its_image_and_permanent_url(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(sources={"allow": ["*"], "providers": [PROVIDER]})
-    link = origin.gives("/a%20b%3Ci%3E.png", picture()) + "?evil_sig=" + "a" * 64
+    link = origin.gives("/a%20b%3Ci%3E.png", make_image()) + "?evil_sig=" + "a" * 64
     link = link.replace("127.0.0.1", "localhost")
     errors = Errors()
     async with browsing() as browser:
@@ -151,7 +151,7 @@ async def test_pasted_link_shows_its_image_and_permanent_url(start: Start, origi
 
 async def test_page_finds_its_session_behind_a_link(start: Start, origin: FakeOrigin, site: FakeOrigin) -> None:
     imgkeep = await start()
-    await store_image(imgkeep, origin.gives("/a.png", picture()))
+    await store_image(imgkeep, origin.gives("/a.png", make_image()))
     links = f'<a href="{log_in_link(imgkeep)}">log in</a> <a href="{url_of(imgkeep)}">page</a>'
     site.gives("/page", links.encode(), headers={"Content-Type": "text/html"})
     async with browsing() as browser, tab(browser, Errors()) as page:
@@ -172,7 +172,7 @@ async def test_page_finds_its_session_behind_a_link(start: Start, origin: FakeOr
 
 
 async def test_failing_link_is_explained(start: Start, origin: FakeOrigin, tmp_path: Path) -> None:
-    (tmp_path / "sorry.png").write_bytes(picture("PNG"))
+    (tmp_path / "sorry.png").write_bytes(make_image("PNG"))
     errors = Errors()
     async with browsing() as browser:
         for delivery in ({}, {"placeholder": str(tmp_path / "sorry.png")}):
@@ -201,7 +201,7 @@ async def test_image_behind_a_redirect_is_shown(start: Start, origin: FakeOrigin
     errors = Errors()
     async with browsing() as browser, tab(browser, errors) as page:
         await page.goto(url_of(imgkeep))
-        facts = await paste(page, origin.gives("/a.png", picture()))
+        facts = await paste(page, origin.gives("/a.png", make_image()))
         assert await painted(page, "#figure img")
         assert facts["Picture"] == EXTENT
         assert facts["Permanent URL"].startswith("not known here")
@@ -209,7 +209,7 @@ async def test_image_behind_a_redirect_is_shown(start: Start, origin: FakeOrigin
 
 
 async def test_form_needs_no_script(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    link = origin.gives("/a.png", picture()) + "?sig=a,b&x='(1)'"
+    link = origin.gives("/a.png", make_image()) + "?sig=a,b&x='(1)'"
     errors = Errors()
     async with browsing() as browser, tab(browser, errors, java_script_enabled=False) as page:
         await page.goto(url_of(imgkeep))
@@ -225,7 +225,7 @@ async def test_form_needs_no_script(imgkeep: Imgkeep, origin: FakeOrigin) -> Non
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_page_reads_well_in_each_scheme(imgkeep: Imgkeep, origin: FakeOrigin, scheme: Any) -> None:
     """Dark and light, as wide as a phone, and with enough contrast (WCAG 2, 1.4.3)."""
-    link = origin.gives("/a.png", picture())
+    link = origin.gives("/a.png", make_image())
     missing = origin.gives("/missing.png", b"", status="404 Not Found")
     errors, papers = Errors(), set()
     async with browsing() as browser:
@@ -268,7 +268,7 @@ async def test_failure_in_a_tab_is_a_page(imgkeep: Imgkeep, origin: FakeOrigin) 
 async def test_img_of_another_site_shows_the_placeholder(
     start: Start, origin: FakeOrigin, site: FakeOrigin, tmp_path: Path
 ) -> None:
-    (tmp_path / "sorry.png").write_bytes(picture("PNG", width=33, height=22))
+    (tmp_path / "sorry.png").write_bytes(make_image("PNG", width=33, height=22))
     imgkeep = await start(delivery={"placeholder": str(tmp_path / "sorry.png")})
     gone = url_of(imgkeep, target_of(origin.gives("/gone.png", b"", status="410 Gone")))
     site.gives("/page", f'<img src="{gone}"><div>'.encode(), headers={"Content-Type": "text/html"})
@@ -285,11 +285,11 @@ async def test_img_of_another_site_shows_the_placeholder(
 
 
 async def test_svg_shows_its_embedded_images(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    inner = b64encode(picture("PNG", width=20, height=20)).decode()
+    inner = b64encode(make_image("PNG", width=20, height=20)).decode()
     vector = (
         '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="40"><style>text{fill:red}</style>'
         f'<image width="20" height="20" href="data:image/png;base64,{inner}"/>'
-        f'<image width="20" height="20" href="{origin.gives("/outer.png", picture())}"/>'
+        f'<image width="20" height="20" href="{origin.gives("/outer.png", make_image())}"/>'
         "<script>document.documentElement.id = 'evil'</script></svg>"
     )
     target = target_of(origin.gives("/a.svg", vector.encode()))
@@ -299,7 +299,7 @@ async def test_svg_shows_its_embedded_images(imgkeep: Imgkeep, origin: FakeOrigi
         for _ in range(3):  # a miss, a hit, and a hit that was prepared
             await page.goto(url_of(imgkeep, target))
             shot = Image.open(BytesIO(await page.screenshot(clip={"x": 2, "y": 2, "width": 16, "height": 16})))
-            assert len(shot.convert("RGB").getcolors() or ()) > 50, "noise, as it is in the picture"
+            assert len(shot.convert("RGB").getcolors() or ()) > 50, "noise, as it is in the image"
             assert await page.evaluate("document.documentElement.id") == ""
         assert not [text for text in said if "data:image" in text]
         assert [text for text in said if "outer.png" in text], "and nothing else"
@@ -309,7 +309,7 @@ async def test_svg_shows_its_embedded_images(imgkeep: Imgkeep, origin: FakeOrigi
 async def test_scripts_of_another_site_read_images_with_any_field(
     imgkeep: Imgkeep, origin: FakeOrigin, site: FakeOrigin
 ) -> None:
-    url = url_of(imgkeep, target_of(origin.gives("/a.png", picture())))
+    url = url_of(imgkeep, target_of(origin.gives("/a.png", make_image())))
     site.gives("/page", b"<p>", headers={"Content-Type": "text/html"})
     errors = Errors()
     async with browsing() as browser, tab(browser, errors) as page:

@@ -24,7 +24,7 @@ from imgkeep.observability.logs import FLUSH_TIMEOUT_S, QUEUE_RECORDS_MAX, Recor
 from imgkeep.observability.metrics import Metrics
 
 from tests.support.image_requests import fills_done
-from tests.support.pictures import picture_of
+from tests.support.images import png_of
 from tests.support.raw_http import ask, port_of, split, talk, target_of
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def test_text_record_is_one_line() -> None:
         record_of("two\nlines %s", "x\r\ny", reason="a\u2028b\x85c\x1b[0m", key=None, size=7)
     )
     assert len(line.splitlines()) == 1
-    assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z info proxy\.x: two\\x0alines x\\x0d\\x0ay reason=", line)
+    assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z info imgkeep\.x: two\\x0alines x\\x0d\\x0ay reason=", line)
     assert line.endswith("size=7")
     assert "key" not in line
 
@@ -288,7 +288,7 @@ async def test_log_of_a_noisy_run_has_no_secret_and_adds_up(  # noqa: PLR0915 - 
         logging.getLogger("aiohttp.access").setLevel(logging.CRITICAL)  # the test server's own, which `serve` has not
         imgkeep = await start()
         answers = []
-        good = origin.gives("/SECRETPATH/a.png", picture_of(100_000)) + "?t=SECRETTOKEN"
+        good = origin.gives("/SECRETPATH/a.png", png_of(100_000)) + "?t=SECRETTOKEN"
         for _ in range(3):
             answers.append(await ask(imgkeep, target_of(good), "Referer: https://h/SECRETTOKEN"))
             await fills_done(imgkeep)

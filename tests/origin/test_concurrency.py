@@ -253,7 +253,7 @@ def _moves(slot: FetchSlot) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(30))
-async def test_any_order_of_events_keeps_the_limits(seed: int) -> None:
+async def test_limits_hold_in_any_order_of_events(seed: int) -> None:
     draw = random.Random(seed)
     model = Model(slots=draw.choice([3, 8, 16]), per_host=draw.choice([1, 2, 4, 8]))
     hosts = [f"host{n}" for n in range(draw.choice([1, 3, 8]))]

@@ -31,7 +31,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -221,7 +221,7 @@ def test_unknown_coding_name_is_ignored(name: str) -> None:
     assert read_codings([], POOL) is None
 
 
-PNG = picture()
+PNG = make_image()
 
 
 @pytest.mark.parametrize("fields", [["aws-chunked,gzip"], ["gzip", "utf-8"], ["identity , gzip"], ["gzip, base64"]])
@@ -240,7 +240,7 @@ async def test_first_bytes_decide_beside_an_unknown_coding(fields: list[str], si
     [("br", brotli.compress(PNG)), ("zstd", zstd.compress(PNG)), ("deflate", zlib.compress(PNG))],
     ids=["br", "zstd", "deflate"],
 )
-async def test_first_bytes_tell_every_coding(coding: str, data: bytes) -> None:
+async def test_first_bytes_identify_every_coding(coding: str, data: bytes) -> None:
     assert (await run(f"aws-chunked,{coding}", each([data])))[0] == PNG
     assert (await run(f"aws-chunked,{coding}", each([PNG])))[0] == PNG
     assert (await run(f"aws-chunked,{coding}", each([])))[0] == b""

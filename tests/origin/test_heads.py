@@ -13,9 +13,9 @@ from imgkeep.core.response_head import FIELDS_MAX
 from imgkeep.origin.bounded_connection import HEAD_BYTES_MAX, HEAD_STEP_BYTES, INTERIM_ANSWERS_MAX
 
 from tests.support.browser import browsing
+from tests.support.images import make_image
 from tests.support.network import look, nothing_kept
 from tests.support.origins import FakeOrigin
-from tests.support.pictures import picture
 from tests.support.response_heads import BODY, CHUNKS, HEADS, LENGTH, OK, lines
 
 if TYPE_CHECKING:
@@ -57,11 +57,11 @@ async def test_image_that_chromium_shows_is_stored(imgkeep: Imgkeep, origin: Fak
         assert seen.broken or seen.status in {422, 502}
         await nothing_kept(imgkeep)
     # No answer, and nothing behind one, is another request's.
-    seen = await look(imgkeep, origin.gives("/b.png", picture(seed=2)))
-    assert (seen.status, seen.body) == (200, picture(seed=2))
+    seen = await look(imgkeep, origin.gives("/b.png", make_image(seed=2)))
+    assert (seen.status, seen.body) == (200, make_image(seed=2))
 
 
-async def test_chromium_shows_what_the_table_says(origin: FakeOrigin) -> None:
+async def test_chromium_agrees_with_the_table(origin: FakeOrigin) -> None:
     urls = [origin.on(f"/{number}.png", answering(head)) for number, head in enumerate(HEADS.values())]
     async with browsing() as browser:
         page = await browser.new_page()
@@ -111,17 +111,19 @@ async def test_head_may_come_in_any_pieces(imgkeep: Imgkeep, origin: FakeOrigin,
         ),
     ],
 )
-async def test_connection_with_a_mended_head_is_not_reused(imgkeep: Imgkeep, origin: FakeOrigin, answer: bytes) -> None:
+async def test_connection_with_a_repaired_head_is_not_reused(
+    imgkeep: Imgkeep, origin: FakeOrigin, answer: bytes
+) -> None:
     async def script(exchange: Exchange) -> None:
         await exchange.send(answer)
 
     assert (await look(imgkeep, origin.on("/a.png", script))).body == BODY
-    assert (await look(imgkeep, origin.gives("/b.png", picture(seed=2)))).body == picture(seed=2)
+    assert (await look(imgkeep, origin.gives("/b.png", make_image(seed=2)))).body == make_image(seed=2)
     assert origin.connections == 2
 
 
 @pytest.mark.parametrize("name", ["plain", "chunked", "chunks with a trailer"])
-async def test_plain_answer_keeps_its_connection(imgkeep: Imgkeep, origin: FakeOrigin, name: str) -> None:
+async def test_connection_with_a_plain_answer_is_reused(imgkeep: Imgkeep, origin: FakeOrigin, name: str) -> None:
     plain = replace(HEADS[name], closes=False)
     for number in range(3):
         url = origin.on(f"/{number}.png", answering(plain))
@@ -148,8 +150,8 @@ async def test_malformed_redirect_is_followed(imgkeep: Imgkeep, origin: FakeOrig
             lines(MALFORMED, b"Location : /b.png", b"Content-Length: 3", status=b"http/1.1 302", body=b"off")
         )
 
-    origin.gives("/b.png", picture())
-    assert (await look(imgkeep, origin.on("/a.png", script))).body == picture()
+    origin.gives("/b.png", make_image())
+    assert (await look(imgkeep, origin.on("/a.png", script))).body == make_image()
 
 
 # --- bounds
@@ -186,7 +188,7 @@ FLOODS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("answer", FLOODS.values(), ids=FLOODS.keys())
-async def test_flood_of_mended_heads_holds_no_loop_iteration(start: Start, answer: bytes) -> None:
+async def test_flood_of_repaired_heads_holds_no_loop_iteration(start: Start, answer: bytes) -> None:
     imgkeep = await start(fetch={"read_timeout_s": 1, "retries_max": 0})
     longest, last = 0.0, time.thread_time()
 
@@ -206,7 +208,7 @@ async def test_flood_of_mended_heads_holds_no_loop_iteration(start: Start, answe
     assert longest < 0.25, "a generous bound of processor time: a turn takes a few milliseconds"
 
 
-async def test_mended_interim_answers_are_counted(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_repaired_interim_answers_are_counted(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     for number in (INTERIM_ANSWERS_MAX, INTERIM_ANSWERS_MAX + 1):
 
         async def script(exchange: Exchange, number: int = number) -> None:
@@ -216,7 +218,7 @@ async def test_mended_interim_answers_are_counted(imgkeep: Imgkeep, origin: Fake
         assert seen.status == (200 if number == INTERIM_ANSWERS_MAX else 502)
 
 
-async def test_fields_of_mended_heads_are_counted(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_fields_of_repaired_heads_are_counted(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     for number, more in enumerate(([], [b"a b"])):
         fields = [b"X-A: b"] * (FIELDS_MAX - 2)
         for count, status in ((0, 200), (8, 502)):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.images import make_image
 from tests.support.network import look, nothing_kept
-from tests.support.pictures import picture
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -66,16 +66,16 @@ async def test_redirect_leads_where_chromium_goes(
     imgkeep: Imgkeep, origin: FakeOrigin, location: bytes, target: str
 ) -> None:
     host, port = f"127.0.0.1:{origin.port}".encode(), str(origin.port).encode()
-    origin.gives(target.partition("?")[0], picture())
+    origin.gives(target.partition("?")[0], make_image())
 
     async def script(exchange: Exchange) -> None:
         if exchange.target == "/start/here":
             await exchange.send(redirect(location.replace(b"HOST", host).replace(b"PORT", port)))
         else:
-            await exchange.answer(picture())
+            await exchange.answer(make_image())
 
     seen = await look(imgkeep, origin.on("/start/here", script))
-    assert (seen.status, seen.body) == (200, picture())
+    assert (seen.status, seen.body) == (200, make_image())
     assert [exchange.target for exchange in origin.seen] == ["/start/here", target]
 
 
@@ -115,11 +115,11 @@ async def test_redirect_to_nowhere_or_inside_is_refused(
 
 
 def wall(*fields: bytes, wanted: str, location: bytes = b"/a.png") -> Callable[[Exchange], Awaitable[None]]:
-    """Return a script that gives its picture to a request with these cookies, and else sets them and redirects."""
+    """Return a script that gives its image to a request with these cookies, and else sets them and redirects."""
 
     async def script(exchange: Exchange) -> None:
         if exchange.headers.get("cookie", "") == wanted:
-            await exchange.answer(picture())
+            await exchange.answer(make_image())
         else:
             await exchange.send(redirect(location, *fields))
 
@@ -152,7 +152,7 @@ COOKIES = {
 @pytest.mark.parametrize(("fields", "wanted"), COOKIES.values(), ids=COOKIES.keys())
 async def test_cookie_wall_opens(imgkeep: Imgkeep, origin: FakeOrigin, fields: list[bytes], wanted: str) -> None:
     seen = await look(imgkeep, origin.on("/a.png", wall(*fields, wanted=wanted)))
-    assert (seen.status, seen.body) == (200, picture())
+    assert (seen.status, seen.body) == (200, make_image())
     assert origin.asked("/a.png") == 2
 
 
@@ -170,7 +170,7 @@ async def test_closed_cookie_wall_costs_the_limit(start: Start, origin: FakeOrig
 
 async def test_cookies_do_not_outlive_a_fetch(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     await look(imgkeep, origin.on("/a.png", wall(b"Set-Cookie: a=b; Path=/", wanted="a=b")))
-    assert (await look(imgkeep, origin.gives("/b.png", picture(seed=2)))).status == 200
+    assert (await look(imgkeep, origin.gives("/b.png", make_image(seed=2)))).status == 200
     assert [exchange.headers.get("cookie") for exchange in origin.seen] == [None, "a=b", None]
 
 
@@ -187,7 +187,7 @@ async def test_cookies_go_to_the_host_that_set_them(imgkeep: Imgkeep, origin: Fa
         await exchange.send(redirect(back, b"Set-Cookie: b=2; Path=/", b"Set-Cookie: a=3; Domain=127.0.0.1; Path=/"))
 
     origin.on("/b.png", second)
-    origin.gives("/c.png", picture())
+    origin.gives("/c.png", make_image())
     assert (await look(imgkeep, origin.on("/a.png", first))).status == 200
     assert [exchange.headers.get("cookie") for exchange in origin.seen] == [None, None, "a=1"]
     server.close()
@@ -198,7 +198,7 @@ async def test_cookies_last_over_the_retries_of_a_fetch(start: Start, origin: Fa
 
     async def script(exchange: Exchange) -> None:
         if exchange.headers.get("cookie") == "a=b":
-            await exchange.answer(picture())
+            await exchange.answer(make_image())
         else:
             await exchange.answer(b"", status="503 Busy", headers={"Set-Cookie": "a=b", "Retry-After": "0"})
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.raw_http import ask, target_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 async def test_connection_is_reused(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
     for n in range(5):
-        body = picture(seed=n)
+        body = make_image(seed=n)
         assert (await ask(imgkeep, target_of(origin.gives(f"/{n}.png", body)))).body == body
     assert origin.connections == 1
 
@@ -34,10 +34,10 @@ async def test_stale_connection_is_replaced(start: Start, origin: FakeOrigin, en
         if exchange.number == 0:
             getattr(exchange, end)()
         else:
-            await exchange.answer(picture(seed=1))
+            await exchange.answer(make_image(seed=1))
 
-    assert (await ask(imgkeep, target_of(origin.gives("/a.png", picture())))).status == 200
-    assert (await ask(imgkeep, target_of(origin.on("/b.png", script)))).body == picture(seed=1)
+    assert (await ask(imgkeep, target_of(origin.gives("/a.png", make_image())))).status == 200
+    assert (await ask(imgkeep, target_of(origin.on("/b.png", script)))).body == make_image(seed=1)
     assert (origin.asked("/b.png"), origin.connections) == (2, 2)
 
 
@@ -57,10 +57,10 @@ async def test_interim_answers_are_skipped(start: Start, origin: FakeOrigin) -> 
     async def script(exchange: Exchange) -> None:
         await exchange.send_head("Link: </a.css>; rel=preload", status="103 Early Hints")
         await exchange.send_head(status="100 Continue")
-        await exchange.answer(picture())
+        await exchange.answer(make_image())
 
-    assert (await ask(imgkeep, target_of(origin.on("/a.png", script)))).body == picture()
-    assert (await ask(imgkeep, target_of(origin.gives("/b.png", picture(seed=1))))).body == picture(seed=1)
+    assert (await ask(imgkeep, target_of(origin.on("/a.png", script)))).body == make_image()
+    assert (await ask(imgkeep, target_of(origin.gives("/b.png", make_image(seed=1))))).body == make_image(seed=1)
     assert origin.connections == 1
 
 
@@ -69,10 +69,10 @@ async def test_switch_of_protocols_is_no_answer(start: Start, origin: FakeOrigin
 
     async def script(exchange: Exchange) -> None:
         await exchange.send_head("Upgrade: x", "Connection: upgrade", status="101 Switching Protocols")
-        await exchange.send(picture())
+        await exchange.send(make_image())
 
     assert (await ask(imgkeep, target_of(origin.on("/a.png", script)))).status == 502
-    assert (await ask(imgkeep, target_of(origin.gives("/b.png", picture(seed=1))))).body == picture(seed=1)
+    assert (await ask(imgkeep, target_of(origin.gives("/b.png", make_image(seed=1))))).body == make_image(seed=1)
     assert origin.connections == 2
 
 

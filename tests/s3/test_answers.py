@@ -18,7 +18,7 @@ from imgkeep.storage.s3.errors import BucketError
 from imgkeep.storage.s3.store import S3Store
 
 from tests.support.image_requests import fast_path_of
-from tests.support.pictures import picture, picture_of
+from tests.support.images import make_image, png_of
 from tests.support.program import serving
 from tests.support.s3.misbehaving import only
 from tests.support.s3.remote import MULTIPART_SIZE, get, only_aws, readyz, replicated
@@ -51,7 +51,7 @@ async def store(remote: Remote) -> AsyncIterator[S3Store]:
 
 
 async def test_foreign_404_is_no_miss(remote: Remote, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await get(await remote.node(), url)
     node = await remote.node("b")
     origin.gives("/a.png", b"gone", status="404 Not Found")
@@ -61,29 +61,29 @@ async def test_foreign_404_is_no_miss(remote: Remote, origin: FakeOrigin) -> Non
     assert (await readyz(node))["status"] == "degraded"
     await remote.gate.open()
     await replicated(node)
-    assert (await get(node, url))[1] == picture()
+    assert (await get(node, url))[1] == make_image()
 
 
 async def test_outbox_worker_works_where_a_proxy_breaks_head(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     await remote.gate.refuse()
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await get(node, url)
     await remote.gate.open()
     await remote.gate.answer(404, {}, b"", match=only("HEAD"))
     await replicated(node)
-    assert list((await remote.stored("objects")).values()) == [picture()]
-    assert (await get(node, url))[1] == picture()
+    assert list((await remote.stored("objects")).values()) == [make_image()]
+    assert (await get(node, url))[1] == make_image()
 
 
 async def test_missing_object_gets_no_redirect(remote: Remote, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await get(await remote.node(), url)
     (name,) = await remote.stored("objects")
     await remote.server.delete(name)
     node = await remote.node("b", mode="redirect")
     response, body = await get(node, url)
-    assert (response.status, body) == (200, picture())
+    assert (response.status, body) == (200, make_image())
     assert origin.asked("/a.png") == 2
     assert list(await remote.stored("objects")) == [name]
     assert (await get(node, url))[0].status == 302
@@ -110,13 +110,13 @@ async def test_odd_fields_stop_no_background_task(
 ) -> None:
     node = await remote.node()
     await remote.gate.refuse()
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(3)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(3)]
     for url in urls[:2]:
         await get(node, url)
     await remote.gate.open()
     await (remote.gate.strip_header(field) if value is None else remote.gate.set_header(field, value))
-    assert (await get(node, urls[2]))[1] == picture(seed=2)
-    assert [(await get(node, url))[1] for url in urls] == [picture(seed=n) for n in range(3)]
+    assert (await get(node, urls[2]))[1] == make_image(seed=2)
+    assert [(await get(node, url))[1] for url in urls] == [make_image(seed=n) for n in range(3)]
     await remote.gate.open()
     await replicated(node)
     assert len(await remote.stored("objects")) == len(await remote.stored("records")) == 3
@@ -167,20 +167,20 @@ async def test_followers_get_the_fault_of_the_bucket(remote: Remote, origin: Fak
 
 
 async def test_record_changed_in_transit_stays(remote: Remote, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await get(await remote.node(), url)
     await remote.gate.corrupt(10, match=only("GET", "/records/"), times=1)
     assert (await get(await remote.node("b"), url))[0].headers["Cache-Status"] == "imgkeep; hit"
     assert await remote.server.objects("pre/damaged/") == {}
     await remote.gate.corrupt(10, match=only("GET", "/records/"))
-    assert (await get(await remote.node("c"), url))[1] == picture()
+    assert (await get(await remote.node("c"), url))[1] == make_image()
     assert len(await remote.server.objects("pre/damaged/")) == 1, "bytes that are wrong twice alike lie there so"
 
 
 async def test_object_that_is_good_by_now_is_not_quarantined(
     remote: Remote, origin: FakeOrigin, store: S3Store
 ) -> None:
-    await get(await remote.node(), origin.gives("/a.png", picture()))
+    await get(await remote.node(), origin.gives("/a.png", make_image()))
     before = await remote.stored("objects")
     (path,) = before
     await store.quarantine_if_corrupt(
@@ -190,7 +190,7 @@ async def test_object_that_is_good_by_now_is_not_quarantined(
 
 
 async def test_damaged_multipart_object_is_quarantined(remote: Remote, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture_of(MULTIPART_SIZE))
+    url = origin.gives("/a.png", png_of(MULTIPART_SIZE))
     await get(await remote.node(), url)
     (path,) = await remote.stored("objects")
     async with remote.server.client() as client:
@@ -204,14 +204,14 @@ async def test_damaged_multipart_object_is_quarantined(remote: Remote, origin: F
         await get(node, url)
     assert await remote.stored("objects") == {}
     assert list((await remote.server.objects("pre/damaged/")).values()) == [bytes(MULTIPART_SIZE)]
-    assert (await get(node, url))[1] == picture_of(MULTIPART_SIZE)
+    assert (await get(node, url))[1] == png_of(MULTIPART_SIZE)
 
 
 async def test_record_of_a_newer_version_is_neither_read_nor_replaced(
     remote: Remote, origin: FakeOrigin, store: S3Store
 ) -> None:
     node = await remote.node()
-    await get(node, origin.gives("/a.png", picture()))
+    await get(node, origin.gives("/a.png", make_image()))
     (path,) = await remote.stored("records")
     newer = b'{"version": 99}'
     await remote.server.put(path, newer)
@@ -235,17 +235,17 @@ async def test_failing_disk_costs_the_copy_only(
 
     server = bucket("moto")
     settings = only_aws(server, (await gate_to(server)).endpoint)
-    url = origin.gives("/a.png", picture_of(900_000))
+    url = origin.gives("/a.png", png_of(900_000))
     folders = [tmp_path / name / "data" for name in "ab"]
     for folder in folders:
         folder.parent.mkdir()
     async with serving(folders[0], **settings) as program:
-        assert (await program.img(url)).body == picture_of(900_000)
+        assert (await program.img(url)).body == png_of(900_000)
     await origin.stop()
     async with serving(folders[1], prepare=limit, **settings) as program:
         for _ in range(2):
             answer = await program.img(url)
-            assert (answer.status, answer.body) == (200, picture_of(900_000))
+            assert (answer.status, answer.body) == (200, png_of(900_000))
         assert not list(folders[1].rglob("*.png"))
 
 
@@ -255,7 +255,7 @@ async def test_replacement_does_not_go_to_the_fallback(remote: Remote, tmp_path:
     async with open_storage(config, clock=lambda: NOON) as parts:
         await remote.gate.refuse()
         for replaces in (None, Digest("0" * 64)):
-            body = picture(seed=1 if replaces else 2)
+            body = make_image(seed=1 if replaces else 2)
             draft = await parts.spool.begin(len(body))
             await draft.write(body)
             record = record_of(body, name=str(replaces))
@@ -270,7 +270,7 @@ async def test_replacement_does_not_go_to_the_fallback(remote: Remote, tmp_path:
 
 async def test_etag_of_a_multipart_object_is_that_of_s3(remote: Remote, origin: FakeOrigin) -> None:
     """Else only a read could tell a damaged object from a good one."""
-    body = picture_of(MULTIPART_SIZE)
+    body = png_of(MULTIPART_SIZE)
     await get(await remote.node(), origin.gives("/a.png", body))
     head = await remote.server.head(next(iter(await remote.stored("objects"))))
     assert head is not None

@@ -18,7 +18,7 @@ from imgkeep.core.layout import object_path, record_path
 from imgkeep.core.store_url import Bucket, Folder
 from imgkeep.maintenance.migrate import FAILURES_MAX
 
-from tests.support.pictures import picture, picture_of
+from tests.support.images import make_image, png_of
 from tests.support.program import run_here
 from tests.support.s3.misbehaving import only, s3_error
 from tests.support.stores import NOON, local_store, put_image, record_of
@@ -62,9 +62,9 @@ async def stock(folder: Path, number: int = NUMBER, *, large: bool = False) -> l
     """Store so many small images, and one that is uploaded in parts."""
     store = local_store(folder)
     await store.open()
-    bodies = [picture(width=16, height=16, seed=n) for n in range(number)]
+    bodies = [make_image(width=16, height=16, seed=n) for n in range(number)]
     if large:
-        bodies.append(picture_of(LARGE))
+        bodies.append(png_of(LARGE))
     records = [await put_image(store, body, record_of(body, name=str(n))) for n, body in enumerate(bodies)]
     await store.aclose()
     return records
@@ -190,7 +190,7 @@ async def test_existing_record_stays(place: Bucket, tmp_path: Path) -> None:
     await copy(Folder(str(tmp_path / "a")), place)
     theirs = local_store(tmp_path / "b")
     await theirs.open()
-    body = picture(seed=99)
+    body = make_image(seed=99)
     await put_image(theirs, body, record_of(body, name="1"))
     await theirs.aclose()
     before = files(tmp_path / "b")[record_path(records[1].key)]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from tests.support.cluster import workers
+from tests.support.images import make_image, png_of
 from tests.support.origins import gated_body
-from tests.support.pictures import picture, picture_of
 from tests.support.program import run_here, serving
 from tests.support.s3.remote import only_aws
 from tests.support.waiting import until
@@ -52,17 +52,17 @@ async def test_kills_and_outages_lose_no_image(
     gate = await gate_to(server)
     folder = tmp_path / "data"  # `file:data` in the process's working directory
     settings = only_aws(server, gate.endpoint)
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(8)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(8)]
     async with serving(folder, **settings) as program:
         for n in range(4):
-            assert (await program.img(urls[n])).body == picture(seed=n)
+            assert (await program.img(urls[n])).body == make_image(seed=n)
         assert len(await server.objects("v1/objects/")) == 4
         await gate.refuse()
         for n in range(8):
-            assert (await program.img(urls[n])).body == picture(seed=n)
+            assert (await program.img(urls[n])).body == make_image(seed=n)
         program.kill()
     async with serving(folder, **settings) as program:
-        assert [(await program.img(url)).body for url in urls] == [picture(seed=n) for n in range(8)]
+        assert [(await program.img(url)).body for url in urls] == [make_image(seed=n) for n in range(8)]
         assert (await program.becomes("degraded"))["status"] == "degraded"
         status, out, _ = await run_here(folder, "stats", **settings)
         assert (status, re.search(r"^waiting +4$", out, re.MULTILINE) is not None) == (0, True), out
@@ -78,7 +78,7 @@ async def test_kills_and_outages_lose_no_image(
     shutil.rmtree(folder)
     await origin.stop()
     async with serving(folder, **settings) as program:
-        assert [(await program.img(url)).body for url in urls] == [picture(seed=n) for n in range(8)]
+        assert [(await program.img(url)).body for url in urls] == [make_image(seed=n) for n in range(8)]
     status, out, _ = await run_here(folder, "reindex", **settings)
     assert (status, out) == (0, "8 images\n")
     status, out, _ = await run_here(folder, "verify", **settings)
@@ -96,10 +96,10 @@ async def test_workers_share_the_bucket_outbox_and_removals(
 ) -> None:
     server = bucket("rclone")
     gate = await gate_to(server)
-    body = picture_of(2_000_000)
+    body = png_of(2_000_000)
     go_on = asyncio.Event()
     large = origin.on("/large.png", gated_body(body, go_on, ahead=200_000))
-    fresh = {origin.gives(f"/{n}.png", picture(seed=n)): picture(seed=n) for n in range(6)}
+    fresh = {origin.gives(f"/{n}.png", make_image(seed=n)): make_image(seed=n) for n in range(6)}
     async with serving(tmp_path / "data", server__workers="2", **only_aws(server, gate.endpoint)) as program:
         async with open_many(program, large) as answers:
             drafts = {draft for worker in workers(program).values() for draft in drafts_of(worker)}

@@ -13,10 +13,10 @@ import pytest
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.storage.s3.records import PROBE_BYTES
 
-from tests.support.pictures import picture, picture_of
+from tests.support.images import make_image, png_of
 from tests.support.s3.misbehaving import only
 from tests.support.s3.remote import ALL, HURRIED, MULTIPART_SIZE, get, readyz, replicated
-from tests.support.signed_links import BRIEF, FOREVER, PAST, PICTURE, UNCERTAIN, SignedOrigin, good, invented
+from tests.support.signed_links import BRIEF, FOREVER, IMAGE, PAST, UNCERTAIN, SignedOrigin, good, invented
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ async def frozen(remote: Remote) -> AsyncIterator[None]:
 
 @ALL
 async def test_image_is_served_by_another_node(remote: Remote, origin: FakeOrigin) -> None:
-    body = picture()
+    body = make_image()
     url = origin.gives("/a.png", body)
     node = await remote.node()
     response, received = await get(node, url)
@@ -78,7 +78,7 @@ async def test_image_is_served_by_another_node(remote: Remote, origin: FakeOrigi
 
 @ALL
 async def test_large_image_is_uploaded_in_parts(remote: Remote, origin: FakeOrigin) -> None:
-    body = picture_of(MULTIPART_SIZE)
+    body = png_of(MULTIPART_SIZE)
     url = origin.gives("/large.png", body)
     node = await remote.node()
     assert (await get(node, url))[1] == body
@@ -100,34 +100,34 @@ async def test_svg_is_an_attachment_in_the_bucket(remote: Remote, origin: FakeOr
 
 
 async def test_cached_image_is_read_from_the_bucket_once(remote: Remote, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture_of(2_000_000))
+    url = origin.gives("/a.png", png_of(2_000_000))
     await get(await remote.node(), url)
     node = await remote.node("b")
     bodies = await asyncio.gather(*(get(node, url) for _ in range(20)))
-    assert {body for _, body in bodies} == {picture_of(2_000_000)}
+    assert {body for _, body in bodies} == {png_of(2_000_000)}
     assert remote.gate.count("GET", "/objects/") == 1
     await node.client.close()
-    assert (await get(await remote.node("b"), url))[1] == picture_of(2_000_000), "after a restart"
+    assert (await get(await remote.node("b"), url))[1] == png_of(2_000_000), "after a restart"
     assert remote.gate.count("GET", "/objects/") == 1
 
 
 async def test_disk_cache_is_bounded_and_evicts_unused_copies(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store={"cache_bytes_max": 250_000, "hot_bytes_max": 0})
-    urls = [origin.gives(f"/{n}.png", picture_of(100_000, seed=n)) for n in range(4)]
+    urls = [origin.gives(f"/{n}.png", png_of(100_000, seed=n)) for n in range(4)]
     for n in (0, 1, 0, 2, 3):
         await get(node, urls[n])
     copies = list((node.folder / "cache").rglob("*.png"))
     assert sum(path.stat().st_size for path in copies) <= 250_000
     before = remote.gate.count("GET", "/objects/")
-    assert (await get(node, urls[3]))[1] == picture_of(100_000, seed=3)
+    assert (await get(node, urls[3]))[1] == png_of(100_000, seed=3)
     assert remote.gate.count("GET", "/objects/") == before
-    assert (await get(node, urls[1]))[1] == picture_of(100_000, seed=1)
+    assert (await get(node, urls[1]))[1] == png_of(100_000, seed=1)
     assert remote.gate.count("GET", "/objects/") == before + 1
 
 
 async def test_coalesced_miss_costs_one_request_to_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await asyncio.gather(*(get(node, url) for _ in range(20)))
     assert remote.gate.count("GET", "/records/") == 1
     assert origin.asked("/a.png") == 1
@@ -135,10 +135,10 @@ async def test_coalesced_miss_costs_one_request_to_the_bucket(remote: Remote, or
 
 @ALL
 async def test_concurrent_fills_of_two_nodes_store_one_object(remote: Remote, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     nodes = [await remote.node(name) for name in ("a", "b")]
     answers = await asyncio.gather(*(get(node, url) for node in nodes))
-    assert [(response.status, body) for response, body in answers] == [(200, picture())] * 2
+    assert [(response.status, body) for response, body in answers] == [(200, make_image())] * 2
     assert len(await remote.stored("objects")) == len(await remote.stored("records")) == 1
     assert {response.headers["Cache-Status"] for response, _ in answers} <= {
         "imgkeep; fwd=uri-miss; stored",
@@ -148,9 +148,9 @@ async def test_concurrent_fills_of_two_nodes_store_one_object(remote: Remote, or
 
 async def test_full_disk_leaves_uploads_from_memory(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store={"free_bytes_min": 2**60})
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     response, body = await get(node, url)
-    assert (body, response.headers["Cache-Status"]) == (picture(), "imgkeep; fwd=uri-miss; stored")
+    assert (body, response.headers["Cache-Status"]) == (make_image(), "imgkeep; fwd=uri-miss; stored")
     assert len(await remote.stored("objects")) == 1
 
 
@@ -159,10 +159,10 @@ async def test_full_disk_leaves_uploads_from_memory(remote: Remote, origin: Fake
 
 async def test_second_request_is_redirected_to_the_public_url(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(mode="redirect", delivery={"base_url": "https://img.example/base/"})
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     assert (await get(node, url))[0].status == 200
     response, _ = await get(node, url)
-    digest = sha256(picture()).hexdigest()
+    digest = sha256(make_image()).hexdigest()
     assert response.status == 302
     where = f"https://img.example/base/pre/v1/objects/{digest[:2]}/{digest}.png"
     assert response.headers["Location"] == response.headers["Content-Location"] == where
@@ -190,20 +190,20 @@ async def test_nodes_learn_confirmations_from_the_bucket(remote: Remote, origin:
     signed = SignedOrigin(origin)
     first, second = [await remote.node(name, sources=sources) for name in ("a", "b")]
     await get(first, signed.url(invented()))
-    assert (await get(second, signed.url(good())))[1] == PICTURE
+    assert (await get(second, signed.url(good())))[1] == IMAGE
     await image_service_of(second).drain()
-    assert (await get(first, signed.url(good())))[1] == PICTURE
+    assert (await get(first, signed.url(good())))[1] == IMAGE
     await image_service_of(first).drain()
-    assert (await get(second, signed.url(good(1))))[1] == PICTURE
+    assert (await get(second, signed.url(good(1))))[1] == IMAGE
     await image_service_of(second).drain()
     third = await remote.node("c", sources=sources)
     response, body = await get(third, signed.url(good(2, end=PAST)))
-    assert (body, response.headers["Cache-Control"]) == (PICTURE, FOREVER)
+    assert (body, response.headers["Cache-Control"]) == (IMAGE, FOREVER)
 
 
 async def test_links_into_the_public_bucket_are_not_rewritten(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(mode="redirect")
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await get(node, url)
     where = (await get(node, url))[0].headers["Location"]
     other = where.replace("/v1/objects/", "/v1/other/")
@@ -216,7 +216,7 @@ async def test_links_into_the_public_bucket_are_not_rewritten(remote: Remote, or
 @ALL
 async def test_presigned_link_is_reused_and_serves_head(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(mode="presign")
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await get(node, url)
     links = [(await get(node, url))[0] for _ in range(3)]
     assert {link.status for link in links} == {302}
@@ -225,20 +225,20 @@ async def test_presigned_link_is_reused_and_serves_head(remote: Remote, origin: 
     head, _ = await get(node, url, method="HEAD")
     async with aiohttp.ClientSession() as session:
         async with session.get(links[0].headers["Location"]) as response:
-            assert await response.read() == picture()
+            assert await response.read() == make_image()
         async with session.head(head.headers["Location"]) as response:
             assert response.status == 200
 
 
 async def test_redirect_leads_only_to_objects_in_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(mode="redirect")
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await get(node, url)
     await node.client.close()
     for name in await remote.server.objects("pre/v1/objects/"):
         await remote.server.delete(name)
     response, body = await get(await remote.node(mode="redirect"), url)
-    assert (response.status, body) == (200, picture()), "from the copy on the disk"
+    assert (response.status, body) == (200, make_image()), "from the copy on the disk"
 
 
 # --- S1 to S4: faults of the bucket during fills
@@ -305,13 +305,13 @@ OUTAGES = {
 async def test_outage_is_invisible_to_clients(
     remote: Remote, origin: FakeOrigin, outage: Callable[[Remote], Awaitable[None]]
 ) -> None:
-    old = origin.gives("/old.png", picture(seed=1))
+    old = origin.gives("/old.png", make_image(seed=1))
     node = await remote.node(mode="redirect", store=HURRIED if outage is hang else {})
     await get(node, old)
     assert (await get(node, old))[0].status == 302
     await outage(remote)
     location = ""
-    fresh = {origin.gives(f"/{n}.png", picture(seed=n)): picture(seed=n) for n in range(2, 6)}
+    fresh = {origin.gives(f"/{n}.png", make_image(seed=n)): make_image(seed=n) for n in range(2, 6)}
     for url, body in fresh.items():
         response, received = await get(node, url)
         assert (response.status, received) == (200, body)
@@ -321,14 +321,14 @@ async def test_outage_is_invisible_to_clients(
         location = response.headers["Content-Location"]
         assert location.startswith("/images/")
     response, received = await get(node, old)
-    assert (response.status, received) == (200, picture(seed=1))
+    assert (response.status, received) == (200, make_image(seed=1))
     assert len(node.files("records")) == 4
     report = await readyz(node)
     assert report["status"] == "degraded"
     assert report["store"]["reason"]
     await remote.gate.open()
     await replicated(node)
-    assert sorted((await remote.stored("objects")).values()) == sorted([picture(seed=1), *fresh.values()])
+    assert sorted((await remote.stored("objects")).values()) == sorted([make_image(seed=1), *fresh.values()])
     assert len(await remote.stored("records")) == 5
     # The record goes first, and then the object.
     await until(lambda: node.files("objects") == node.files("records") == node.files("partial") == [])
@@ -342,7 +342,7 @@ async def test_outage_is_invisible_to_clients(
 async def test_bucket_that_takes_only_the_probe_loses_no_image(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     await remote.gate.reset_mid_body(len(PROBE_BYTES) + 1, match=only("PUT"))
-    fresh = {origin.gives(f"/{n}.png", picture(seed=n)): picture(seed=n) for n in range(2, 6)}
+    fresh = {origin.gives(f"/{n}.png", make_image(seed=n)): make_image(seed=n) for n in range(2, 6)}
     for url, body in fresh.items():
         trials = remote.gate.count("GET", "/probe")
         response, received = await get(node, url)
@@ -359,10 +359,10 @@ async def test_bucket_that_takes_only_the_probe_loses_no_image(remote: Remote, o
 async def test_timeout_is_paid_once_before_the_breaker_opens(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store=HURRIED)
     async with frozen(remote):
-        await get(node, origin.gives("/0.png", picture(seed=0)))
+        await get(node, origin.gives("/0.png", make_image(seed=0)))
         seen = remote.gate.count("GET", "/records/") + remote.gate.count("PUT", "/objects/")
         for n in range(1, 10):
-            assert (await get(node, origin.gives(f"/{n}.png", picture(seed=n))))[1] == picture(seed=n)
+            assert (await get(node, origin.gives(f"/{n}.png", make_image(seed=n))))[1] == make_image(seed=n)
         assert remote.gate.count("GET", "/records/") + remote.gate.count("PUT", "/objects/") == seen
     await replicated(node)
     assert len(await remote.stored("objects")) == 10
@@ -370,13 +370,13 @@ async def test_timeout_is_paid_once_before_the_breaker_opens(remote: Remote, ori
 
 async def test_hang_during_100_continue_costs_one_timeout(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store=HURRIED)
-    url = origin.gives("/large.png", picture_of(3_000_000))
+    url = origin.gives("/large.png", png_of(3_000_000))
     await remote.gate.hang(match=only("PUT", "/objects/"))
     async with asyncio.timeout(20):
-        assert (await get(node, url))[1] == picture_of(3_000_000)
+        assert (await get(node, url))[1] == png_of(3_000_000)
     await remote.gate.open()
     await replicated(node)
-    assert list((await remote.stored("objects")).values()) == [picture_of(3_000_000)]
+    assert list((await remote.stored("objects")).values()) == [png_of(3_000_000)]
 
 
 @pytest.mark.parametrize("remote", ["rclone"], indirect=True)  # moto takes the first label of the host as the bucket
@@ -396,11 +396,11 @@ async def test_unresolvable_bucket_opens_the_breaker(
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     endpoint = f"http://s3.example:{remote.gate.endpoint.rpartition(':')[2]}"
     node = await remote.node(store={"url": f"s3://{remote.server.bucket}/pre?endpoint={endpoint}&region=us-east-1"})
-    await get(node, origin.gives("/a.png", picture(seed=1)))
+    await get(node, origin.gives("/a.png", make_image(seed=1)))
     assert len(await remote.stored("objects")) == 1
     here = False
     await remote.gate.refuse()
-    assert (await get(node, origin.gives("/b.png", picture(seed=2))))[1] == picture(seed=2)
+    assert (await get(node, origin.gives("/b.png", make_image(seed=2))))[1] == make_image(seed=2)
     await remote.gate.open()
     assert (await readyz(node))["status"] == "degraded"
     here = True
@@ -411,13 +411,13 @@ async def test_unresolvable_bucket_opens_the_breaker(
 async def test_outage_without_a_fallback_stores_nothing(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store={"fallback": ""})
     await remote.gate.refuse()
-    response, body = await get(node, origin.gives("/a.png", picture()))
-    assert (response.status, body) == (200, picture())
+    response, body = await get(node, origin.gives("/a.png", make_image()))
+    assert (response.status, body) == (200, make_image())
     assert "stored" not in response.headers["Cache-Status"].replace("not-stored", "")
 
 
 async def test_unreachable_object_is_no_404(remote: Remote, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await get(await remote.node(), url)
     node = await remote.node("b")
     await remote.gate.refuse()
@@ -426,7 +426,7 @@ async def test_unreachable_object_is_no_404(remote: Remote, origin: FakeOrigin) 
     assert (response.status, (await response.json())["code"]) == (503, "storage_unavailable")
     await remote.gate.open()
     await until(lambda: _is_ready(node))
-    assert (await get(node, url))[1] == picture(), "an earlier failure does not count against it"
+    assert (await get(node, url))[1] == make_image(), "an earlier failure does not count against it"
 
 
 async def _is_ready(node: Imgkeep) -> bool:
@@ -438,7 +438,7 @@ async def _is_ready(node: Imgkeep) -> bool:
 
 async def test_conflict_is_settled_by_a_second_look(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     conflict = S3_ERROR.format("ConditionalRequestConflict").encode()
     await remote.gate.answer(409, {}, conflict, match=only("PUT", "/records/"), times=1)
     assert (await get(node, url))[0].headers["Cache-Status"] == "imgkeep; fwd=uri-miss; stored"
@@ -450,7 +450,7 @@ async def test_conflict_is_settled_by_a_second_look(remote: Remote, origin: Fake
 async def test_cut_or_changed_body_is_never_served_as_the_image(
     remote: Remote, origin: FakeOrigin, damage: str
 ) -> None:
-    url = origin.gives("/a.png", picture_of(500_000))
+    url = origin.gives("/a.png", png_of(500_000))
     await get(await remote.node(), url)
     node = await remote.node("b")
     is_object = only("GET", "/objects/")
@@ -463,11 +463,11 @@ async def test_cut_or_changed_body_is_never_served_as_the_image(
     assert not list((node.folder / "cache").rglob("*.png"))
     await remote.gate.open()
     await until(lambda: _is_ready(node))
-    assert (await get(node, url))[1] == picture_of(500_000)
+    assert (await get(node, url))[1] == png_of(500_000)
 
 
 async def test_damaged_object_is_quarantined_and_fetched_again(remote: Remote, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture_of(500_000))
+    url = origin.gives("/a.png", png_of(500_000))
     await get(await remote.node(), url)
     (name,) = await remote.stored("objects")
     damaged = bytes(500_000)
@@ -477,28 +477,28 @@ async def test_damaged_object_is_quarantined_and_fetched_again(remote: Remote, o
         await get(node, url)
     assert await remote.stored("objects") == {}
     assert list((await remote.server.objects("pre/damaged/")).values()) == [damaged]
-    assert (await get(node, url))[1] == picture_of(500_000)
-    assert await remote.stored("objects") == {name: picture_of(500_000)}
+    assert (await get(node, url))[1] == png_of(500_000)
+    assert await remote.stored("objects") == {name: png_of(500_000)}
 
 
 async def test_cut_body_is_resumed(remote: Remote, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture_of(500_000))
+    url = origin.gives("/a.png", png_of(500_000))
     await get(await remote.node(), url)
     await remote.gate.cut_body(100_000, match=only("GET", "/objects/"), times=1)
-    assert (await get(await remote.node("b"), url))[1] == picture_of(500_000)
+    assert (await get(await remote.node("b"), url))[1] == png_of(500_000)
 
 
 async def test_outbox_survives_a_restart_and_a_lost_database(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     await remote.gate.refuse()
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(5)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(5)]
     for url in urls:
         await get(node, url)
     await node.client.close()
     for path in node.folder.glob("imgkeep.db*"):
         path.unlink()
     node = await remote.node()
-    assert [(await get(node, url))[1] for url in urls] == [picture(seed=n) for n in range(5)]
+    assert [(await get(node, url))[1] for url in urls] == [make_image(seed=n) for n in range(5)]
     assert {origin.asked(f"/{n}.png") for n in range(5)} == {1}
 
     async def told() -> bool:
@@ -508,29 +508,29 @@ async def test_outbox_survives_a_restart_and_a_lost_database(remote: Remote, ori
     await until(told)
     await remote.gate.open()
     await replicated(node)
-    assert sorted((await remote.stored("objects")).values()) == sorted(picture(seed=n) for n in range(5))
+    assert sorted((await remote.stored("objects")).values()) == sorted(make_image(seed=n) for n in range(5))
 
 
 async def test_second_outage_during_uploads_loses_no_image(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store=HURRIED)
     await remote.gate.refuse()
     for n in range(8):
-        await get(node, origin.gives(f"/{n}.png", picture(seed=n)))
+        await get(node, origin.gives(f"/{n}.png", make_image(seed=n)))
     await remote.gate.open()
     await remote.gate.hang(match=only("PUT", "/records/"))
     await remote.gate.until_seen("PUT", "/records/", times=2)
     await remote.gate.open()
     await replicated(node)
-    assert sorted((await remote.stored("objects")).values()) == sorted(picture(seed=n) for n in range(8))
+    assert sorted((await remote.stored("objects")).values()) == sorted(make_image(seed=n) for n in range(8))
     assert len(await remote.stored("records")) == 8
 
 
 async def test_first_of_two_uploads_under_one_key_stays(remote: Remote, origin: FakeOrigin) -> None:
     nodes = [await remote.node(name) for name in ("a", "b")]
     await remote.gate.refuse()
-    url = origin.gives("/a.png", picture(seed=1))
+    url = origin.gives("/a.png", make_image(seed=1))
     first, _ = await get(nodes[0], url)
-    origin.gives("/a.png", picture(seed=2))
+    origin.gives("/a.png", make_image(seed=2))
     await get(nodes[1], url)
     location = (await get(nodes[1], url))[0].headers["Content-Location"]
     await remote.gate.open()
@@ -538,21 +538,21 @@ async def test_first_of_two_uploads_under_one_key_stays(remote: Remote, origin: 
         await replicated(node)
     assert first.status == 200
     assert len(await remote.stored("records")) == 1
-    assert sorted((await remote.stored("objects")).values()) == sorted([picture(seed=1), picture(seed=2)])
+    assert sorted((await remote.stored("objects")).values()) == sorted([make_image(seed=1), make_image(seed=2)])
     assert len({(await get(node, url))[1] for node in nodes}) == 1, "both nodes show the image whose record stands"
     permanent = await nodes[0].client.get(location)
-    assert await permanent.read() == picture(seed=2), "a URL from the outage stays valid"
+    assert await permanent.read() == make_image(seed=2), "a URL from the outage stays valid"
 
 
 async def test_metrics_show_the_backlog_and_no_secret(
     remote: Remote, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = await remote.node(mode="presign")
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await get(node, url)
     link = (await get(node, url))[0].headers["Location"]
     await remote.gate.refuse()
-    await get(node, origin.gives("/b.png", picture(seed=2)))
+    await get(node, origin.gives("/b.png", make_image(seed=2)))
 
     async def told() -> bool:
         page = await (await node.client.get("/metrics")).text()
@@ -569,7 +569,7 @@ async def test_presigned_link_lives_no_longer_than_its_credentials(
 ) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "temporary")
     node = await remote.node(mode="presign")
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await get(node, url)
     response, _ = await get(node, url)
     assert "X-Amz-Expires=600&" in response.headers["Location"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from imgkeep.bootstrap.platform import Platform
 
 from tests.support.api_calls import REMOVED, remove, saved
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.s3.misbehaving import only
 from tests.support.s3.remote import ALL, HURRIED, get, replicated
 from tests.support.waiting import until
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.support.s3.remote import Remote
     from tests.support.server import Imgkeep
 
-NAME = f"{sha256(picture()).hexdigest()}.png"
+NAME = f"{sha256(make_image()).hexdigest()}.png"
 
 
 async def refused(node: Imgkeep, path: str) -> bool:
@@ -31,9 +31,9 @@ async def refused(node: Imgkeep, path: str) -> bool:
 async def test_removal_holds_on_every_node(remote: Remote, origin: FakeOrigin) -> None:
     hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
     one, other = await remote.node("a"), await remote.node("b", platform=hurried)
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     told = await saved(one, url)
-    assert (await get(other, url))[1] == picture()
+    assert (await get(other, url))[1] == make_image()
     assert await remove(one, f"/{told['key']}") == 200
     assert await remote.stored("objects") == {}
     assert await refused(one, f"/images/{NAME}")
@@ -43,7 +43,7 @@ async def test_removal_holds_on_every_node(remote: Remote, origin: FakeOrigin) -
     await until(lambda: not any(list((node.folder / "cache").rglob("*.png")) for node in (one, other)))
     fresh = await remote.node("c")
     assert (await get(fresh, url))[0].status == REMOVED[0]
-    again = origin.gives("/again.png", picture())
+    again = origin.gives("/again.png", make_image())
     response = await fresh.client.post("/api/save-image", json={"url": again})
     assert response.status == REMOVED[0]
     assert await remote.stored("objects") == {}
@@ -51,25 +51,25 @@ async def test_removal_holds_on_every_node(remote: Remote, origin: FakeOrigin) -
 
 async def test_block_holds_while_the_bucket_is_away(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
-    told = await saved(node, origin.gives("/a.png", picture()))
+    told = await saved(node, origin.gives("/a.png", make_image()))
     await remove(node, f"/{told['key']}")
     await node.client.close()
     await remote.gate.refuse()
     node = await remote.node()
     assert await refused(node, f"/images/{NAME}")
-    response = await node.client.post("/api/save-image", json={"url": origin.gives("/b.png", picture())})
+    response = await node.client.post("/api/save-image", json={"url": origin.gives("/b.png", make_image())})
     assert response.status == REMOVED[0]
 
 
 async def test_removal_needs_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
     await remote.gate.refuse()
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     told = await saved(node, url)
     assert told["storage"] == "local"
     assert told["url"].endswith(f"/images/{NAME}")
     assert await remove(node, f"/{told['key']}") == 503
-    assert (await get(node, url))[1] == picture()
+    assert (await get(node, url))[1] == make_image()
     await remote.gate.open()
     await replicated(node)
     assert await remove(node, f"/{told['key']}") == 200
@@ -78,7 +78,7 @@ async def test_removal_needs_the_bucket(remote: Remote, origin: FakeOrigin) -> N
 
 async def test_image_in_the_outbox_is_not_uploaded_under_a_removed_key(remote: Remote, origin: FakeOrigin) -> None:
     one, other = await remote.node("a", store=HURRIED), await remote.node("b", store=HURRIED)
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
     await saved(one, url)
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
@@ -90,16 +90,16 @@ async def test_image_in_the_outbox_is_not_uploaded_under_a_removed_key(remote: R
     await until(lambda: _is_removed(one, url))
     # The other node did not know the bytes, and removed none: their permanent URL was handed out.
     assert await remote.stored("refused") == {}
-    assert list((await remote.stored("objects")).values()) == [picture()]
-    assert await (await one.client.get(f"/images/{NAME}")).read() == picture()
+    assert list((await remote.stored("objects")).values()) == [make_image()]
+    assert await (await one.client.get(f"/images/{NAME}")).read() == make_image()
     # So a client that brings other bytes under a removed key blocks them nowhere.
-    assert (await get(one, origin.gives("/again.png", picture())))[1] == picture()
+    assert (await get(one, origin.gives("/again.png", make_image())))[1] == make_image()
 
 
 async def test_image_in_the_outbox_is_not_uploaded_once_blocked(remote: Remote, origin: FakeOrigin) -> None:
     hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
     one, other = await remote.node("a", store=HURRIED, platform=hurried), await remote.node("b", store=HURRIED)
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
     told = await saved(one, url)
     await until(lambda: _removes_bytes(other, told["digest"]))
@@ -129,7 +129,7 @@ async def _removes(node: Imgkeep, url: str) -> bool:
 
 async def test_interrupted_removal_is_finished_by_a_repeat(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     told = await saved(node, url)
     await remote.gate.answer(500, match=only("DELETE"))
     assert await remove(node, f"/{told['key']}") == 503
@@ -152,7 +152,7 @@ async def restore(node: Imgkeep, **body: str) -> int:
 async def test_undo_holds_on_every_node(remote: Remote, origin: FakeOrigin) -> None:
     hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
     one, other = await remote.node("a"), await remote.node("b", platform=hurried)
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     told = await saved(one, url)
     assert await remove(one, f"/{told['key']}") == 200
     await until(lambda: refused(other, f"/images/{NAME}"))
@@ -163,21 +163,21 @@ async def test_undo_holds_on_every_node(remote: Remote, origin: FakeOrigin) -> N
     assert await restore(one, digest=told["digest"]) == 404
     for node in (one, other):
         response, body = await get(node, url)
-        assert (response.status, body) == (200, picture())
+        assert (response.status, body) == (200, make_image())
     fresh = await remote.node("c")
-    assert (await get(fresh, url))[1] == picture()
+    assert (await get(fresh, url))[1] == make_image()
 
 
 async def test_node_learns_of_an_undo_within_a_refresh(remote: Remote, origin: FakeOrigin) -> None:
     hurried = Platform(sleep=lambda seconds: asyncio.sleep(seconds / 200))
     one, other = await remote.node("a"), await remote.node("b", platform=hurried)
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     told = await saved(one, url)
     assert await remove(one, f"/{told['key']}") == 200
     await until(lambda: refused(other, f"/images/{NAME}"))
     assert await restore(one, url=url) == 200
     await until(lambda: _shows_nothing(other))
-    assert (await get(other, url))[1] == picture()
+    assert (await get(other, url))[1] == make_image()
 
 
 async def _shows_nothing(node: Imgkeep) -> bool:
@@ -186,7 +186,7 @@ async def _shows_nothing(node: Imgkeep) -> bool:
 
 async def test_interrupted_undo_is_finished_by_a_repeat(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
-    urls = [origin.gives(f"/{name}.png", picture()) for name in "ab"]
+    urls = [origin.gives(f"/{name}.png", make_image()) for name in "ab"]
     told = [await saved(node, url) for url in urls]
     assert await remove(node, f"/{told[0]['key']}") == 200
     for part in ("/v1/records/", "/v1/refused/"):
@@ -199,12 +199,12 @@ async def test_interrupted_undo_is_finished_by_a_repeat(remote: Remote, origin: 
     assert await remote.stored("refused") == {}
     assert not any(b"removed_at" in record for record in (await remote.stored("records")).values())
     for url in urls:
-        assert (await get(node, url))[1] == picture()
+        assert (await get(node, url))[1] == make_image()
 
 
 async def test_bucket_that_does_not_delete_is_a_fault(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
-    told = await saved(node, origin.gives("/a.png", picture()))
+    told = await saved(node, origin.gives("/a.png", make_image()))
     assert await remove(node, f"/{told['key']}") == 200
     await remote.gate.answer(204, match=only("DELETE"))
     assert await restore(node, digest=told["digest"]) == 503
@@ -215,7 +215,7 @@ async def test_bucket_that_does_not_delete_is_a_fault(remote: Remote, origin: Fa
 
 async def test_undo_needs_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
-    told = await saved(node, origin.gives("/a.png", picture()))
+    told = await saved(node, origin.gives("/a.png", make_image()))
     assert await remove(node, f"/{told['key']}") == 200
     await remote.gate.refuse()
     assert await restore(node, digest=told["digest"]) == 503
@@ -232,61 +232,61 @@ async def refetch(node: Imgkeep, key: str, url: str) -> tuple[int, dict[str, Any
 
 @ALL
 async def test_replaced_image_keeps_its_old_object(remote: Remote, origin: FakeOrigin) -> None:
-    node, new = await remote.node(), picture(seed=1)
-    url = origin.gives("/a.png", picture())
+    node, new = await remote.node(), make_image(seed=1)
+    url = origin.gives("/a.png", make_image())
     told = await saved(node, url)
     origin.gives("/a.png", new)
     status, again = await refetch(node, told["key"], url)
     assert (status, again["replaced"], again["storage"]) == (200, True, "s3")
     assert (await get(node, url))[1] == new
-    assert set((await remote.stored("objects")).values()) == {picture(), new}
+    assert set((await remote.stored("objects")).values()) == {make_image(), new}
     assert len(await remote.stored("records")) == 1
     fresh = await remote.node("b")
     assert (await get(fresh, url))[1] == new
-    for body in (picture(), new):
+    for body in (make_image(), new):
         assert await (await fresh.client.get(f"/images/{sha256(body).hexdigest()}.png")).read() == body
 
 
 async def test_node_learns_of_a_replacement_by_a_refetch(remote: Remote, origin: FakeOrigin) -> None:
     one, other = await remote.node("a"), await remote.node("b")
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     told = await saved(one, url)
-    assert (await get(other, url))[1] == picture()
-    origin.gives("/a.png", picture(seed=1))
+    assert (await get(other, url))[1] == make_image()
+    origin.gives("/a.png", make_image(seed=1))
     assert (await refetch(one, told["key"], url))[1]["replaced"] is True
     assert (await refetch(other, told["key"], url))[1]["replaced"] is False
     for node in (one, other):
-        assert (await get(node, url))[1] == picture(seed=1)
+        assert (await get(node, url))[1] == make_image(seed=1)
 
 
 async def test_failed_put_replaces_nothing(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node()
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     told = await saved(node, url)
-    origin.gives("/a.png", picture(seed=1))
+    origin.gives("/a.png", make_image(seed=1))
     for part in ("/v1/objects/", "/v1/records/"):
         await remote.gate.answer(500, match=only("PUT", part))
         assert (await refetch(node, told["key"], url))[0] == 503
-        assert (await get(node, url))[1] == picture()
+        assert (await get(node, url))[1] == make_image()
         assert node.files("records") == [], "a replacement does not wait in the fallback"
         await remote.gate.open()
         await replicated(node)
     await remote.gate.refuse()
     assert (await refetch(node, told["key"], url))[0] == 503
-    assert (await get(node, url))[1] == picture()
+    assert (await get(node, url))[1] == make_image()
 
 
 async def test_image_in_the_outbox_is_neither_replaced_nor_lost(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store=HURRIED)
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await remote.gate.hang(match=only("PUT", "/v1/objects/"))
     told = await saved(node, url)
     assert told["storage"] == "local"
-    origin.gives("/a.png", picture(seed=1))
+    origin.gives("/a.png", make_image(seed=1))
     assert (await refetch(node, told["key"], url))[0] == 503
-    assert (await get(node, url))[1] == picture()
+    assert (await get(node, url))[1] == make_image()
     await remote.gate.open()
     await replicated(node)
     assert (await refetch(node, told["key"], url))[1]["replaced"] is True
-    assert (await get(node, url))[1] == picture(seed=1)
-    assert set((await remote.stored("objects")).values()) == {picture(), picture(seed=1)}
+    assert (await get(node, url))[1] == make_image(seed=1)
+    assert set((await remote.stored("objects")).values()) == {make_image(), make_image(seed=1)}

@@ -11,7 +11,7 @@ import pytest
 from imgkeep.core.layout import object_path
 from imgkeep.core.records import Digest
 
-from tests.support.pictures import picture_of
+from tests.support.images import png_of
 from tests.support.stores import local_store
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from imgkeep.storage.local.memory_cache import CacheEntry
     from imgkeep.storage.local.store import LocalStore
 
-SMALL = picture_of(20_000)
-LARGE = picture_of(3_000_000)
+SMALL = png_of(20_000)
+LARGE = png_of(3_000_000)
 
 
 @pytest.fixture

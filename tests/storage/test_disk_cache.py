@@ -160,7 +160,7 @@ async def test_newer_image_under_the_same_key_stays_in_the_fallback(disk: Disk, 
     assert await fetched(cache, newer.object_name) is None, "it is in the fallback, and no copy"
 
 
-async def test_image_is_deleted_where_no_copies_are_kept(disk: Disk, fallback: LocalStore) -> None:
+async def test_image_is_deleted_where_no_copies_exist(disk: Disk, fallback: LocalStore) -> None:
     record = await put_image(fallback, b"body")
     assert await DiskCache(disk, 0).move_from(fallback, record)
     assert [path for path in disk.root.rglob("*") if path.is_file()] == []

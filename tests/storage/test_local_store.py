@@ -27,7 +27,7 @@ from imgkeep.storage.local import open_files
 from imgkeep.storage.local.disk import HASHED_BYTES_MAX, Disk
 from imgkeep.storage.memory import MemoryBody, MemorySpool
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.stores import fetch_image, local_store, put_image, record_of
 from tests.support.waiting import until
 
@@ -109,7 +109,7 @@ async def test_walk_of_a_missing_root_is_a_fault(store: LocalStore) -> None:
 # --- memory
 
 
-async def test_small_object_stays_in_memory_and_large_one_is_read_in_pieces(
+async def test_small_object_stays_in_memory_large_one_does_not(
     tmp_path: Path,
 ) -> None:
     store = local_store(tmp_path, memory_bytes_max=10_000_000)
@@ -275,7 +275,7 @@ async def test_verify_reports_all_findings_and_quarantines_damage(store: LocalSt
 
 
 async def test_verify_marks_incomplete_images_except_confirmed_ones(store: LocalStore) -> None:
-    whole, half = picture(seed=1), picture(seed=2)[:-20]
+    whole, half = make_image(seed=1), make_image(seed=2)[:-20]
     refetches = Refetches(8, 3, WHEN, WHEN)
     records = {
         "whole": record_of(whole, name="whole"),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Record
 
-BODY = b"a picture"
+BODY = b"an image"
 RECORD = record_of(BODY)
 SEEN = Tombstone(RECORD.key, NOON, RECORD.digest)
 LATER = replace(SEEN, removed_at=NOON.replace(hour=13))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from imgkeep.web.fastpath.protocol import FastConnection
 
 from tests.support.image_requests import fast_path_of
-from tests.support.pictures import picture_of
+from tests.support.images import png_of
 from tests.support.raw_http import port_of, request, split
 from tests.support.waiting import until
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.support.raw_http import Answer
     from tests.support.server import Imgkeep
 
-IMAGE = picture_of(200_000)
+IMAGE = png_of(200_000)
 NUMBER = 40
 
 

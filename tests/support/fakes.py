@@ -18,12 +18,12 @@ from imgkeep.core.policy import Policy
 from imgkeep.core.records import Digest, Key, SourceInfo
 from imgkeep.core.source_url import read_source
 from imgkeep.database import ImageIndex
-from imgkeep.images.context import Delivery, RequestContext
+from imgkeep.images.background_refresh import SourceRules
 from imgkeep.images.dependencies import FillDependencies
 from imgkeep.images.fill_result import Failed, NotStored, Stored, Unchanged
 from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.observer import FillObserver
-from imgkeep.images.refresh import SourceRules
+from imgkeep.images.request_context import Delivery, RequestContext
 from imgkeep.images.service import ImageService
 from imgkeep.origin.client import OriginClient
 from imgkeep.origin.demand import Demand

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from imgkeep.core.errors import StorageError
 
-from tests.support.pictures import picture_of
+from tests.support.images import png_of
 
 if TYPE_CHECKING:
     from tests.support.fakes import World
@@ -17,7 +17,7 @@ URL = "https://images.example/a.png?sig=1"
 OTHER = "https://images.example/a.png?sig=2"
 
 
-IMAGE = picture_of(100_000)
+IMAGE = png_of(100_000)
 
 
 async def store_image(world: World, url: str = URL, body: bytes = IMAGE) -> None:

@@ -1,7 +1,7 @@
 """
 Makes tiny valid files of each format, by Pillow where it can and by hand elsewhere.
 
-Every picture is 20 pixels wide and 12 high, unless its maker says otherwise.
+Every image is 20 pixels wide and 12 high, unless its maker says otherwise.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Sample(NamedTuple):
     size: PixelSize | None = SIZE
 
 
-def picture(mode: str = "RGB", size: tuple[int, int] = (20, 12), shade: int = 0) -> Image.Image:
-    """A picture that does not compress to nothing."""
+def make_image(mode: str = "RGB", size: tuple[int, int] = (20, 12), shade: int = 0) -> Image.Image:
+    """An image that does not compress to nothing."""
     canvas = Image.new(mode, size)
     bands = len(canvas.getbands())
     dots = [
@@ -40,13 +40,13 @@ def picture(mode: str = "RGB", size: tuple[int, int] = (20, 12), shade: int = 0)
 
 def saved(fmt: str, image: Image.Image | None = None, **options: Any) -> bytes:
     stream = BytesIO()
-    (image or picture()).save(stream, fmt, **options)
+    (image or make_image()).save(stream, fmt, **options)
     return stream.getvalue()
 
 
 def animated(fmt: str, mode: str = "RGB", **options: Any) -> bytes:
-    more = [picture(mode, shade=50), picture(mode, shade=100)]
-    return saved(fmt, picture(mode), save_all=True, append_images=more, duration=100, **options)
+    more = [make_image(mode, shade=50), make_image(mode, shade=100)]
+    return saved(fmt, make_image(mode), save_all=True, append_images=more, duration=100, **options)
 
 
 # PNG
@@ -67,7 +67,7 @@ def png_with(*chunks: bytes) -> bytes:
 
 
 def animation(*frames: tuple[int, bytes]) -> bytes:
-    """An APNG whose picture is no frame, with numbered chunks behind it."""
+    """An APNG whose image is no frame, with numbered chunks behind it."""
     body = png_with(png_chunk(b"acTL", b"\0\0\0\1" * 2))
     chunks = [png_chunk(kind, struct.pack(">I", number) + bytes(22)) for number, kind in frames]
     return body[:-12] + b"".join(chunks) + body[-12:]
@@ -240,7 +240,7 @@ def ico(*entries: tuple[int, int, bytes], gap: int = 0, kind: int = 1, size: int
 
 
 def dib(depth: int, *, mask: bool = True, height: int = 24, compression: int = 0, colours: int = 0) -> bytes:
-    """A picture of an icon: header, colours, rows, and a mask of twelve rows."""
+    """An image of an icon: header, colours, rows, and a mask of twelve rows."""
     head = struct.pack("<IiiHHIIIIII", 40, 20, height, 1, depth, compression, 0, 0, 0, colours, 0)
     table = bytes(4 * (colours or 1 << depth) if depth <= 8 else 0)
     return head + table + b"\xff" * ((20 * depth + 31) // 32 * 4 * 12) + bytes(48 if mask else 0)
@@ -309,7 +309,7 @@ def samples() -> dict[str, Sample]:
     codestream = jxl_codestream(*JXL_SIZE)
     return {
         "png": Sample(Format.PNG, saved("PNG")),
-        "png grey": Sample(Format.PNG, saved("PNG", picture("L"))),
+        "png grey": Sample(Format.PNG, saved("PNG", make_image("L"))),
         "png with provenance": Sample(Format.PNG, png_with(png_chunk(b"caBX", bytes(3000)))),
         "apng": Sample(Format.APNG, animated("PNG")),
         "apng after provenance": Sample(
@@ -323,7 +323,7 @@ def samples() -> dict[str, Sample]:
         "jpeg progressive": Sample(Format.JPEG, saved("JPEG", progressive=True)),
         "jpeg with restarts": Sample(Format.JPEG, saved("JPEG", restart_marker_blocks=1)),
         "jpeg with thumbnail": Sample(
-            Format.JPEG, saved("JPEG", exif=b"Exif\0\0" + saved("JPEG", picture(size=(8, 8))))
+            Format.JPEG, saved("JPEG", exif=b"Exif\0\0" + saved("JPEG", make_image(size=(8, 8))))
         ),
         "jpeg with fill bytes": Sample(Format.JPEG, saved("JPEG").replace(b"\xff\xdb", b"\xff\xff\xff\xdb", 1)),
         "jpeg with fill in front": Sample(Format.JPEG, saved("JPEG").replace(b"\xff\xe0", b"\xff\xff\xe0", 1)),
@@ -335,7 +335,7 @@ def samples() -> dict[str, Sample]:
         ),
         "jpeg with junk": Sample(Format.JPEG, saved("JPEG").replace(b"\xff\xdb", b"junk\xff\x00\xff\xdb", 1)),
         "jpeg with a marker alone": Sample(Format.JPEG, saved("JPEG").replace(b"\xff\xdb", b"\xff\x01\xff\xdb", 1)),
-        "gif": Sample(Format.GIF, saved("GIF", picture("L"))),
+        "gif": Sample(Format.GIF, saved("GIF", make_image("L"))),
         "gif animated": Sample(Format.GIF, animated("GIF", "L", loop=0)),
         "gif 87a": Sample(Format.GIF, b"GIF87a\x14\0\x0c\0\0\0\0,\0\0\0\0\x14\0\x0c\0\x80\1\2\3\4\5\6\2\2\x4c\1\0;"),
         "gif of comments": Sample(Format.GIF, b"GIF87a\x14\0\x0c\0\0\0\0!\xfe\0,\0\0\0\0\x14\0\x0c\0\0\2\1\5\0;"),
@@ -344,7 +344,7 @@ def samples() -> dict[str, Sample]:
         "gif wider than its screen": Sample(Format.GIF, gif((9, 9), (15, 2, 5, 10))),
         "webp lossy": Sample(Format.WEBP, saved("WEBP")),
         "webp lossless": Sample(Format.WEBP, saved("WEBP", lossless=True)),
-        "webp with alpha": Sample(Format.WEBP, saved("WEBP", picture("RGBA"))),
+        "webp with alpha": Sample(Format.WEBP, saved("WEBP", make_image("RGBA"))),
         "webp animated": Sample(Format.WEBP, animated("WEBP")),
         "webp of odd size": Sample(
             Format.WEBP, b"RIFF\x21\0\0\0WEBPVP8L\x07\0\0\0\x2f\x13\xc0\x02\0ab\0XMP \x05\0\0\0abcde"
@@ -403,7 +403,7 @@ def samples() -> dict[str, Sample]:
             Format.SVG, f"\ufeff\r\n <?xml version='1.0'?><?a b?><!--{'long ' * 400}-->\n{svg()}".encode()
         ),
         "bmp": Sample(Format.BMP, saved("BMP")),
-        "bmp with colours": Sample(Format.BMP, saved("BMP", picture("L"))),
+        "bmp with colours": Sample(Format.BMP, saved("BMP", make_image("L"))),
         "bmp os/2": Sample(Format.BMP, bmp_os2()),
         "bmp top-down": Sample(Format.BMP, bmp(height=-12)),
         "bmp of three planes": Sample(Format.BMP, bmp(planes=3)),
@@ -423,11 +423,11 @@ def samples() -> dict[str, Sample]:
         "bmp of a png": Sample(Format.BMP, bmp(depth=0, compression=5, image_bytes=720)),
         "bmp of a png by file size": Sample(Format.BMP, bmp(depth=0, compression=5, file_bytes=774)),
         "ico": Sample(
-            Format.ICO, saved("ICO", picture("RGBA", (48, 48)), sizes=[(16, 16), (48, 48)]), PixelSize(48, 48)
+            Format.ICO, saved("ICO", make_image("RGBA", (48, 48)), sizes=[(16, 16), (48, 48)]), PixelSize(48, 48)
         ),
         "ico of bmp": Sample(
             Format.ICO,
-            saved("ICO", picture("RGBA", (32, 32)), bitmap_format="bmp", sizes=[(32, 32)]),
+            saved("ICO", make_image("RGBA", (32, 32)), bitmap_format="bmp", sizes=[(32, 32)]),
             PixelSize(32, 32),
         ),
         "ico of 256": Sample(Format.ICO, ico((16, 16, DIB), (0, 0, DIB)), PixelSize(256, 256)),
@@ -438,10 +438,10 @@ def samples() -> dict[str, Sample]:
         "cur": Sample(Format.CUR, ico((20, 12, dib(1)), kind=2)),
         "cur of png": Sample(Format.CUR, ico((20, 12, saved("PNG")), kind=2)),
         "ico with a large png": Sample(
-            Format.ICO, ico((0, 0, saved("PNG", picture(size=(300, 280))))), PixelSize(300, 280)
+            Format.ICO, ico((0, 0, saved("PNG", make_image(size=(300, 280))))), PixelSize(300, 280)
         ),
         "tiff": Sample(Format.TIFF, saved("TIFF")),
-        "tiff of pages": Sample(Format.TIFF, saved("TIFF", save_all=True, append_images=[picture(), picture()])),
+        "tiff of pages": Sample(Format.TIFF, saved("TIFF", save_all=True, append_images=[make_image(), make_image()])),
         "tiff with lzw": Sample(Format.TIFF, saved("TIFF", compression="tiff_lzw")),
         "tiff big": Sample(Format.TIFF, saved("TIFF", big_tiff=True)),
         "tiff little-endian": Sample(Format.TIFF, tiff("<")),

@@ -1,5 +1,5 @@
 """
-Heads that servers send and no specification allows, and whether Chromium shows the picture behind them.
+Heads that servers send and no specification allows, and whether Chromium shows the image behind them.
 
 The verdicts are Chromium's (156): `test_heads.py` holds imgkeep to them, and asks the Chromium of the machine for them.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 
-BODY = picture(width=16, height=12, seed=15)
-OTHER = picture(width=16, height=12, seed=16)
+BODY = make_image(width=16, height=12, seed=15)
+OTHER = make_image(width=16, height=12, seed=16)
 SIZE = str(len(BODY)).encode()
 CHUNKS = b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
 LENGTH = b"Content-Length: " + SIZE
@@ -21,7 +21,7 @@ TYPE = b"Content-Type: image/png"
 
 @dataclass(frozen=True)
 class Head:
-    """An answer as it goes over the wire, and whether Chromium shows its picture."""
+    """An answer as it goes over the wire, and whether Chromium shows its image."""
 
     answer: bytes
     shown: bool
@@ -93,7 +93,7 @@ HEADS = {
     "an empty coding and a length": Head(lines(b"Transfer-Encoding:", LENGTH), True),
     "binary and a length": Head(lines(b"Transfer-Encoding: binary", LENGTH), True),
     "gzip, chunked in name only": Head(lines(b"Transfer-Encoding: gzip, chunked", body=CHUNKS), True),
-    # Its chunks are chunks all the same, and the picture is whole.
+    # Its chunks are chunks all the same, and the image is whole.
     "chunked in HTTP/1.0": Head(
         lines(b"Transfer-Encoding: chunked", status=b"HTTP/1.0 200 OK", body=CHUNKS), False, stored=True
     ),
@@ -229,7 +229,7 @@ HEADS = {
     # No server means a success by it.
     "status of four digits": Head(lines(LENGTH, status=b"HTTP/1.1 2000 OK"), True, stored=False),
     "ICY": Head(lines(LENGTH, status=b"ICY 200 OK"), False),
-    # A picture in a frame that can be read is whole.
+    # An image in a frame that can be read is whole.
     "RTSP": Head(lines(LENGTH, status=b"RTSP/1.0 200 OK"), False, stored=True),
     "a field before the status line": Head(TYPE + b"\r\n" + lines(LENGTH), False),
     "leading empty line": Head(b"\r\n" + lines(LENGTH), True, closes=False),

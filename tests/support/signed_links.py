@@ -9,13 +9,13 @@ from urllib.parse import parse_qs
 
 from imgkeep.bootstrap.server import SERVICES
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 
 if TYPE_CHECKING:
     from tests.support.origins import Exchange, FakeOrigin
     from tests.support.server import Imgkeep
 
-PICTURE, PLACEHOLDER = picture(seed=1), picture(seed=2)
+IMAGE, PLACEHOLDER = make_image(seed=1), make_image(seed=2)
 FAR, PAST = 1_893_456_000, 1_700_000_000
 UNCERTAIN = {
     "name": "Acme",
@@ -64,20 +64,20 @@ def strict(*, end: int = FAR) -> str:
 class SignedOrigin:
     """
     Attributes:
-        picture: The image of good links.
+        image: The image of good links.
         placeholder: The answer to wrong links; `None`: 403.
         bare: The answer to a link without a signature; `None`: as to a wrong one.
-        pictures: The images of good links that show another one, by query.
+        images: The images of good links that show another one, by query.
         checks: Whether signatures make a difference at all.
         status: The status of each answer without an image, at an unstable origin.
     """
 
     origin: FakeOrigin
     path: str = "/a.png"
-    picture: bytes = PICTURE
+    image: bytes = IMAGE
     placeholder: bytes | None = PLACEHOLDER
     bare: bytes | None = None
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    images: dict[str, bytes] = field(default_factory=dict)
     checks: bool = True
     failing: str = ""
     asked: list[str] = field(default_factory=list)
@@ -102,7 +102,7 @@ class SignedOrigin:
     def shown(self, query: str) -> bytes | None:
         """Return the image for this query; `None`: a refusal."""
         if not self.checks or self._is_good(query):
-            return self.pictures.get(f"?{query}", self.picture)
+            return self.images.get(f"?{query}", self.image)
         return self.bare if not query and self.bare is not None else self.placeholder
 
     @staticmethod

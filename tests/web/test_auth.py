@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.signing import signed_path
-from imgkeep.images.rate_limit import WIDE_NETWORK_FACTOR
+from imgkeep.images.fill_rate_limit import WIDE_NETWORK_FACTOR
 from yarl import URL
 
 from tests.support.api_calls import problem_code
 from tests.support.clock import FakeClock
 from tests.support.fakes import Timer
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.raw_http import ask
 from tests.support.waiting import until
 
@@ -47,12 +47,12 @@ async def request_path(imgkeep: Imgkeep, path: str, **how: Any) -> ClientRespons
 
 async def test_unsigned_link_shows_stored_images_alone(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(security=signing("misses"))
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     assert await problem_code(await imgkeep.img(url)) == (403, "signature_required")
     assert origin.seen == []
-    assert await (await request_path(imgkeep, signed_path(OLD_KEY, url))).read() == picture()
+    assert await (await request_path(imgkeep, signed_path(OLD_KEY, url))).read() == make_image()
     response = await imgkeep.img(url)
-    assert await response.read() == picture()
+    assert await response.read() == make_image()
     assert response.headers["Cache-Status"] == "imgkeep; hit"
 
 
@@ -61,7 +61,7 @@ async def test_unsigned_request_joins_no_fill(start: Start, origin: FakeOrigin) 
 
     async def slow(exchange: Exchange) -> None:
         await go.wait()
-        await exchange.answer(picture())
+        await exchange.answer(make_image())
 
     imgkeep = await start(security=signing("misses"))
     url = origin.on("/a.png", slow)
@@ -75,13 +75,13 @@ async def test_unsigned_request_joins_no_fill(start: Start, origin: FakeOrigin) 
 async def test_signature_always_required_ends_with_its_time(start: Start, origin: FakeOrigin) -> None:
     clock = FakeClock()
     imgkeep = await start(security=signing("always"), platform=Platform(clock=clock))
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     end = int((NOON + timedelta(seconds=600)).timestamp())
     path = signed_path(KEY, url, expires=end)
     tags = []
     for _ in range(2):
         response = await request_path(imgkeep, path)
-        assert await response.read() == picture()
+        assert await response.read() == make_image()
         assert response.headers["Cache-Control"] == "public, max-age=600"
         tags.append(response.headers["ETag"])
     unchanged = await request_path(imgkeep, path, headers={"If-None-Match": tags[0]})
@@ -93,13 +93,13 @@ async def test_signature_always_required_ends_with_its_time(start: Start, origin
     forever = await request_path(imgkeep, signed_path(KEY, url))
     assert forever.headers["Cache-Control"] == "public, max-age=31536000, immutable"
     permanent = await imgkeep.client.get(forever.headers["Content-Location"])
-    assert await permanent.read() == picture()
+    assert await permanent.read() == make_image()
     assert origin.asked("/a.png") == 1
 
 
 async def test_signed_link_may_stand_unencoded(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(security=signing("always"))
-    url = origin.gives("/a.png", picture()) + "?w=1"
+    url = origin.gives("/a.png", make_image()) + "?w=1"
     sig = signed_path(KEY, url).rpartition("sig=")[2]
     assert (await ask(imgkeep, f"/img?sig={sig}&src={url}")).status == 200
 
@@ -144,7 +144,7 @@ BEHIND_A_PROXY: dict[str, Any] = {"server": {"trusted_proxies": ["127.0.0.0/8"]}
 async def test_rate_limit_counts_each_client(start: Start, origin: FakeOrigin) -> None:
     timer = Timer()
     imgkeep = await start(**BEHIND_A_PROXY, limits={"fills_per_minute": 3}, platform=Platform(timer=timer))
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(5)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(5)]
 
     async def fetch(n: int, address: str) -> ClientResponse:
         return await imgkeep.img(urls[n], headers=from_client(address))
@@ -163,13 +163,13 @@ async def test_rate_limit_counts_each_client(start: Start, origin: FakeOrigin) -
 async def test_ipv6_network_is_one_client(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(**BEHIND_A_PROXY, limits={"fills_per_minute": 1})
     for n, (address, status) in enumerate([("2001:db8::1", 200), ("2001:db8::2", 429), ("2001:db8:0:1::1", 200)]):
-        url = origin.gives(f"/{n}.png", picture(seed=n))
+        url = origin.gives(f"/{n}.png", make_image(seed=n))
         assert (await imgkeep.img(url, headers=from_client(address))).status == status
 
 
 async def test_client_with_a_token_is_not_limited(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(limits={"fills_per_minute": 1})
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(6)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(6)]
     token = {"Authorization": f"Bearer {imgkeep.token}"}
     assert [(await imgkeep.img(url, headers=token)).status for url in urls[:3]] == [200] * 3
     wrong = {"Authorization": f"Bearer {imgkeep.token}x"}
@@ -180,7 +180,7 @@ async def test_client_with_a_token_is_not_limited(start: Start, origin: FakeOrig
 
 async def test_ipv6_site_is_limited_as_a_whole(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(**BEHIND_A_PROXY, limits={"fills_per_minute": 1})
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(WIDE_NETWORK_FACTOR + 2)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(WIDE_NETWORK_FACTOR + 2)]
     addresses = [*(f"2001:db8:0:{n:x}::1" for n in range(WIDE_NETWORK_FACTOR + 1)), "2001:db8:1::1"]
     answers = [
         await imgkeep.img(url, headers=from_client(address)) for url, address in zip(urls, addresses, strict=True)
@@ -190,7 +190,7 @@ async def test_ipv6_site_is_limited_as_a_whole(start: Start, origin: FakeOrigin)
 
 async def test_ipv4_mapped_address_is_the_ipv4_client(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(**BEHIND_A_PROXY, limits={"fills_per_minute": 1})
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(2)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(2)]
     for url, address, status in zip(urls, ("192.0.2.1", "::ffff:192.0.2.1"), (200, 429), strict=True):
         assert (await imgkeep.img(url, headers=from_client(address))).status == status
 
@@ -200,7 +200,7 @@ async def test_concurrent_fills_count_until_their_end(start: Start, origin: Fake
 
     async def slow(exchange: Exchange) -> None:
         await go.wait()
-        await exchange.answer(picture(seed=int(exchange.target[1])))
+        await exchange.answer(make_image(seed=int(exchange.target[1])))
 
     imgkeep = await start(**BEHIND_A_PROXY, limits={"fills_concurrent": 2})
     urls = [origin.on(f"/{n}.png", slow) for n in range(3)]
@@ -211,13 +211,13 @@ async def test_concurrent_fills_count_until_their_end(start: Start, origin: Fake
     joining = asyncio.create_task(imgkeep.img(urls[0], headers=here))
     go.set()
     for n, task in ((0, waiting[0]), (1, waiting[1]), (0, joining)):
-        assert await (await task).read() == picture(seed=n)
+        assert await (await task).read() == make_image(seed=n)
     assert (await imgkeep.img(urls[2], headers=here)).status == 200
 
 
 async def test_bytes_of_failed_fills_count(start: Start, origin: FakeOrigin) -> None:
     timer = Timer()
-    body = picture()
+    body = make_image()
     limits = {"fill_bytes_per_day": len(body) + 10}
     imgkeep = await start(**BEHIND_A_PROXY, limits=limits, platform=Platform(timer=timer))
     here = from_client("192.0.2.1")
@@ -232,7 +232,7 @@ async def test_bytes_of_failed_fills_count(start: Start, origin: FakeOrigin) -> 
 
 async def test_page_of_a_hundred_images_is_within_the_defaults(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(**BEHIND_A_PROXY)
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(100)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(100)]
     browser = asyncio.Semaphore(6)  # what browsers have open to one host over HTTP/1.1
 
     async def fetch(url: str) -> int:

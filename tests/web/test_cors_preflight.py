@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.image_requests import fills_done
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.raw_http import ask, port_of, split, talk, target_of
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ async def test_rebound_name_gets_no_preflight(imgkeep: Imgkeep) -> None:
 
 
 async def test_scripts_may_read_the_fields_of_an_image(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    target = target_of(origin.gives("/a.png", picture()))
+    target = target_of(origin.gives("/a.png", make_image()))
     first = await ask(imgkeep, target, ORIGIN)
     await fills_done(imgkeep)
     answers = [first, *[await ask(imgkeep, target, ORIGIN, *more) for more in ([], ["Range: bytes=0-1"])]]
@@ -85,7 +85,7 @@ async def test_scripts_may_read_the_fields_of_an_image(imgkeep: Imgkeep, origin:
 
 async def test_image_does_not_vary(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     """A cache in front keeps one copy for all: no answer with an image depends on a field of its request."""
-    target = target_of(origin.gives("/a.png", picture()))
+    target = target_of(origin.gives("/a.png", make_image()))
     for fields in ([], [ORIGIN], ["Accept: text/html"], ["Sec-Fetch-Dest: document"], ["Range: bytes=0-1"]):
         answer = await ask(imgkeep, target, *fields)
         assert answer.status in {200, 206}

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import cannot, serving
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ README = next(
     for block in re.findall(r"```sh\n(.*?)```", Path("README.md").read_text("utf-8"), re.DOTALL)
     if "/api/" in block
 )
-DIGEST = sha256(picture()).hexdigest()
+DIGEST = sha256(make_image()).hexdigest()
 
 
 async def shell(script: str, folder: Path, **variables: str) -> str:
@@ -56,9 +56,9 @@ def shapes(told: object) -> object:
 async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin) -> None:  # noqa: PLR0915 - a page
     if shutil.which("curl") is None:
         cannot("curl is not installed")
-    (tmp_path / "picture.png").write_bytes(picture())
-    origin.gives("/picture.png", picture(seed=1))
-    origin.gives("/other.png", picture(seed=2))
+    (tmp_path / "picture.png").write_bytes(make_image())
+    origin.gives("/picture.png", make_image(seed=1))
+    origin.gives("/other.png", make_image(seed=2))
     examples = [block.replace("https://example.com", origin.url("")) for block in EXAMPLES]
     examples = [re.sub(r'(host=|which": \[")example\.com', r"\g<1>127.0.0.1", block) for block in examples]
     by_link, upload, body, data, many, job, jobs, cancelling, events, images, one, *examples = examples
@@ -75,7 +75,7 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
         saved = await told(by_link)
         documented = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0])
         assert shapes(saved) == shapes(documented)
-        assert saved["url"] == f"http://127.0.0.1:8080/images/{sha256(picture(seed=1)).hexdigest()}.png"
+        assert saved["url"] == f"http://127.0.0.1:8080/images/{sha256(make_image(seed=1)).hexdigest()}.png"
         first = README.replace("https://example.com", origin.url("")).replace("127.0.0.1:8080", program.address)
         assert (await told(first))["key"] == saved["key"]
         assert (await told(upload))["created"] is True

@@ -12,14 +12,14 @@ import pytest
 from imgkeep.config import ConfigError
 from imgkeep.core.content_negotiation import FORM_FIELDS
 from imgkeep.core.errors import InvalidRequest
-from imgkeep.web.error_responses import PLACEHOLDER_BYTES_MAX, present_failure, read_placeholder
-from imgkeep.web.problems import problem_response
+from imgkeep.web.error_presentation import PLACEHOLDER_BYTES_MAX, present_failure, read_placeholder
+from imgkeep.web.error_to_problem import problem_response
 
 from tests.support.accept_fields import IMG, TAB
 from tests.support.cluster import clustered, line_to, others
 from tests.support.concurrent_requests import HeldResponse, request_concurrently, split_all, until_following
 from tests.support.image_files import saved
-from tests.support.pictures import picture, picture_of
+from tests.support.images import make_image, png_of
 from tests.support.program import run_here
 from tests.support.raw_http import ask, connect, port_of, request, target_of
 from tests.support.signing_vectors import KEY
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
-PLACEHOLDER = picture("PNG", seed=99)
+PLACEHOLDER = make_image("PNG", seed=99)
 IN_A_TAB = "Sec-Fetch-Dest: document"
 IN_AN_IMG = "Sec-Fetch-Dest: image"
 MISSING = "/images/" + "0" * 64 + ".png"
@@ -175,7 +175,7 @@ async def test_img_gets_the_placeholder_with_the_status_of_the_failure(
 
 async def test_good_image_is_no_placeholder(start: Start, origin: FakeOrigin, file: str) -> None:
     imgkeep = await start(delivery={"placeholder": file})
-    body = picture_of(3000)
+    body = png_of(3000)
     target = target_of(origin.gives("/a.png", body))
     for _ in range(3):
         answer = await ask(imgkeep, target, IN_AN_IMG)
@@ -215,7 +215,7 @@ BROKEN: dict[str, tuple[bytes | None, str]] = {
     "empty": (b"", "not a whole image"),
     "no image": (b"<html>", "not a whole image"),
     "cut": (saved("PNG")[:-20], "not a whole image"),
-    "too large": (picture_of(PLACEHOLDER_BYTES_MAX + 1), "more than 1048576 bytes"),
+    "too large": (png_of(PLACEHOLDER_BYTES_MAX + 1), "more than 1048576 bytes"),
 }
 
 
@@ -236,7 +236,7 @@ def test_placeholder_has_to_be_a_file(tmp_path: Path, name: str) -> None:
 
 def test_placeholder_of_maximum_size_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
-    path.write_bytes(picture_of(PLACEHOLDER_BYTES_MAX))
+    path.write_bytes(png_of(PLACEHOLDER_BYTES_MAX))
     assert read_placeholder("") is None
     found = read_placeholder(str(path))
     assert found is not None

@@ -16,8 +16,8 @@ from imgkeep.cluster.progress import read_fill, write_failure
 from imgkeep.core.errors import StorageError
 from imgkeep.images.peer_fill import FillFailure
 
+from tests.support.images import make_image
 from tests.support.network import counted, look
-from tests.support.pictures import picture
 from tests.support.program import environment, serving
 from tests.support.waiting import until
 
@@ -70,18 +70,18 @@ async def test_limits_are_whole_numbers(imgkeep: Imgkeep) -> None:
 
 async def test_image_that_is_not_stored_is_a_failure(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     folder = imgkeep.folder / "v1" / "objects"
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir()
     folder.rmdir()
     folder.write_text("no folder")
-    assert (await look(imgkeep, url)).body == picture()
+    assert (await look(imgkeep, url)).body == make_image()
     await until(lambda: imgkeep.client.app is not None)
     assert [entry["code"] for entry in await failures(imgkeep)] == ["storage_unavailable"]
 
 
 async def test_metrics_state_totals_build_and_process(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    assert (await look(imgkeep, origin.gives("/a.png", picture()))).status == 200
+    assert (await look(imgkeep, origin.gives("/a.png", make_image()))).status == 200
     page = await (await imgkeep.client.get("/metrics")).text()
     assert 'imgkeep_build_info{python="' in page
     assert f'version="{__version__}"}} 1.0' in page

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from imgkeep.web.connection import Connection
 from imgkeep.web.flow_control import FAST_UNSENT_BYTES_MAX, UNSENT_BYTES_MAX, FlowControl
 
-from tests.support.pictures import picture_of
+from tests.support.images import png_of
 from tests.support.wire import Wire
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ async def test_drain_ends_when_everything_is_sent() -> None:
 
 
 async def test_kernel_holds_little_unless_the_client_is_fast(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture_of(8_000_000))
+    url = origin.gives("/a.png", png_of(8_000_000))
     for _ in range(3):
         response = await imgkeep.img(url)
         await response.read()

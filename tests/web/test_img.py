@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.support.fast_path import WITH_AND_WITHOUT_FAST_PATH
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import serving
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @WITH_AND_WITHOUT_FAST_PATH
 async def test_image_outlives_its_origin(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    body = picture("JPEG")
+    body = make_image("JPEG")
     url = origin.gives("/a.png?X-Signature=abc", body) + "?X-Signature=abc"
     origin.gives("/a.png", body, headers={"Content-Type": "binary/octet-stream"})
     first = await imgkeep.img(url)
@@ -36,7 +36,7 @@ async def test_image_outlives_its_origin(imgkeep: Imgkeep, origin: FakeOrigin) -
 async def test_stored_image_outlives_the_permission_to_fetch_it(
     start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
 ) -> None:
-    stored, other = origin.gives("/a.png", picture()), origin.gives("/b.png", picture())
+    stored, other = origin.gives("/a.png", make_image()), origin.gives("/b.png", make_image())
     await (await (await start()).img(stored)).read()
     narrow = await start(sources={"allow": ["known"]})
     assert (await narrow.img(stored)).headers["Cache-Status"] == "imgkeep; hit"
@@ -45,14 +45,14 @@ async def test_stored_image_outlives_the_permission_to_fetch_it(
 
 @WITH_AND_WITHOUT_FAST_PATH
 async def test_denied_host_hides_stored_images(start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin) -> None:
-    stored = origin.gives("/a.png", picture())
+    stored = origin.gives("/a.png", make_image())
     await (await (await start()).img(stored)).read()
     strict = await start(sources={"deny": ["127.0.0.1"]})
     assert (await strict.img(stored)).status == 403
 
 
 async def test_other_users_cannot_read_files(tmp_path: Path, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     async with serving(tmp_path / "data") as program:
         assert (await program.img(url)).status == 200
     files = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]

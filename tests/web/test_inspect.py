@@ -9,7 +9,7 @@ import pytest
 from imgkeep.bootstrap.server import SERVICES
 from yarl import URL
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ async def test_configured_provider_folds_its_links(
     start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
 ) -> None:
     imgkeep = await start(sources={"providers": [{**ACME, "enforced": True}]})
-    body = picture()
+    body = make_image()
     origin.gives("/a.png", body)
     first, second = (
         origin.url(f"/a.png?w=3&acme_end={end}&acme_sig={sign * 64}")
@@ -109,7 +109,7 @@ async def test_expired_link_is_gone(start: Callable[..., Awaitable[Imgkeep]], or
 
 async def test_permanent_links_are_redirected(start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin) -> None:
     imgkeep = await start(sources={"permanent": "redirect"}, delivery={"redirect_status": 307})
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     response = await imgkeep.img(url, allow_redirects=False)
     assert (response.status, response.headers["Location"]) == (307, url)
     assert "max-age=300" in response.headers["Cache-Control"]
@@ -122,7 +122,7 @@ async def test_newly_signed_link_revalidates_the_image(
 ) -> None:
     sources = {"providers": [{**ACME, "enforced": True}], "refresh": ["127.0.0.*"]}
     imgkeep = await start(sources=sources)
-    bodies = {'"1"': picture(seed=1), '"2"': picture(seed=2)}
+    bodies = {'"1"': make_image(seed=1), '"2"': make_image(seed=2)}
     current = '"1"'
 
     async def script(exchange: Exchange) -> None:

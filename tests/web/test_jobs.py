@@ -17,7 +17,7 @@ from yarl import URL
 
 from tests.support.api_calls import job_done
 from tests.support.clock import FakeClock
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def hurried(clock: FakeClock) -> Platform:
 
 
 async def test_each_link_has_its_result(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    good = [origin.gives(f"/{n}.png", picture(seed=n)) for n in range(3)]
+    good = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(3)]
     page = origin.gives("/page", b"<html>")
     urls = [*good, "nonsense", 7, None, {"url": good[0]}, page, origin.url("/missing"), good[0], "http://10.0.0.1/"]
     status, facts = await submit(imgkeep, urls, wait=True)
@@ -84,9 +84,9 @@ async def test_each_link_has_its_result(imgkeep: Imgkeep, origin: FakeOrigin) ->
         "source_forbidden",
     ]
     for n, result in enumerate(results[:3]):
-        assert result["image"]["digest"] == sha256(picture(seed=n)).hexdigest()
+        assert result["image"]["digest"] == sha256(make_image(seed=n)).hexdigest()
         response = await imgkeep.client.get(URL(result["image"]["url"]).path)
-        assert await response.read() == picture(seed=n)
+        assert await response.read() == make_image(seed=n)
     assert results[0]["key"] == results[9]["key"]
     assert {results[0]["created"], results[9]["created"]} == {True, False}
     assert origin.asked("/0.png") == 1
@@ -102,7 +102,7 @@ async def test_job_runs_after_its_answer(imgkeep: Imgkeep, origin: FakeOrigin) -
         most = max(most, active)
         await go.wait()
         active -= 1
-        await exchange.answer(picture(seed=int(exchange.target[1:-4])))
+        await exchange.answer(make_image(seed=int(exchange.target[1:-4])))
 
     urls = [origin.on(f"/{n}.png", slow) for n in range(10)]
     response = await imgkeep.client.post("/api/save-images", json={"urls": urls})
@@ -123,7 +123,7 @@ async def test_events_follow_the_progress(imgkeep: Imgkeep, origin: FakeOrigin) 
     async def slow(exchange: Exchange) -> None:
         number = int(exchange.target[1:-4])
         await gates[number].wait()
-        await exchange.answer(picture(seed=number))
+        await exchange.answer(make_image(seed=number))
 
     _, facts = await submit(imgkeep, [origin.on(f"/{n}.png", slow) for n in range(3)])
     response = await imgkeep.client.get(f"/api/jobs/{facts['id']}/events")
@@ -159,7 +159,7 @@ async def test_only_passing_failures_are_tried_again(start: Start, origin: FakeO
         if exchange.number < 2:
             await exchange.answer(b"", status="503 Service Unavailable")
         else:
-            await exchange.answer(picture())
+            await exchange.answer(make_image())
 
     flaky_url, dead = origin.on("/flaky.png", flaky), origin.url("/gone.png")
     _, facts = await submit(imgkeep, [flaky_url, dead])
@@ -200,7 +200,7 @@ async def test_jobs_survive_a_restart(start: Start, origin: FakeOrigin) -> None:
         await exchange.gone()
 
     imgkeep = await start()
-    first = origin.gives("/first.png", picture())
+    first = origin.gives("/first.png", make_image())
     second = origin.on("/second.png", never)
     _, facts = await submit(imgkeep, [first, second])
     await until(lambda: origin.asked("/second.png") == 1)
@@ -210,7 +210,7 @@ async def test_jobs_survive_a_restart(start: Start, origin: FakeOrigin) -> None:
 
     await until(first_is_saved)
     await imgkeep.client.close()
-    origin.gives("/second.png", picture(seed=2))
+    origin.gives("/second.png", make_image(seed=2))
     imgkeep = await start(folder=imgkeep.folder)
     facts = await job_done(imgkeep, facts["id"])
     assert (facts["saved"], origin.asked("/first.png")) == (2, 1)
@@ -230,7 +230,7 @@ async def test_webhook_is_signed_and_repeated_until_accepted(start: Start, origi
         await exchange.answer(b"", status="500 No" if len(messages) == 1 else "204 No Content")
 
     imgkeep = await start(security={"signing_keys": [KEY]}, platform=hurried(clock))
-    urls = [origin.gives("/a.png", picture()), "nonsense"]
+    urls = [origin.gives("/a.png", make_image()), "nonsense"]
     _, facts = await submit(imgkeep, urls, webhook=origin.on("/hook?token=x", hook))
     origin.scripts["/hook"] = hook
     await advance_until(clock, lambda: len(messages) == 2)
@@ -294,7 +294,7 @@ async def test_unknown_job_is_404(imgkeep: Imgkeep) -> None:
 
 
 async def test_duplicates_cost_one_fetch(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     async with asyncio.timeout(60):
         status, facts = await submit(imgkeep, [url] * 500, wait=True)
     assert (status, facts["saved"], origin.asked("/a.png")) == (200, 500, 1)
@@ -305,7 +305,7 @@ async def test_duplicates_cost_one_fetch(imgkeep: Imgkeep, origin: FakeOrigin) -
 
 
 async def test_jobs_are_listed_by_pages(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     submitted = [(await submit(imgkeep, [url], wait=True))[1]["id"] for _ in range(3)]
     listed: list[str] = []
     cursor: dict[str, str] = {}
@@ -341,7 +341,7 @@ async def test_cancelled_job_starts_no_link_and_frees_its_permits(imgkeep: Imgke
 
     async def slow(exchange: Exchange) -> None:
         await go.wait()
-        await exchange.answer(picture(seed=1))
+        await exchange.answer(make_image(seed=1))
 
     _, facts = await submit(imgkeep, [origin.on(f"/slow{n}.png", slow) for n in range(10)])
     await until(lambda: len(origin.seen) == 4)
@@ -351,7 +351,7 @@ async def test_cancelled_job_starts_no_link_and_frees_its_permits(imgkeep: Imgke
     assert (response.status, job["state"], job["cancelled"]) == (200, "cancelled", 10)
     assert (await waiting)["state"] == "cancelled"
     # The places at this host are free, although its fetches have not ended.
-    quick = origin.gives("/quick.png", picture(seed=2))
+    quick = origin.gives("/quick.png", make_image(seed=2))
     status, other = await submit(imgkeep, [quick], wait=True)
     assert (status, other["saved"]) == (200, 1)
     go.set()
@@ -373,7 +373,7 @@ async def _wait_for_end(imgkeep: Imgkeep, job: str) -> dict[str, Any]:
 
 
 async def test_cancel_needs_a_running_job(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    _, facts = await submit(imgkeep, [origin.gives("/a.png", picture())], wait=True)
+    _, facts = await submit(imgkeep, [origin.gives("/a.png", make_image())], wait=True)
     response = await imgkeep.client.post(f"/api/jobs/{facts['id']}/cancel")
     assert (response.status, (await response.json())["state"]) == (200, "done")
     assert (await imgkeep.client.post(f"/api/jobs/{'0' * 32}/cancel")).status == 404
@@ -394,7 +394,7 @@ async def test_cancelled_job_survives_a_restart(start: Start, origin: FakeOrigin
     fetches = len(origin.seen)
     again = await start(folder=first.folder)
     assert (await look(again, facts["id"]))["state"] == "cancelled"
-    status, other = await submit(again, [origin.gives("/other.png", picture())], wait=True)
+    status, other = await submit(again, [origin.gives("/other.png", make_image())], wait=True)
     assert (status, other["saved"], len(origin.seen)) == (200, 1, fetches + 1), "the runner has started no other link"
 
 

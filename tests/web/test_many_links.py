@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.image_requests import HandlerCalls, store_image
-from tests.support.pictures import picture_of
+from tests.support.images import png_of
 from tests.support.raw_http import ask, connect, port_of, target_of
 
 if TYPE_CHECKING:
     from tests.support.origins import FakeOrigin
     from tests.support.server import Imgkeep
 
-SMALL = picture_of(20_000)
-LARGE = picture_of(3_000_000)
+SMALL = png_of(20_000)
+LARGE = png_of(3_000_000)
 
 
 def signed(origin: FakeOrigin, number: int) -> str:

@@ -12,7 +12,7 @@ from imgkeep.config import Config
 from imgkeep.web.api.openapi.document import DOCUMENT, PATHS
 
 from tests.support.api_calls import data_url
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import serving
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ async def test_running_server_keeps_to_the_document(tmp_path: Path) -> None:
     # The server may ask no origin: neither beyond this machine, nor one on it that a job would wait for.
     settings: dict[str, Any] = {"sources__allow": "nobody.invalid", "log__access": "false"}
     async with serving(tmp_path / "data", **settings) as program:
-        saving = program.session.post(f"http://{program.address}/api/save-image", json={"data": data_url(picture())})
+        saving = program.session.post(f"http://{program.address}/api/save-image", json={"data": data_url(make_image())})
         async with saving as response:
             assert response.status == 201
         process = await asyncio.create_subprocess_exec(

@@ -13,10 +13,10 @@ from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core import errors
 from imgkeep.core.errors import ImgkeepError, OriginError, SourceRejected
 from imgkeep.observability.logs import RecordFormatter
-from imgkeep.web.problems import STATUSES, problem_response
+from imgkeep.web.error_to_problem import STATUSES, problem_response
 
 from tests.support.image_requests import store_image
-from tests.support.pictures import picture, picture_of
+from tests.support.images import make_image, png_of
 from tests.support.raw_http import ask, port_of, request, talk, target_of
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def test_retry_after_of_the_origin_is_passed_on() -> None:
         pytest.param({"body": b"", "status": "500 Oops"}, 502, "origin_error", id="500"),
         pytest.param({"body": b"<html>"}, 422, "not_an_image", id="HTML"),
         pytest.param({"body": b""}, 502, "origin_error", id="nothing"),
-        pytest.param({"body": picture("PNG"), "length": 60_000_000}, 422, "too_large", id="too large"),
+        pytest.param({"body": make_image("PNG"), "length": 60_000_000}, 422, "too_large", id="too large"),
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -132,7 +132,7 @@ async def test_failure_of_an_origin_is_the_same_twice(  # noqa: PLR0917 - a tabl
 async def test_unexpected_error_is_a_500_without_its_message(
     imgkeep: Imgkeep, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
-    url = origin.gives("/a.png", picture_of(1000))
+    url = origin.gives("/a.png", png_of(1000))
     app = imgkeep.client.app
     assert app is not None
     image_service = app[SERVICES].image_service
@@ -162,7 +162,7 @@ async def test_unexpected_error_in_a_body_breaks_the_connection(
     imgkeep: Imgkeep, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A 500 behind the first bytes of an image would be taken for more of the image."""
-    body = picture_of(200_000)
+    body = png_of(200_000)
     await store_image(imgkeep, origin.gives("/a.png", body))
     app = imgkeep.client.app
     assert app is not None
@@ -210,7 +210,7 @@ async def test_unexpected_error_in_a_body_breaks_the_connection(
 
 
 async def test_broken_image_breaks_the_client_connection(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    body = picture_of(200_000)
+    body = png_of(200_000)
 
     def cut(*framing: str, chunked: bool) -> Any:
         async def script(exchange: Exchange) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.fast_path import WITH_AND_WITHOUT_FAST_PATH
 from tests.support.image_requests import IMAGE_FIELDS, fills_done, store_image
+from tests.support.images import png_of
 from tests.support.origins import gated_body
-from tests.support.pictures import picture_of
 from tests.support.raw_http import get, target_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = WITH_AND_WITHOUT_FAST_PATH
 
-IMAGE = picture_of(1000)
+IMAGE = png_of(1000)
 WHOLE = (0, 1000)
 NINES = "9" * 30
 
@@ -125,7 +125,7 @@ async def test_head_ignores_range(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
 
 
 async def test_range_of_a_running_fill_streams(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    body = picture_of(200_000)
+    body = png_of(200_000)
     gate = asyncio.Event()
     url = origin.on("/a.png", gated_body(body, gate, ahead=100_000))
     leader = await imgkeep.img(url)

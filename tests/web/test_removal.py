@@ -11,7 +11,7 @@ from imgkeep.core.records import Key, Record
 from imgkeep.core.source_url import read_source
 
 from tests.support.api_calls import REMOVED, data_url, problem_code, remove, save, saved
-from tests.support.pictures import picture, picture_of
+from tests.support.images import make_image, png_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
-DIGEST = sha256(picture()).hexdigest()
+DIGEST = sha256(make_image()).hexdigest()
 
 
 def imgkeep_key(imgkeep: Imgkeep, url: str) -> str:
@@ -33,9 +33,9 @@ def imgkeep_key(imgkeep: Imgkeep, url: str) -> str:
 @pytest.mark.parametrize("way", ["key", "src", "digest"])
 async def test_removed_image_stays_removed(start: Start, origin: FakeOrigin, way: str) -> None:
     imgkeep = await start()
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     told = await saved(imgkeep, url)
-    other = await saved(imgkeep, origin.gives("/other.png", picture(seed=1)))
+    other = await saved(imgkeep, origin.gives("/other.png", make_image(seed=1)))
     await imgkeep.img(url)
     for _ in range(2):
         if way == "key":
@@ -46,14 +46,14 @@ async def test_removed_image_stays_removed(start: Start, origin: FakeOrigin, way
         assert await problem_code(await node.img(url)) == REMOVED
         assert await problem_code(await node.client.get(f"/images/{DIGEST}.png")) == REMOVED
         assert (await save(node, {"url": url}))[1]["code"] == "removed"
-        assert (await save(node, {"data": data_url(picture())}))[1]["code"] == "removed"
-        assert await (await node.client.get(f"/images/{other['digest']}.png")).read() == picture(seed=1)
+        assert (await save(node, {"data": data_url(make_image())}))[1]["code"] == "removed"
+        assert await (await node.client.get(f"/images/{other['digest']}.png")).read() == make_image(seed=1)
     assert origin.asked("/a.png") == 1
     assert [path.name for path in imgkeep.files("objects")] == [f"{other['digest']}.png"]
 
 
 async def test_removed_image_is_refused_under_another_link(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    body = picture_of(500_000)
+    body = png_of(500_000)
     url, again, small = (origin.gives(f"/{name}.png", body) for name in "abc")
     told = [await saved(imgkeep, url), await saved(imgkeep, again)]
     assert await remove(imgkeep, f"/{told[0]['key']}") == 200
@@ -66,8 +66,8 @@ async def test_removed_image_is_refused_under_another_link(imgkeep: Imgkeep, ori
 
 
 async def test_image_that_was_never_stored_is_removed_by_force_alone(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    url, other = origin.gives("/a.png", picture()), origin.gives("/b.png", picture(seed=2))
-    digest, key = sha256(picture(seed=1)).hexdigest(), imgkeep_key(imgkeep, other)
+    url, other = origin.gives("/a.png", make_image()), origin.gives("/b.png", make_image(seed=2))
+    digest, key = sha256(make_image(seed=1)).hexdigest(), imgkeep_key(imgkeep, other)
     for force in ({}, {"force": "false"}):
         assert await remove(imgkeep, f"/{key}", **force) == 404
         assert await remove(imgkeep, src=url, **force) == 404
@@ -77,13 +77,13 @@ async def test_image_that_was_never_stored_is_removed_by_force_alone(imgkeep: Im
     assert await remove(imgkeep, src=url, force="true") == 200
     assert await remove(imgkeep, digest=digest, force="true") == 200
     assert await problem_code(await imgkeep.img(url)) == await problem_code(await imgkeep.img(other)) == REMOVED
-    assert (await save(imgkeep, {"data": data_url(picture(seed=1))}))[1]["code"] == "removed"
+    assert (await save(imgkeep, {"data": data_url(make_image(seed=1))}))[1]["code"] == "removed"
     assert origin.seen == []
 
 
 async def test_lost_database_restores_no_removed_image(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start()
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     told = await saved(imgkeep, url)
     await remove(imgkeep, f"/{told['key']}")
     await imgkeep.client.close()
@@ -99,8 +99,8 @@ async def test_removed_image_with_a_record_is_not_listed(start: Start, origin: F
     """The record of a link in doubt stays, because another link of its key may bring other bytes."""
     imgkeep = await start()
     shape = f"?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature={'0' * 64}"
-    told = await saved(imgkeep, origin.gives("/a.png", picture()) + shape)
-    other = await saved(imgkeep, origin.gives("/other.png", picture(seed=1)))
+    told = await saved(imgkeep, origin.gives("/a.png", make_image()) + shape)
+    other = await saved(imgkeep, origin.gives("/other.png", make_image(seed=1)))
     assert await remove(imgkeep, f"/{told['key']}") == 200
     assert len(imgkeep.files("records")) == 2
     assert imgkeep.client.app is not None
@@ -121,8 +121,8 @@ async def test_removed_image_with_a_record_is_not_listed(start: Start, origin: F
 
 
 async def test_images_are_listed_a_page_at_a_time(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    keys = {(await saved(imgkeep, origin.gives(f"/{n}.png", picture(seed=n))))["key"] for n in range(5)}
-    keys.add((await save(imgkeep, {"data": data_url(picture(seed=9))}))[1]["key"])
+    keys = {(await saved(imgkeep, origin.gives(f"/{n}.png", make_image(seed=n))))["key"] for n in range(5)}
+    keys.add((await save(imgkeep, {"data": data_url(make_image(seed=9))}))[1]["key"])
     found: list[dict[str, Any]] = []
     query = {"limit": "2"}
     sizes = []
@@ -154,8 +154,8 @@ async def test_images_are_listed_a_page_at_a_time(imgkeep: Imgkeep, origin: Fake
 async def test_images_are_found_by_their_facts(
     imgkeep: Imgkeep, origin: FakeOrigin, query: dict[str, str], number: int
 ) -> None:
-    await saved(imgkeep, origin.gives("/a.png", picture()))
-    await save(imgkeep, {"data": data_url(picture(seed=1))})
+    await saved(imgkeep, origin.gives("/a.png", make_image()))
+    await save(imgkeep, {"data": data_url(make_image(seed=1))})
     response = await imgkeep.client.get("/api/images", params=query)
     assert len((await response.json())["images"]) == number
 
@@ -192,8 +192,8 @@ async def test_malformed_removal_is_refused(imgkeep: Imgkeep, method: str, path:
 
 async def test_removal_needs_access(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(security={"api_tokens": ["t" * 20]})
-    url = origin.gives("/a.png", picture())
+    url = origin.gives("/a.png", make_image())
     await (await imgkeep.img(url)).read()
     async with imgkeep.stranger.delete("/api/images", params={"src": url}) as response:
         assert response.status == 401
-    assert await (await imgkeep.img(url)).read() == picture()
+    assert await (await imgkeep.img(url)).read() == make_image()

@@ -16,8 +16,8 @@ from imgkeep.database import ImageIndex
 
 from tests.support.fast_path import WITH_AND_WITHOUT_FAST_PATH
 from tests.support.image_requests import IMAGE_FIELDS, fills_done, store_image
+from tests.support.images import make_image, png_of
 from tests.support.origins import gated_body
-from tests.support.pictures import picture, picture_of
 from tests.support.raw_http import Answer, get, target_of
 from tests.support.waiting import until
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
-IMAGE = picture_of(200_000)
+IMAGE = png_of(200_000)
 SVG_CSP = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; sandbox"
 VARYING = {"date", "connection", "etag", "content-disposition"}
 SECRETS = {
@@ -314,7 +314,7 @@ async def test_own_node_gets_stored_images_alone(imgkeep: Imgkeep, origin: FakeO
 @WITH_AND_WITHOUT_FAST_PATH
 async def test_warm_hits_cause_no_sql(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(platform=Platform())
-    urls = [origin.gives(f"/{number}.png", picture(seed=number)) for number in range(3)]
+    urls = [origin.gives(f"/{number}.png", make_image(seed=number)) for number in range(3)]
     for url in urls:
         await store_image(imgkeep, url)
     app = imgkeep.client.app
@@ -335,7 +335,7 @@ async def test_warm_hits_cause_no_sql(start: Start, origin: FakeOrigin) -> None:
             assert answer.headers["cache-status"] == "imgkeep; hit"
         assert statements == []
         # And a statement would have been noted.
-        await store_image(imgkeep, origin.gives("/new.png", picture(seed=99)))
+        await store_image(imgkeep, origin.gives("/new.png", make_image(seed=99)))
         await database.count()
         assert any("INSERT" in statement for statement in statements)
     finally:

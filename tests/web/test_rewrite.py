@@ -15,8 +15,8 @@ from imgkeep.core.signing import signed_path
 from yarl import URL
 
 from tests.support.api_calls import job_done
+from tests.support.images import make_image
 from tests.support.page_links import DIES, SIGNED, STAYS
-from tests.support.pictures import picture
 from tests.support.raw_http import port_of, target_of
 
 if TYPE_CHECKING:
@@ -168,11 +168,11 @@ async def test_long_string_comes_back_whole(imgkeep: Imgkeep) -> None:
 
 async def test_links_are_signed_and_lead_to_the_image(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(security={"signature": "always", "signing_keys": [KEY, "a-former-key-of-ours"]})
-    url = origin.gives("/a.png", picture()) + f"?{SIGNED}"
+    url = origin.gives("/a.png", make_image()) + f"?{SIGNED}"
     told = await tell(imgkeep, html=f"<img src='{url}'>")
     target = signed_path(KEY, url)
     assert unescape(told["html"]) == f"<img src='http://127.0.0.1:{port_of(imgkeep)}{target}'>"
-    assert await (await imgkeep.client.get(URL(target, encoded=True))).read() == picture()
+    assert await (await imgkeep.client.get(URL(target, encoded=True))).read() == make_image()
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ async def test_refused_links_stay_and_configured_providers_count(start: Start) -
 
 @pytest.mark.parametrize("way", ["raw", "json"])
 async def test_images_are_saved_at_once(imgkeep: Imgkeep, origin: FakeOrigin, way: str) -> None:
-    urls = [origin.gives(f"/{n}.png", picture(seed=n)) + f"?{SIGNED}" for n in range(3)]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) + f"?{SIGNED}" for n in range(3)]
     page = "".join(f'<img src="{url}#x">' for url in [*urls, urls[0]])
     if way == "raw":
         response = await post(imgkeep, page.encode(), save="true")
@@ -224,7 +224,7 @@ async def test_images_are_saved_at_once(imgkeep: Imgkeep, origin: FakeOrigin, wa
     assert (told["total"], told["saved"]) == (3, 3)
     await origin.stop()
     for n, url in enumerate(urls):
-        assert await (await imgkeep.img(url)).read() == picture(seed=n)
+        assert await (await imgkeep.img(url)).read() == make_image(seed=n)
 
 
 async def test_unchanged_document_submits_no_job(imgkeep: Imgkeep) -> None:

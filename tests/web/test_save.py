@@ -18,7 +18,7 @@ from imgkeep.web.auth import AUTH
 from yarl import URL
 
 from tests.support.api_calls import data_url, post, save
-from tests.support.pictures import picture, picture_of
+from tests.support.images import make_image, png_of
 from tests.support.raw_http import port_of
 from tests.support.waiting import until
 
@@ -45,7 +45,7 @@ def form(body: bytes, name: str = "file") -> FormData:
 
 
 async def test_saved_link_has_a_permanent_url(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
-    body = picture()
+    body = make_image()
     url = origin.gives("/a.png", body)
     status, told = await save(imgkeep, {"url": url})
     assert status == 201
@@ -77,7 +77,7 @@ async def test_saved_link_has_a_permanent_url(imgkeep: Imgkeep, origin: FakeOrig
 
 async def test_save_joins_a_running_fill(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     go = asyncio.Event()
-    body = picture_of(50_000)
+    body = png_of(50_000)
 
     async def slow(exchange: Exchange) -> None:
         await exchange.send_head(f"Content-Length: {len(body)}")
@@ -101,7 +101,7 @@ async def test_image_is_stored_though_its_client_left(imgkeep: Imgkeep, origin: 
 
     async def slow(exchange: Exchange) -> None:
         await go.wait()
-        await exchange.answer(picture())
+        await exchange.answer(make_image())
 
     url = origin.on("/a.png", slow)
     saving = asyncio.create_task(save(imgkeep, {"url": url}))
@@ -113,7 +113,7 @@ async def test_image_is_stored_though_its_client_left(imgkeep: Imgkeep, origin: 
 
 
 @pytest.mark.parametrize("way", ["data URL", "upload"])
-@pytest.mark.parametrize("body", [picture(), picture_of(3_000_000), SVG], ids=["small", "large", "SVG"])
+@pytest.mark.parametrize("body", [make_image(), png_of(3_000_000), SVG], ids=["small", "large", "SVG"])
 async def test_equal_bytes_are_stored_once(imgkeep: Imgkeep, way: str, body: bytes) -> None:
     extension, media_type = ("svg", "image/svg+xml") if body == SVG else ("png", "image/png")
     names = set()
@@ -138,32 +138,32 @@ async def test_equal_bytes_are_stored_once(imgkeep: Imgkeep, way: str, body: byt
 @pytest.mark.parametrize(
     "text",
     [
-        data_url(picture(), "text/html"),
-        data_url(picture(), ""),
-        data_url(picture(), "image/PNG;charset=x").replace("data:", "DATA:"),
-        data_url(picture()).rstrip("="),
-        data_url(picture()).replace("A", "\nA"),
-        "data:image/png;base64," + "".join(f"%{byte:02X}" for byte in base64.b64encode(picture())),
-        "data:image/png," + "".join(f"%{byte:02X}" for byte in picture()),
+        data_url(make_image(), "text/html"),
+        data_url(make_image(), ""),
+        data_url(make_image(), "image/PNG;charset=x").replace("data:", "DATA:"),
+        data_url(make_image()).rstrip("="),
+        data_url(make_image()).replace("A", "\nA"),
+        "data:image/png;base64," + "".join(f"%{byte:02X}" for byte in base64.b64encode(make_image())),
+        "data:image/png," + "".join(f"%{byte:02X}" for byte in make_image()),
     ],
     ids=["lies", "no type", "parameters", "no padding", "line breaks", "encoded base64", "no base64"],
 )
 async def test_data_url_is_judged_by_its_bytes(imgkeep: Imgkeep, text: str) -> None:
     status, told = await save(imgkeep, {"data": text})
-    assert (status, told["content_type"], told["digest"]) == (201, "image/png", sha256(picture()).hexdigest())
+    assert (status, told["content_type"], told["digest"]) == (201, "image/png", sha256(make_image()).hexdigest())
 
 
 async def test_absolute_urls_ignore_what_clients_claim(start: Start) -> None:
     token = "t" * 20
     headers = {"Authorization": f"Bearer {token}", "Host": "evil.example"}
-    name = f"{sha256(picture()).hexdigest()}.png"
+    name = f"{sha256(make_image()).hexdigest()}.png"
     for server, base in (
         ({"public_url": "https://img.example/x/"}, "https://img.example/x"),
         ({"host": "0.0.0.0"}, ""),
         ({}, ""),
     ):
         imgkeep = await start(server=server, security={"api_tokens": [token]})
-        response = await imgkeep.client.post("/api/save-image", json={"data": data_url(picture())}, headers=headers)
+        response = await imgkeep.client.post("/api/save-image", json={"data": data_url(make_image())}, headers=headers)
         assert (await response.json())["url"] == f"{base}/images/{name}"
 
 
@@ -188,7 +188,7 @@ async def test_unsavable_link_fails_as_under_img(imgkeep: Imgkeep, url: str, sta
 async def test_other_bytes_are_not_stored(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     page = b"<html>please log in</html>"
     assert (await save(imgkeep, {"url": origin.gives("/a.png", page)}))[1]["code"] == "not_an_image"
-    for body in (page, b"", picture()[:-8], picture_of(500_000)[:400_000]):
+    for body in (page, b"", make_image()[:-8], png_of(500_000)[:400_000]):
         status, told = await save(imgkeep, {"data": data_url(body)})
         assert (status, told["code"]) == (422, "not_an_image")
         response = await imgkeep.client.post("/api/save-image", data=form(body))
@@ -199,7 +199,7 @@ async def test_other_bytes_are_not_stored(imgkeep: Imgkeep, origin: FakeOrigin) 
 
 async def test_limits_hold_for_uploads(start: Start) -> None:
     imgkeep = await start(fetch={"body_bytes_max": 100_000, "pixels_max": 3071})
-    for body in (picture_of(200_000), picture()):
+    for body in (png_of(200_000), make_image()):
         for response in (
             await post(imgkeep, json.dumps({"data": data_url(body)}).encode()),
             await imgkeep.client.post("/api/save-image", data=form(body)),
@@ -209,7 +209,7 @@ async def test_limits_hold_for_uploads(start: Start) -> None:
 
 
 async def test_own_permanent_url_names_the_stored_image(imgkeep: Imgkeep) -> None:
-    _, told = await save(imgkeep, {"data": data_url(picture())})
+    _, told = await save(imgkeep, {"data": data_url(make_image())})
     assert await save(imgkeep, {"url": told["url"]}) == (200, {**told, "created": False})
     status, problem = await save(imgkeep, {"url": told["url"].replace(told["digest"], "0" * 64)})
     assert (status, problem["code"]) == (404, "not_found")
@@ -314,7 +314,7 @@ async def test_only_plain_json_and_forms_are_read(imgkeep: Imgkeep, headers: dic
 async def test_form_without_a_file_is_refused(imgkeep: Imgkeep) -> None:
     answers = []
     for how in (
-        {"data": form(picture(), name="image")},
+        {"data": form(make_image(), name="image")},
         {"data": b"nothing", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
         {"data": b"nothing", "headers": {"Content-Type": "multipart/form-data"}},
         {
@@ -346,7 +346,7 @@ async def test_form_without_a_file_is_refused(imgkeep: Imgkeep) -> None:
 
 
 async def test_broken_upload_leaves_nothing(imgkeep: Imgkeep) -> None:
-    body = picture_of(500_000)
+    body = png_of(500_000)
     head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + body[:300_000]
     request = (
         "POST /api/save-image HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
@@ -364,7 +364,7 @@ async def test_broken_upload_leaves_nothing(imgkeep: Imgkeep) -> None:
 
 async def test_page_of_another_site_cannot_upload(imgkeep: Imgkeep) -> None:
     response = await imgkeep.stranger.post(
-        "/api/save-image", data=form(picture()), headers={"Origin": "https://evil.example"}
+        "/api/save-image", data=form(make_image()), headers={"Origin": "https://evil.example"}
     )
     assert response.status == 401
     assert imgkeep.files("objects") == []
@@ -377,7 +377,7 @@ async def test_page_of_another_site_cannot_upload(imgkeep: Imgkeep) -> None:
 
 @pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "image/x-whatever; charset=x", "IMAGE/PNG"])
 async def test_image_body_is_stored_by_the_type_of_its_bytes(imgkeep: Imgkeep, kind: str) -> None:
-    body = picture(seed=3)
+    body = make_image(seed=3)
     told: dict[str, Any] = {}
     for status in (201, 200):
         response = await imgkeep.client.post("/api/save-image", data=body, headers={"Content-Type": kind})
@@ -389,7 +389,7 @@ async def test_image_body_is_stored_by_the_type_of_its_bytes(imgkeep: Imgkeep, k
 
 
 async def test_image_body_may_be_chunked(imgkeep: Imgkeep) -> None:
-    body = picture_of(300_000)
+    body = png_of(300_000)
 
     async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, len(body), 10_000):
@@ -402,14 +402,14 @@ async def test_image_body_may_be_chunked(imgkeep: Imgkeep) -> None:
 async def test_other_or_too_large_body_is_refused(start: Callable[..., Awaitable[Imgkeep]]) -> None:
     imgkeep = await start(fetch={"body_bytes_max": 100_000})
     headers = {"Content-Type": "image/png"}
-    for body, code in ((b"", "not_an_image"), (b"<html>", "not_an_image"), (picture_of(200_000), "too_large")):
+    for body, code in ((b"", "not_an_image"), (b"<html>", "not_an_image"), (png_of(200_000), "too_large")):
         response = await imgkeep.client.post("/api/save-image", data=body, headers=headers)
         assert (response.status, (await response.json())["code"]) == (422, code)
     assert imgkeep.files("objects") == imgkeep.files("partial") == []
 
 
 async def test_broken_body_leaves_nothing(imgkeep: Imgkeep) -> None:
-    body = picture_of(500_000)
+    body = png_of(500_000)
     lengths = (f"Content-Length: {len(body)}\r\n\r\n".encode(), b"Transfer-Encoding: chunked\r\n\r\n493e0\r\n")
     for length in lengths:
         head = (

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from imgkeep.core.signing import signed_path
 
-from tests.support.pictures import picture
+from tests.support.images import make_image
 from tests.support.program import run, serving
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ MARK = "s3cr3t"
 async def test_no_secret_leaks(tmp_path: Path, origin: FakeOrigin) -> None:
     async def breaks_off(exchange: Exchange) -> None:
         await exchange.send_head("Content-Length: 100000")
-        await exchange.send(picture()[:40])
+        await exchange.send(make_image()[:40])
         exchange.reset()
 
     paths = {
-        "good": origin.gives("/good.png", picture()),
+        "good": origin.gives("/good.png", make_image()),
         "page": origin.gives("/page", b"<html>"),
         "refused": origin.gives("/refused", b"", status="403 Forbidden"),
         "error": origin.gives("/error", b"", status="500 Error"),

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.image_requests import cached_target, services_of, store_image
+from tests.support.images import png_of
 from tests.support.impatient_server import deaf_socket, serve_impatiently
 from tests.support.origins import gated_body
-from tests.support.pictures import picture_of
 from tests.support.raw_http import request, target_of
 from tests.support.wire import Wire, is_idle, wired
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
-IMAGE = picture_of(20_000)
+IMAGE = png_of(20_000)
 STALL_S = 0.05
 
 
@@ -53,7 +53,7 @@ async def test_stalled_client_is_disconnected_however_little_is_left(
 ) -> None:
     """To close would not do: a transport that closes waits for ever until its client takes the last bytes."""
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
-    other = origin.gives("/b.png", picture_of(5000, seed=1))
+    other = origin.gives("/b.png", png_of(5000, seed=1))
     await store_image(imgkeep, other)
     async with wired(imgkeep, stall_timeout_s=STALL_S) as (connection, wire):
         await ask_all(connection, wire, request(target_of(other), close=False))  # a handler
@@ -95,7 +95,7 @@ async def test_client_that_waits_for_a_disk_is_not_idle(start: Start, origin: Fa
     store = services_of(imgkeep).image_service._dependencies.store
     store.disk._page_cache.is_available = False  # type: ignore[attr-defined]
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
-    await cached_target(imgkeep, origin.gives("/b.png", picture_of(20_000, seed=1)))  # which evicts it from memory
+    await cached_target(imgkeep, origin.gives("/b.png", png_of(20_000, seed=1)))  # which evicts it from memory
     async with wired(imgkeep) as (connection, wire):
         connection._next_keepalive_close_time = 0.0
         connection.data_received(request(target, close=False))

@@ -16,22 +16,22 @@ from imgkeep.cluster.leader import LeaderLock
 from imgkeep.cluster.peers import Peers
 from imgkeep.config import data_folder
 from imgkeep.core.signing import Signatures
-from imgkeep.images.miss_limit import MissLimiter
+from imgkeep.images.lookup_rate_limit import MissLimiter
 from imgkeep.page_rewriting import RewriteService
 from imgkeep.storage.local.machine_token import TokenUnusableError, make_token
 from imgkeep.web.access_log import AccessLog
-from imgkeep.web.api.context import ApiContext
+from imgkeep.web.api.api_services import ApiContext
 from imgkeep.web.app import AppContext
 from imgkeep.web.auth import Auth, Tokens
 from imgkeep.web.connection import ConnectionContext
 from imgkeep.web.connection_limit import ConnectionLimit
-from imgkeep.web.error_responses import read_placeholder
-from imgkeep.web.fastpath.context import FastPath
+from imgkeep.web.error_presentation import read_placeholder
+from imgkeep.web.fastpath.fast_path import FastPath
 from imgkeep.web.fastpath.response_cache import BYTES_MAX, ResponseCache
 from imgkeep.web.fastpath.response_writer import ResponseWriter
 from imgkeep.web.home_page import HomePage
 from imgkeep.web.images import ImageHandlers
-from imgkeep.web.probes import Probes
+from imgkeep.web.metrics import MetricsPage
 from imgkeep.web.responses import ImageResponses
 from imgkeep.web.static_files import make_module
 
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.platform import Platform
     from imgkeep.bootstrap.services import Services
-    from imgkeep.cluster.info import WorkerInfo
+    from imgkeep.cluster.worker_info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.observability.metrics import Metrics
-    from imgkeep.web.error_responses import Placeholder
+    from imgkeep.web.error_presentation import Placeholder
 
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
 
@@ -75,8 +75,7 @@ async def open_context(
         )
         background = _make_background(services, platform, worker)
         await stack.enter_async_context(background.running())
-        if cache is not None:
-            _watch_response_cache(services.metrics, cache)
+        _watch_response_cache(services.metrics, cache)
         rewrite_service = RewriteService(services.metrics.rewritten)
         stack.callback(rewrite_service.close)
         auth = _make_auth(config, platform, await _open_token(config))
@@ -90,7 +89,8 @@ async def open_context(
                 access_log=access_log,
                 images=images,
                 api=_make_api(config, services, rewrite_service, peers),
-                probes=Probes(services.health, services.metrics, peers),
+                health=services.health,
+                metrics=MetricsPage(services.metrics, peers),
                 module=make_module(services.inspector.policy, auth.signature),
                 connections=ConnectionContext(
                     access_log,
@@ -112,7 +112,9 @@ def _ignore(_key: str) -> None:
     """Without a fast path there is no response cache."""
 
 
-def _watch_response_cache(metrics: Metrics, cache: ResponseCache) -> None:
+def _watch_response_cache(metrics: Metrics, cache: ResponseCache | None) -> None:
+    if cache is None:
+        return
     metrics.watch("response_cache_entries", "Request targets with a cached response", lambda: len(cache))
     metrics.watch("response_cache_bytes", "Memory of cached responses", lambda: cache.bytes)
 

@@ -37,8 +37,8 @@ from imgkeep.listening import BACKLOG, listen, listen_for_metrics
 from imgkeep.web.api_relay import receive_relayed
 from imgkeep.web.app import CONTEXT, add_api
 from imgkeep.web.auth import AUTH
+from imgkeep.web.metrics import METRICS
 from imgkeep.web.metrics_listener import serve_metrics
-from imgkeep.web.probes import PROBES
 
 if TYPE_CHECKING:
     import socket
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from imgkeep.bootstrap.services import Services
-    from imgkeep.cluster.info import WorkerInfo
+    from imgkeep.cluster.worker_info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.database import DatabaseEngine
     from imgkeep.web.app import AppContext
     from imgkeep.web.http_server import Runner
-    from imgkeep.web.probes import Probes
+    from imgkeep.web.metrics import MetricsPage
 
 DRAIN_NOTICE_S: Final = 2
 """Time between `/readyz` saying `draining` and the end of listening: load balancers ask every second or two."""
@@ -87,7 +87,7 @@ async def serve(config: Config, platform: Platform = SYSTEM, *, stopping: Callab
             await web.SockSite(runner, sock, backlog=BACKLOG).start()
         services = app[SERVICES]
         services.own_ports.update(address[1] for address in runner.addresses)
-        async with _metrics_apart(config, app[PROBES], await asyncio.to_thread(listen_for_metrics, config.server)):
+        async with _metrics_apart(config, app[METRICS], await asyncio.to_thread(listen_for_metrics, config.server)):
             _tune_interpreter()
             tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[AUTH].local_token)
             await _wait_for_end(stop, services.storage.database.engine)
@@ -126,7 +126,7 @@ async def work(
             for sock in listening:
                 await web.SockSite(runner, sock, backlog=BACKLOG).start()
             sockets = await asyncio.to_thread(listen_for_metrics, config.server, shared=True)
-            async with _metrics_apart(config, app[PROBES], sockets):
+            async with _metrics_apart(config, app[METRICS], sockets):
                 _tune_interpreter()
                 link.announce_ready()
                 log.info("worker ready", extra={"worker": worker.name})
@@ -148,7 +148,7 @@ async def work(
 @asynccontextmanager
 async def _serving_peers(app: web.Application, worker: WorkerInfo) -> AsyncGenerator[web.AppRunner]:
     """Serve the peer API until the end of the block, then leave this worker's counters to its peers."""
-    services, peers = app[SERVICES], app[PROBES].peers
+    services, peers = app[SERVICES], app[METRICS].peers
     assert peers is not None
     runner = web.AppRunner(
         _make_peer_app(app[CONTEXT], services, worker),
@@ -209,12 +209,12 @@ async def _wait_for_end(stop: asyncio.Event, engine: DatabaseEngine) -> None:
 
 
 def _metrics_apart(
-    config: Config, probes: Probes, sockets: Sequence[socket.socket]
+    config: Config, page: MetricsPage, sockets: Sequence[socket.socket]
 ) -> AbstractAsyncContextManager[None]:
     """Serve `/metrics` on sockets of its own, where there are any."""
     if not sockets:
         return nullcontext()
-    return serve_metrics(probes, sockets, loopback_only=config.server.metrics_loopback)
+    return serve_metrics(page, sockets, loopback_only=config.server.metrics_loopback)
 
 
 def _tune_interpreter() -> None:

@@ -21,19 +21,19 @@ from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import objects_url, open_storage
 from imgkeep.cluster.leases import FillLeases
 from imgkeep.core.host_patterns import Globs
-from imgkeep.core.identity.signature_probe import make_invalid_signature
+from imgkeep.core.identity.invalid_signature import make_invalid_signature
 from imgkeep.core.source_url import read_source
 from imgkeep.health import Health
+from imgkeep.images.background_refresh import SourceRules
 from imgkeep.images.blocked_digests import BlockedDigests
 from imgkeep.images.dependencies import FillDependencies
+from imgkeep.images.failure_history import RecentFailures
+from imgkeep.images.fill_rate_limit import RateLimiter
 from imgkeep.images.inspect import Inspector, make_inspector
 from imgkeep.images.interfaces import Cluster
 from imgkeep.images.observer import FillObserver
+from imgkeep.images.operator_refetch import Refetcher
 from imgkeep.images.placeholder_suspects import PlaceholderSuspects
-from imgkeep.images.rate_limit import RateLimiter
-from imgkeep.images.recent_failures import RecentFailures
-from imgkeep.images.refetch import Refetcher
-from imgkeep.images.refresh import SourceRules
 from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from imgkeep.images.upload import Saver
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 
     from imgkeep.bootstrap.storage import Storage
-    from imgkeep.cluster.info import WorkerInfo
+    from imgkeep.cluster.worker_info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.images.interfaces import Peers

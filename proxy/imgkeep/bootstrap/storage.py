@@ -24,7 +24,7 @@ from imgkeep.core.layout import OBJECTS, object_path
 from imgkeep.core.store_url import Bucket, Folder
 from imgkeep.database import Database, IncompatibleDatabase
 from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
-from imgkeep.images.redirects import ObjectUrls
+from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.maintenance.migrate import Migration
 from imgkeep.replication.circuit_breaker import CircuitBreaker
 from imgkeep.replication.tiered_store import TieredStore

@@ -12,7 +12,7 @@ from imgkeep.cli.printing import print_facts, print_json, printable, readable_by
 from imgkeep.cli.read_only_storage import open_to_read
 from imgkeep.clock import read_clock
 from imgkeep.images.placeholder_suspects import IDENTITIES_MIN, PERIOD_S
-from imgkeep.images.record_facts import as_dict, describe_record
+from imgkeep.images.record_json import as_dict, describe_record
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from imgkeep.cli.invocation import Invocation
     from imgkeep.core.records import Record
     from imgkeep.database import Database, ImageIndex
-    from imgkeep.images.record_facts import ImageFacts
+    from imgkeep.images.record_json import ImageFacts
 
 PAGE: Final = 500
 """Maximum number of images in one statement, or in one answer of the API."""

@@ -16,7 +16,7 @@ from imgkeep.config import ConfigError
 from imgkeep.core.errors import ImgkeepError, InvalidRequest, StorageError
 from imgkeep.core.records import Digest, Key
 from imgkeep.core.source_url import read_source
-from imgkeep.images.record_facts import as_dict
+from imgkeep.images.record_json import as_dict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from imgkeep.cli.dispatch import Command
     from imgkeep.cli.invocation import Invocation
     from imgkeep.core.records import Record, Source, SourceInfo
-    from imgkeep.images.record_facts import ImageFacts
-    from imgkeep.images.refetch import Refetcher
+    from imgkeep.images.operator_refetch import Refetcher
+    from imgkeep.images.record_json import ImageFacts
     from imgkeep.images.removal import Remover
 
     Kind = Literal["key", "digest", "url"]

@@ -21,7 +21,7 @@ from imgkeep.config import ConfigError
 from imgkeep.core.errors import Busy, ImgkeepError, OriginTimeout, StorageError
 from imgkeep.core.policy_document import read_policy
 from imgkeep.core.source_url import read_source
-from imgkeep.images.record_facts import as_dict
+from imgkeep.images.record_json import as_dict
 
 if TYPE_CHECKING:
     import argparse
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from imgkeep.clock import Clock
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Record, Source, SourceInfo
-    from imgkeep.images.record_facts import ImageFacts
+    from imgkeep.images.record_json import ImageFacts
     from imgkeep.images.upload import Saver
 
     Target: TypeAlias = "StoreTarget | ServerTarget"

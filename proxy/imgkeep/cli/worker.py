@@ -58,7 +58,7 @@ async def run_worker(arguments: argparse.Namespace, setup: WorkerSetup) -> int:
     from imgkeep.bootstrap import lifecycle
     from imgkeep.bootstrap.exit_deadline import start_exit_deadline
     from imgkeep.cli.file_limit import raise_file_limit
-    from imgkeep.cluster.info import WorkerInfo
+    from imgkeep.cluster.worker_info import WorkerInfo
 
     raise_file_limit()
     worker = msgspec.convert({**msgspec.json.decode(arguments.worker), "secret": setup.secret}, WorkerInfo)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imgkeep.cluster.info import SharedFolder
+    from imgkeep.cluster.worker_info import SharedFolder
 
 
 class LeaderLock:

@@ -27,14 +27,14 @@ from yarl import URL
 
 from imgkeep.cluster.progress import SHARE_FILE, read_fill
 from imgkeep.core.errors import Busy, OriginError, StorageError
-from imgkeep.images.recent_failures import RecentFailure
+from imgkeep.images.failure_history import RecentFailure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Mapping, Sequence
 
     from multidict import CIMultiDict
 
-    from imgkeep.cluster.info import WorkerInfo
+    from imgkeep.cluster.worker_info import WorkerInfo
     from imgkeep.core.records import Digest, Key
     from imgkeep.images.peer_fill import FillFailure, RemoteFill
 

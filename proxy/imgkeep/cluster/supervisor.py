@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from imgkeep.cluster.control import HEARTBEAT_TIMEOUT_S
-from imgkeep.cluster.info import SharedFolder, WorkerInfo
 from imgkeep.cluster.leases import remove_leases_of
+from imgkeep.cluster.worker_info import SharedFolder, WorkerInfo
 from imgkeep.cluster.worker_process import WorkerEvent, WorkerProcess, start_worker
 from imgkeep.config import Config, ConfigError
 from imgkeep.core.backoff import backoff_s

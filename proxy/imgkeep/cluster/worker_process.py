@@ -30,7 +30,7 @@ from imgkeep.config import Config
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from imgkeep.cluster.info import WorkerInfo
+    from imgkeep.cluster.worker_info import WorkerInfo
 
 READ_BYTES: Final = 4096
 

@@ -1,4 +1,4 @@
-"""Delays between attempts: each doubles the one before, and a random part keeps many attempts from coming at once."""
+"""Delays between attempts: each one doubles, and a random part spreads the attempts of many callers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ def backoff_s(attempts: int, *, first_s: float, longest_s: float, draw: float) -
     `longest_s`.
 
     Args:
-        attempts: How many have failed before this one.
-        first_s: The delay after the first.
-        longest_s: The delay after many.
-        draw: A random number from 0 to 1.
+        attempts: Number of failed attempts before this one.
+        first_s: Delay after the first failure.
+        longest_s: Delay after many failures.
+        draw: Random number from 0 to 1.
     """
     return float(min(first_s * 2.0 ** min(attempts, 64), longest_s)) * (1 + draw / 2)

@@ -1,9 +1,10 @@
 """
-Reads a chunked body as browsers read it (RFC 9112, 7.1; `net/http/http_chunked_decoder.cc` of Chromium).
+A decoder of chunked bodies with the tolerance of browsers (RFC 9112, 7.1; `net/http/http_chunked_decoder.cc` of
+Chromium).
 
-Lines end with LF, with or without CR before it. Spaces and extensions behind a size are passed over, and so are
-trailers, whatever their lines hold. A strict parser refuses an image for any of these. What frames the bytes is as
-strict as ever: a size in hexadecimal digits, an end of line behind each chunk, and an empty line at the end.
+Lines end with LF, with or without CR before it. The decoder skips spaces and extensions behind a size, and trailers
+with any lines. A strict parser refuses an image for any of these. The framing itself stays strict: a size in
+hexadecimal digits, an end of line behind each chunk, and an empty line at the end.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from enum import Enum, auto
 from typing import Final
 
 LINE_BYTES_MAX: Final = 16_384
-"""As in Chromium."""
+"""Maximum length of a line, as in Chromium."""
 
 _SIZE: Final = re.compile(rb"0*([0-9A-Fa-f]{1,15})[ ]*(?:;.*)?", re.DOTALL)
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})\r?\n")
@@ -21,7 +22,7 @@ _LINE_END: Final = re.compile(rb"\r?\n")
 
 
 class Malformed(ValueError):
-    """What came is no chunked body. The message is for people and holds nothing that the origin sent."""
+    """The body is not chunked. The message is for people and quotes nothing from the origin."""
 
 
 class _At(Enum):
@@ -34,10 +35,10 @@ class _At(Enum):
 
 class Chunks:
     """
-    A chunked body, read step by step.
+    An incremental decoder of one chunked body.
 
     Attributes:
-        has_more: Whether bytes came behind its end.
+        has_more: Whether bytes follow the end of the body.
     """
 
     def __init__(self) -> None:
@@ -52,10 +53,10 @@ class Chunks:
 
     def feed(self, data: bytes) -> bytes:
         """
-        Take bytes as they came, and return what they hold of the body.
+        Decode the next bytes, and return their part of the body.
 
         Raises:
-            Malformed: They are no chunks.
+            Malformed: The bytes are no chunks.
         """
         pieces: list[bytes] = []
         start, size = 0, len(data)
@@ -99,7 +100,7 @@ class Chunks:
 
 
 def _take_whole(data: bytes, start: int, pieces: list[bytes]) -> int:
-    """Take the chunks that are whole in `data` and have nothing odd, quickly; return where the next one begins."""
+    """Decode whole and regular chunks quickly; return where the next one begins."""
     while (line := _SIZE_LINE.match(data, start)) is not None:
         begin = line.end()
         end = begin + int(line[1], 16)

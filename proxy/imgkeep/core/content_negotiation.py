@@ -1,9 +1,9 @@
 """
-What a client may have, by what it says of itself: the form of an answer, by its `Accept` (RFC 9110, 12.5.1) and
-`Sec-Fetch-Dest`; and the fields that a script of another site may send, by what its browser asks (WHATWG Fetch).
+Content negotiation: the form of a failure, by `Accept` (RFC 9110, 12.5.1) and `Sec-Fetch-Dest`; and the fields that a
+script of another site may send, by the preflight request of its browser (WHATWG Fetch).
 
-Rules: JSON unless the client says that it wants something else; nothing raises on any input; of each field only the
-first members count, so that the work is linear in its length.
+Rules: JSON unless the client prefers another form; no input raises an exception; only the first members of each field
+count, so that the work is linear in its length.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Final
 from imgkeep.core.http_headers import FORWARDED_HEADERS
 
 MEMBERS_MAX: Final = 32
-"""Maximum number of members that are read of an `Accept`: browsers send ten."""
+"""Maximum number of members of an `Accept` that count: browsers send ten."""
 
 FORM_FIELDS: Final = "Accept, Sec-Fetch-Dest"
-"""The `Vary` of each answer that `choose_form` has decided about."""
+"""Value of `Vary` in each response whose form `choose_form` has chosen."""
 
 PAGE: Final = "text/html"
 _IMAGE: Final = "image/"
@@ -28,13 +28,13 @@ FIELDS_USUAL: Final = (
     *("accept", "cache-control", "content-type", "if-modified-since", "if-none-match", "if-range", "pragma", "range"),
     "x-requested-with",
 )
-"""The fields that scripts send with requests for images; others are allowed when a browser asks for them."""
+"""Fields that scripts send with requests for images; a preflight request may add others."""
 FIELDS_MAX: Final = 64
-"""Maximum number of fields that a browser may ask for at once: tracing libraries add ten."""
+"""Maximum number of fields in a preflight request: tracing libraries add ten."""
 _FIELDS_ACTED_ON: Final = frozenset({"authorization", "cookie", "via", "cdn-loop", "forwarded", *FORWARDED_HEADERS})
-"""Fields that say who asks. A page of another site has no business there."""
+"""Fields that identify the client. A page of another site must not send them."""
 _FIELD: Final = re.compile(r"(?!x-forwarded-|imgkeep-|\*\Z)[a-z0-9!#$%&'*+.^_`|~-]{1,128}")
-"""A token (RFC 9110, 5.6.2). A `*` alone stands for all fields in the answer to a preflight, so it is left out."""
+"""A token (RFC 9110, 5.6.2), without a lone `*`, which means all fields in the response to a preflight request."""
 _READS: Final = frozenset({"GET", "HEAD"})
 
 

@@ -1,4 +1,4 @@
-"""Images that come without a link: data URLs, the identity of bytes, and that of old names."""
+"""Images without a link: data URLs, and the identities of bytes and of names in an imported folder."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ _SPACE: Final = re.compile(rb"[ \t\r\n\f]+")
 
 
 def identify_bytes(digest: Digest) -> SourceInfo:
-    """Return the identity of an image that is named by its bytes alone: an `ni` URI (RFC 6920)."""
+    """Return the identity of an image without a link, from its bytes: an `ni` URI (RFC 6920)."""
     hashed = urlsafe_b64encode(bytes.fromhex(digest)).rstrip(b"=").decode()
     identity = f"ni:///sha-256;{hashed}"
     return SourceInfo(identity, Key(sha256(identity.encode()).hexdigest()))
 
 
 def identify_legacy(mount: str, name: str) -> SourceInfo:
-    """Return the identity of an image that was adopted under an old name, `/<mount>/<name>`."""
+    """Return the identity of an image that was imported under its old name, `/<mount>/<name>`."""
     identity = f"legacy:{mount}/{name}"
     return SourceInfo(identity, Key(sha256(identity.encode()).hexdigest()))
 
 
 def read_data_url(text: str) -> bytes:
     """
-    Return the bytes of a data URL (RFC 2397). Its media type is not believed; the bytes tell what they are.
+    Return the bytes of a data URL (RFC 2397), and ignore its media type: the bytes show the format.
 
-    Base64 is read as browsers do (WHATWG Infra, "forgiving-base64 decode"): white space and padding may be left out.
+    The decoder is that of browsers (WHATWG Infra, "forgiving-base64 decode"): white space and padding are optional.
 
     Raises:
-        InvalidRequest: It is none.
+        InvalidRequest: It is no data URL.
     """
     head = _HEAD.match(text)
     if head is None:
         raise InvalidRequest("data is not a data URL: it begins with data:image/png;base64, or the like")
-    # Anything may be percent-encoded, base64 too.
+    # Base64 may be percent-encoded, too.
     data = text[head.end() :].encode("utf-8", "replace")
     data = unquote_to_bytes(data) if b"%" in data else data
     if not head[1].lower().rstrip().endswith(";base64"):

@@ -1,11 +1,11 @@
 """
-Every failure that a caller can meet, sorted by blame: the client's, the origin's, ours.
+Every typed failure, sorted by blame: the client's, the origin's, ours.
 
 Rules:
-- A miss is `None`; a fault is one of these; they never meet.
-- A message is for people and may be sent to the client, so it names settings, limits and reasons, and never a
-  source URL, a token or a path of this machine.
-- `code` is for programs and never changes; `web/problems.py` turns it into a status.
+- A miss is `None`; a fault is one of these exceptions.
+- A message is for people, and a response may contain it: it names settings, limits and reasons, and never a source URL,
+  a token or a path of this machine.
+- `code` is for programs and never changes; `web/error_to_problem.py` maps it to a status.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ImgkeepError(Exception):
 
 
 class SourceRejected(ImgkeepError):
-    """The client asked for something that we do not do. Asking again changes nothing."""
+    """A request that imgkeep refuses. A retry changes nothing."""
 
 
 class InvalidSource(SourceRejected):
@@ -30,17 +30,17 @@ class InvalidSource(SourceRejected):
 
 
 class SourceForbidden(SourceRejected):
-    """Policy refuses the scheme of a redirect, the host, the port or an address behind it."""
+    """The policy refuses the host, its port, one of its addresses, or the scheme of a redirect."""
 
     code = "source_forbidden"
 
 
 class RedirectForbidden(SourceForbidden):
-    """The origin redirects to what policy refuses, or to no http(s) URL."""
+    """The origin redirects to a URL that the policy refuses, or to no http(s) URL."""
 
 
 class SignatureRequired(SourceRejected):
-    """`security.signature` wants our own signature on the URL, and there is none."""
+    """`security.signature` requires our own signature on the URL, and the URL has none."""
 
     code = "signature_required"
 
@@ -58,7 +58,7 @@ class SignatureExpired(SourceRejected):
 
 
 class Forbidden(SourceRejected):
-    """A request that a page of another site has made a browser here send, as far as can be told."""
+    """A request that a page of another site probably made a browser send."""
 
     code = "forbidden"
 
@@ -70,25 +70,25 @@ class LoopDetected(SourceRejected):
 
 
 class Unauthorized(SourceRejected):
-    """Who asks may not: no API token, or a wrong one."""
+    """The client has no API token, or an invalid one."""
 
     code = "unauthorized"
 
 
 class InvalidRequest(SourceRejected):
-    """The body of a request to the API is not of the form that is documented."""
+    """The body of a request to the API does not have the documented form."""
 
     code = "invalid_request"
 
 
 class Removed(ImgkeepError):
-    """An operator has removed the image, for good."""
+    """An operator has permanently removed the image."""
 
     code = "removed"
 
 
 class Busy(ImgkeepError):
-    """A limit on concurrency or on a queue is reached; `retry_after_s` says when to come back."""
+    """A limit on concurrency or on a queue is reached; the client may retry after `retry_after_s`."""
 
     code = "busy"
 
@@ -98,16 +98,16 @@ class Busy(ImgkeepError):
 
 
 class RateLimited(Busy):
-    """A client has caused as many fills as `[limits]` lets it, for now."""
+    """A client has reached its limit of fills in `[limits]`."""
 
     code = "rate_limited"
 
 
 class Yielded(Busy):
     """
-    A fill that no client read was stopped, because another one waited for its place.
+    A fill without a reader was stopped, because another fill waited for its place.
 
-    A client that asks for the image at that very moment has it fetched anew, so none is ever told.
+    If a client requests the image at that moment, a new fill starts; so no response contains this failure.
     """
 
 
@@ -116,14 +116,12 @@ class OriginError(ImgkeepError):
     The origin failed: 5xx, connection, TLS, protocol error, body cut short, too many redirects.
 
     Attributes:
-        origin_status: The status that it answered, if any.
-        retry_after_s: What it asked for (RFC 9110, 10.2.3).
-        refusal: The beginning of what it sent with an error, where that was asked for: hostile, and never shown as it
-            is, logged or remembered.
-        refusal_broke_off: Whether `refusal` is less than was asked for and sent.
-        image: The media type and bytes of an image that it sent with an error, where clients are shown it
-            (`fetch.show_errors`).
-        elsewhere: Whether it was another host that failed, to which the link was redirected.
+        origin_status: Status of its response, if any.
+        retry_after_s: Its `Retry-After` (RFC 9110, 10.2.3).
+        refusal: The first bytes of its error body, if the caller wanted them: untrusted; never sent, logged or cached.
+        refusal_broke_off: Whether `refusal` is shorter than the wanted part of the body.
+        image: Media type and bytes of an image in its error response, to send to clients (`fetch.show_errors`).
+        elsewhere: Whether the failing host is the target of a redirect.
     """
 
     code = "origin_error"
@@ -139,19 +137,19 @@ class OriginError(ImgkeepError):
 
 
 class OriginTimeout(OriginError):
-    """The origin did not connect, answer or finish within the limits of `[fetch]`."""
+    """Connecting, the response or its body took longer than the limits of `[fetch]` allow."""
 
     code = "origin_timeout"
 
 
 class OriginRefused(OriginError):
-    """The origin said 401 or 403 to a link that is not known to be a temporary one."""
+    """The origin answered 401 or 403, and the link is not known to be temporary."""
 
     code = "origin_refused"
 
 
 class SourceNotFound(OriginError):
-    """The origin said 404 or 410."""
+    """The origin answered 404 or 410."""
 
     code = "source_not_found"
 
@@ -163,7 +161,7 @@ class SourceExpired(OriginError):
 
 
 class NotAnImage(OriginError):
-    """Judged by the bytes, the body is no image of a kind that we keep. `media_type` is what the origin called it."""
+    """By its bytes the body is no image of a known format. `media_type` is the origin's `Content-Type`."""
 
     code = "not_an_image"
     media_type = ""
@@ -177,11 +175,11 @@ class TooLarge(OriginError):
 
 class StorageError(ImgkeepError):
     """
-    A store can neither take nor give what it should. Never used for a miss.
+    A store failed to read or write. A miss is never a `StorageError`.
 
     Attributes:
-        place: Which store: its bucket, folder or database. For logs and operators, never for clients.
-        cause: Why, in the words of the system, where the message does not say it. Likewise.
+        place: Bucket, folder or database of the store. For logs and operators, never for clients.
+        cause: The system's own message, if it adds to ours. For logs and operators, too.
     """
 
     code = "storage_unavailable"
@@ -199,7 +197,7 @@ class StorageError(ImgkeepError):
 
 
 class RemoteFault(StorageError):
-    """A remote store failed. `general`: as a whole, and not only for what it was asked."""
+    """A remote store failed. `general`: for all requests, and not only for this one."""
 
     def __init__(self, message: str, *, general: bool = True, cause: str = "") -> None:
         super().__init__(message, cause=cause)
@@ -208,14 +206,14 @@ class RemoteFault(StorageError):
 
 class Unreachable(StorageError):
     """
-    The primary cannot be asked, and the fallback does not have it. What is fetched now may be put all the same: when
-    the primary is back it is settled which image stays.
+    The primary is unreachable, and the fallback store has no such image. A fill may store one all the same: when the
+    primary is back, the outbox worker decides which image stays.
     """
 
 
 class Conflict(StorageError):
-    """The store works, but what lies there stays: another image under the key."""
+    """The store works, but refuses to replace another image under the key."""
 
 
 class WrittenByNewer(Conflict):
-    """What lies there stays, and cannot be read either: it is a record of a newer version."""
+    """The store refuses to replace a record that a newer version of imgkeep wrote."""

@@ -1,13 +1,13 @@
 """
-Patterns of hosts and places, as `sources.allow` and `sources.deny` have them: `host`, or `host/path`.
+Patterns of hosts and paths in `sources.allow` and `sources.deny`: `host`, or `host/path`.
 
 Rules:
-- In a host `*` is any characters, dots too; in a path likewise, slashes too. `?` is one character, `[abc]` one of
-  these.
+- In a host `*` matches any characters, dots too; in a path likewise, slashes too. `?` matches one character, `[abc]`
+  one of these.
 - A path is compared in canonical form. Servers read `..`, `//`, `%2F` and backslashes in more than one way, so a path
-  has several readings: a list that allows has to allow all of them, a list that denies holds if one of them is denied.
-- A list that denies does not heed the case of paths, because some services do not either.
-- What can never match is an error, so that no line of a configuration protects nothing.
+  has several readings: an allow list must allow all of them, a deny list applies if it denies one of them.
+- A deny list ignores the case of paths, because some services do so.
+- A pattern that can never match is an error, so that no line of a configuration is without effect.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 HOSTS_REMEMBERED: Final = 4096
-"""Maximum number of hosts whose path patterns are remembered, for each list."""
+"""Maximum number of hosts in the cache of path patterns, for each list."""
 
 DECODINGS_MAX: Final = 3
-"""Maximum number of times that a path is decoded. One that is still encoded then is read as anything at all."""
+"""Maximum number of decodings of a path. A path that is still encoded afterwards may mean any path."""
 
 _GLOB: Final = re.compile(r"(?:[a-z0-9_.*?-]|\[!?[a-z0-9_.-]+\])+|(?:[0-9a-f:.*?]|\[!?[0-9a-f:-]+\])+")
-"""Of names, or of addresses, which have colons."""
+"""Pattern of a glob for names, or for addresses with colons."""
 _BRACKETED: Final = re.compile(r"\[([^\[\]:]*:[^\[\]]*)\]")
-"""An IPv6 address as URLs have it; as one of some characters it could match no host."""
+"""An IPv6 address as in a URL; as a set of characters it could match no host."""
 _WITH_PORT: Final = re.compile(r"(?:[^:\[\]]+|\[[^\[\]]*:[^\[\]]*\]):[0-9]*")
 _WHOLE_LABEL: Final = re.compile(r"[a-z0-9_-]+")
 _ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})")
 _UNSURE: Final = re.compile(r"[%\\]|//|/\.")
-"""What a path has that can be read in more than one way."""
+"""Parts of a path that servers read in more than one way."""
 _WILD: Final = re.compile(r"[*?\[]")
 _SLASHES: Final = re.compile(r"/{2,}")
 
@@ -59,11 +59,11 @@ class Globs:
 
 class Patterns:
     """
-    One list of patterns. Never changes.
+    One immutable list of patterns.
 
     Args:
-        patterns: As the operator wrote them.
-        denying: Whether it is a list that denies: one reading of a path is enough, and case does not count.
+        patterns: Patterns as the operator wrote them.
+        denying: Whether it is a deny list: one reading of a path is enough, and case does not count.
 
     Raises:
         ValueError: A pattern can match nothing; the message quotes it.
@@ -93,11 +93,11 @@ class Patterns:
 
     def match(self, host: str, path: str) -> str | None:
         """
-        Tell by what a pattern matches: `host`, `path`, or None: none does.
+        Return what a pattern of the list matches: `host`, `path`, or None: no pattern matches.
 
         Args:
             host: As in `Source.host`.
-            path: With its escapes, in canonical form or not; without the query.
+            path: Path with its escapes, in canonical form or not, without the query.
         """
         if self._hosts.match(host):
             return "host"
@@ -114,7 +114,7 @@ class Patterns:
 
 
 class _Paths:
-    """Path globs of one host glob, as they are compared with a path that is encoded, and with one that is decoded."""
+    """The path globs of one host glob, compiled for encoded and for decoded paths."""
 
     __slots__ = ("_decoded", "_encoded")
 
@@ -140,11 +140,11 @@ def _decide(paths: tuple[_Paths, ...], readings: Readings | None, *, denying: bo
 
 
 Readings = tuple[tuple[str, ...], tuple[str, ...]]
-"""What a path may be to a server: with its escapes, and without."""
+"""The paths that servers may read in one path: encoded, and decoded."""
 
 
 def read_path(path: str) -> Readings | None:
-    """Return the readings of a path; None: it is encoded too often to tell."""
+    """Return the readings of a path; None: it is encoded too many times."""
     text = canonical_escapes(path)
     if _UNSURE.search(text) is None:
         return (text,), ()
@@ -162,12 +162,12 @@ def read_path(path: str) -> Readings | None:
 
 
 def _decoded(text: str) -> str:
-    """Decode escapes byte by byte; what is none stays."""
+    """Decode escapes byte by byte; all other text stays."""
     return _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), text) if "%" in text else text
 
 
 def _resolved(path: str) -> tuple[str, str]:
-    """Resolve dot segments (RFC 3986, 5.2.4), as a server does that keeps empty segments and as one that does not."""
+    """Resolve dot segments (RFC 3986, 5.2.4), once with empty segments and once without."""
     path = path.replace("\\", "/")
     return _without_dots(path), _without_dots(_SLASHES.sub("/", path))
 
@@ -189,13 +189,13 @@ def _without_dots(path: str) -> str:
 
 
 def _read_path(path: str, pattern: str) -> str:
-    """Bring a path glob into the form that paths are compared in."""
+    """Convert a path glob to the canonical form of paths."""
     if path == "/":
         raise ValueError(f"{pattern!r} is the root alone: leave the slash out, or write /*")
     if "#" in path:
         raise ValueError(f"{pattern!r} can match no path: fragments are not sent")
     try:
-        # A placeholder for `?`, which would begin the query.
+        # A placeholder stands for `?`, which would begin the query.
         target = read_source(f"https://h.example{path.replace('?', chr(0xE000))}").target
     except SourceRejected:
         raise ValueError(f"{pattern!r} can match no path: it holds a control character") from None
@@ -210,7 +210,7 @@ def _translated(glob: str) -> str:
 
 
 def _read_host(glob: str, pattern: str) -> str:
-    """Bring a host glob into the form of `Source.host`."""
+    """Convert a host glob to the form of `Source.host`."""
     text = _normalised(glob)
     if text is None or _GLOB.fullmatch(text) is None or _WITH_PORT.fullmatch(text.replace("*", "x")):
         raise ValueError(
@@ -233,7 +233,7 @@ def _normalised(glob: str) -> str | None:
     bracketed = _BRACKETED.fullmatch(glob.lower())
     if bracketed is not None or read_literal(glob.lower()) is not None:
         try:
-            # An address has one spelling, whatever the operator wrote.
+            # An address has one canonical spelling.
             return read_source(f"https://{glob if bracketed or ':' not in glob else f'[{glob}]'}/").host
         except SourceRejected:
             return bracketed[1] if bracketed else None

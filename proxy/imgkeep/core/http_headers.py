@@ -8,11 +8,10 @@ their quotes; positions count from zero and ends are exclusive.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from imgkeep.core.ip_ranges import unmap
 
@@ -47,8 +46,6 @@ RETRY_AFTER_MAX_S: Final = 3600
 """We remember no longer than this what an origin asked for: it may have meant a different client."""
 
 _ETAG: Final = re.compile(r'[\s,]*(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")\s*(?:,|$)')
-_RANGE: Final = re.compile(r"bytes[ \t]*=[ \t]*([0-9]{0,18})-([0-9]{0,18})[ \t]*", re.IGNORECASE)
-_CONTENT_RANGE: Final = re.compile(r"bytes[ \t]+0-([0-9]{1,18})/([0-9]{1,18})", re.IGNORECASE)
 # RFC 7239, 6, and what proxies write into other fields: ports may follow, and IPv6 may stand without brackets.
 _NODE: Final = re.compile(
     r"\[([0-9A-Fa-f:.]{2,45})\](?::[0-9]{1,5})?|([0-9.]{7,15})(?::[0-9]{1,5})?|([0-9A-Fa-f:.]{2,45})"
@@ -65,14 +62,6 @@ class Fields(Protocol):
     """Header fields, of which a name may come on several lines; names are compared without case."""
 
     def getall(self, key: str, default: list[str], /) -> list[str]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The bytes from `start` up to and without `end`."""
-
-    start: int
-    end: int
 
 
 def read_host(value: str) -> str | None:
@@ -97,36 +86,6 @@ def etag_matches(if_none_match: str, etag: str) -> bool:
             return True
         position = match.end()
     return False
-
-
-def range_applies(if_range: str | None, etag: str) -> bool:
-    """Compare strongly, as `If-Range` does (RFC 9110, 13.1.5). We send no dates, so none can match."""
-    return if_range is None or if_range.strip() == etag
-
-
-def read_range(value: str, size: int) -> Span | Literal["unsatisfiable"] | None:
-    """
-    Read a `Range` of a body of `size` bytes (RFC 9110, 14.2).
-
-    `None` stands for a range that we ignore: another unit, malformed, or several ranges, which may be answered whole.
-    """
-    match = _RANGE.fullmatch(value.strip())
-    if match is None or not (match[1] or match[2]):
-        return None
-    if not match[1]:
-        length = min(int(match[2]), size)
-        return Span(size - length, size) if length else "unsatisfiable"
-    start = int(match[1])
-    end = int(match[2]) + 1 if match[2] else size
-    if end <= start and match[2]:
-        return None
-    return Span(start, min(end, size)) if start < size else "unsatisfiable"
-
-
-def is_whole_range(content_range: str) -> bool:
-    """Return whether the `Content-Range` of an unasked 206 covers the whole file."""
-    match = _CONTENT_RANGE.fullmatch(content_range.strip())
-    return match is not None and int(match[1]) + 1 == int(match[2])
 
 
 def read_retry_after(value: str | None, now: datetime) -> int | None:

@@ -1,15 +1,15 @@
 """
-Tells which IP addresses may be connected to, and which of them are one client.
+The IP addresses to which imgkeep may connect, and the networks that count as one client.
 
 Rules:
-- IPv4: everything but the special-purpose ranges. IPv6: nothing but allocated global unicast (2000::/3), less the
+- IPv4: everything but the special-purpose ranges. IPv6: only allocated global unicast (2000::/3), less the
   special-purpose ranges in it. Sources: the IANA registries iana-ipv4-special-registry and
-  iana-ipv6-special-registry (RFC 6890), with what they lack by hand.
+  iana-ipv6-special-registry (RFC 6890), with additions by hand.
 - `ipaddress.is_global` and its peers are no guard: their answer changes with the version of Python, and up to 3.13
   multicast, site-local and several embeddings of 127.0.0.1 are "global".
-- A form that carries an IPv4 address in an IPv6 one is refused whatever it carries: nobody serves images at one,
-  and where the packet would leave the tunnel is not ours to know.
-- What the operator allows is allowed, and means what it says: 10.1.0.0/16 does not allow ::ffff:10.1.0.1.
+- imgkeep refuses every IPv6 address that embeds an IPv4 address: no public server of images uses one, and imgkeep
+  cannot know where the packet leaves the tunnel.
+- The operator's networks are allowed, and mean exactly what they say: 10.1.0.0/16 does not allow ::ffff:10.1.0.1.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _IPV4_REFUSED: Final = tuple(
     )
 )
 
-# Those outside 2000::/3 are here for their reason only; what is missing there is refused all the same.
+# Networks outside 2000::/3 are here for their reason only; imgkeep refuses all others there, too.
 _IPV6_REFUSED: Final = tuple(
     (IPv6Network(network), reason)
     for network, reason in (
@@ -93,14 +93,14 @@ _ISATAP: Final = 0x0000_5EFE
 
 def refusal(address: Address, allowed: Sequence[Network]) -> str | None:
     """
-    Return why no connection to `address` may be made: a short constant, fit for clients; None where one may be made.
+    Return why imgkeep may not connect to `address`, as a short constant fit for clients; None: it may.
 
     Args:
-        address: one that is about to be connected to.
-        allowed: networks of the operator (`fetch.allow_networks`), allowed whatever they are.
+        address: The address of the next connection.
+        allowed: The operator's networks (`fetch.allow_networks`), allowed in any range.
     """
     if isinstance(address, IPv6Address) and address.scope_id is not None:
-        return "scoped"  # names an interface of this machine, which a remote name has no business to
+        return "scoped"  # it names an interface of this machine, which a remote name must not choose
     if any(address in network for network in allowed):
         return None
     if isinstance(address, IPv4Address):

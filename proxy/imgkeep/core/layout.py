@@ -1,8 +1,8 @@
 """
 The stored layout, version 1: the paths of objects, records and blocks, and the JSON of the latter two.
 
-It is the same under a folder, a bucket prefix or a container, public, and never changes silently: a reader refuses a
-record of a version that it does not know.
+It is public, and the same in a folder, under a bucket prefix or in a container. It never changes silently: a reader
+refuses a record of an unknown version.
 
     v1/objects/<2 hex>/<digest>.<ext>
     v1/records/<2 hex>/<key>.json        a record, or a tombstone
@@ -57,11 +57,11 @@ _OBJECT_NAME: Final = re.compile(r"([0-9a-f]{64})\.([a-z]{2,4})")
 
 
 class RecordUnreadable(ValueError):
-    """The JSON is damaged. Ours to handle, never the client's."""
+    """The JSON is damaged."""
 
 
 class RecordTooNew(RecordUnreadable):
-    """Written by a version that knows more than we do: to be left alone."""
+    """A newer version of imgkeep wrote the record: leave it unchanged."""
 
 
 class _Versioned(msgspec.Struct):
@@ -70,7 +70,7 @@ class _Versioned(msgspec.Struct):
 
 
 class _StoredTombstone(msgspec.Struct):
-    """Version 1. A field that is `UNSET` is not written."""
+    """The JSON form of a tombstone, version 1. The encoder leaves out a field that is `UNSET`."""
 
     key: str
     removed_at: datetime
@@ -79,7 +79,7 @@ class _StoredTombstone(msgspec.Struct):
 
 
 class _StoredBlock(msgspec.Struct):
-    """Version 1."""
+    """The JSON form of a block, version 1."""
 
     digest: str
     removed_at: datetime
@@ -94,7 +94,7 @@ class _BlockKeys(msgspec.Struct):
 
 
 class _StoredRefetches(msgspec.Struct):
-    """Version 1."""
+    """The JSON form of `Refetches`, version 1."""
 
     tries: int
     equal: int
@@ -104,8 +104,9 @@ class _StoredRefetches(msgspec.Struct):
 
 class _StoredRecord(msgspec.Struct, omit_defaults=False):
     """
-    Version 1, as `encode_record` writes it; only the decoder makes one. It passes over unknown fields, so that a newer
-    writer may add some. Without `doubts` the image is confirmed. Only one that was incomplete once has `refetches`.
+    The JSON form of a record, version 1, from `encode_record`; only the decoder makes one. It ignores unknown fields,
+    so that a newer writer may add some. Without `doubts` the image is confirmed. `refetches` is only there if the image
+    was once incomplete.
     """
 
     key: str
@@ -162,7 +163,7 @@ def object_names(digest: Digest) -> list[str]:
 
 
 def read_object_name(name: str) -> tuple[Digest, Format] | None:
-    """Read `<digest>.<ext>` as it stands in a permanent URL; `None` for anything else."""
+    """Read `<digest>.<ext>` of a permanent URL; return `None` for any other name."""
     match = _OBJECT_NAME.fullmatch(name)
     if match is None or match[2] not in _FORMATS:
         return None
@@ -170,7 +171,7 @@ def read_object_name(name: str) -> tuple[Digest, Format] | None:
 
 
 def read_validator(etag: str | None, modified: str | None) -> Validator | None:
-    """Return the validator that the two fields make, if they make one."""
+    """Return the validator of the two fields; `None` if both are empty."""
     return Validator(etag, modified) if etag or modified else None
 
 
@@ -181,14 +182,13 @@ def write_doubts(doubts: frozenset[Doubt]) -> list[str]:
 
 def read_doubts(words: Iterable[str]) -> frozenset[Doubt]:
     """
-    Read the words for doubts. A word of a newer version counts as the gravest of ours for all other links: as a
-    signature that may be unchecked.
+    Read the words for doubts. A word of a newer version counts as the strongest doubt for other links: `signature`.
     """
     return frozenset(_DOUBTS.get(word, Doubt.SIGNATURE) for word in words)
 
 
 def encode_record(record: Record) -> bytes:
-    """Return the JSON of a record, one field a line, so that people can read it too."""
+    """Return the JSON of a record, readable with one field a line."""
     pixel_size, validator, refetches = record.pixel_size, record.validator, record.refetches
     stored = {
         "key": record.key,
@@ -234,7 +234,7 @@ def encode_block(digest: Digest, removed_at: datetime, keys: Collection[Key] = (
 
 def read_block_keys(data: bytes) -> frozenset[Key]:
     """
-    Return the keys that got a tombstone with a blocked digest.
+    Return the keys with a tombstone of the same removal as a blocked digest.
 
     An unreadable block names no key: the name of the file blocks the digest, whatever is in it.
     """
@@ -254,8 +254,8 @@ def decode_record(data: bytes) -> Record | Tombstone:
     Read the JSON of a record, or of the tombstone in its place.
 
     Raises:
-        RecordTooNew: It is of a version that we do not know.
-        RecordUnreadable: It is cut or damaged.
+        RecordTooNew: It has an unknown version.
+        RecordUnreadable: It is truncated or damaged.
     """
     try:
         versioned = msgspec.json.decode(data, type=_Versioned)
@@ -304,14 +304,13 @@ def _read_key(text: str) -> Key:
 
 
 def _read_digest(text: str | msgspec.UnsetType) -> Digest | None:
-    """Return the digest of a tombstone. One that is malformed is none: the tombstone stands all the same."""
+    """Return the digest of a tombstone; `None` if it is malformed: the tombstone is valid all the same."""
     return Digest(text) if isinstance(text, str) and _HASH.fullmatch(text) else None
 
 
 def read_record(data: bytes, name: str) -> Record | Tombstone:
     """
-    Read the record, or the tombstone, that lies under a file name. Under another than its key's it is damage, not
-    another image's record.
+    Read the record or tombstone in a file. If the name is not that of its key, the file is damaged.
 
     Raises:
         RecordTooNew, RecordUnreadable: As `decode_record`.

@@ -246,14 +246,14 @@ class Trust:
 @dataclass(frozen=True, slots=True)
 class Record:
     """
-    What is known under a key. Several records may point at one object.
+    The facts under a key. Several records may point at one object.
 
     Attributes:
-        etag: Strong validator of `/img` (RFC 9110, 8.8.3), quotes included. Every fill draws one, and does not derive
-            it from the bytes, because it goes out before the last of them is known; so hit and miss answer alike.
-        stored_at: When the image was fetched, to the second.
-        validator: The origin's, where it gave one.
-        pending: Whether the image is in the fallback only, and waits for the primary. Not part of the stored record.
+        etag: Strong validator of `/img` (RFC 9110, 8.8.3), quotes included. Each fill draws a random one: it must send
+            the header before it knows all bytes, and a hit answers with the same one.
+        stored_at: Time of the fetch, to the second.
+        validator: The origin's validators, if it sent any.
+        pending: Whether the image is only in the fallback store and waits for the primary. Not stored.
     """
 
     key: Key

@@ -1,8 +1,8 @@
 """
-Reads where a redirect leads, as browsers do.
+The target of a redirect, parsed as in browsers.
 
-The bytes of `Location` are those of an URL in whatever encoding its author had: they are percent-encoded as they are,
-which names the same file to the same server. All else is as in a link of a page: white space around it, backslashes,
+`Location` holds a URL in the unknown encoding of its author: the parser percent-encodes the bytes unchanged, which
+names the same file to the same server. Everything else is as for a link in a page: white space around it, backslashes,
 `//host`, dot segments (https://url.spec.whatwg.org, and `HttpResponseHeaders::IsRedirect` of Chromium).
 """
 
@@ -23,21 +23,21 @@ _UNPRINTABLE: Final = re.compile(rb"[^\t\x20-\x7e]+")
 
 
 class Ambiguous(ValueError):
-    """A redirect to nowhere, or to several places. The message is for people."""
+    """A redirect without a target, or with several. The message is for people."""
 
 
 def read_location(values: list[bytes], source: Source) -> Source:
     """
-    Return what a redirect of `source` leads to.
+    Return the target of a redirect of `source`.
 
     Args:
-        values: of `Location`, as they came.
-        source: what was asked for.
+        values: Values of `Location`, unchanged.
+        source: The redirected source.
 
     Raises:
-        Ambiguous: there is none, or several that differ.
-        InvalidSource: it is no http(s) URL.
-        SourceForbidden: see `read_source`.
+        Ambiguous: There is no target, or several different ones.
+        InvalidSource: The target is no http(s) URL.
+        SourceForbidden: See `read_source`.
     """
     if len(set(values)) > 1:
         raise Ambiguous("the origin redirects to several places at once")

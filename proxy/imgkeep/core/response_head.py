@@ -1,19 +1,20 @@
 """
-Reads the head of an origin's answer as browsers read it, and writes it again as a strict parser wants it.
+A parser of response heads with the tolerance of browsers, which rewrites a head for a strict parser.
 
-A strict parser refuses a head for one malformed line, and the image behind it, which every browser shows. The rules
-here are Chromium's (`net/http/http_util.cc`, `http_response_headers.cc`, `http_stream_parser.cc`):
+A strict parser refuses a head for one malformed line, and with it an image that every browser shows. The rules here are
+Chromium's (`net/http/http_util.cc`, `http_response_headers.cc`, `http_stream_parser.cc`):
 
-- up to four bytes may stand before `HTTP`, in any case; what is no version is 1.0, and no status is 200;
-- lines end with CR, LF or both; a line that begins with white space goes on with the field before it;
-- a line without a colon or with a name that is no token is no field; white space before the colon does not count;
-- `chunked` anywhere in `Transfer-Encoding` frames the body, whatever lengths there are;
-- else all values of `Content-Length` are one, or the answer is refused; what is no number is no length.
+- up to four bytes may precede `HTTP`, in any case; an invalid version means 1.0, a missing status means 200;
+- lines end with CR, LF or both; a line that begins with white space continues the field before it;
+- a line without a colon, or whose name is no token, is no field; white space before the colon does not count;
+- `chunked` anywhere in `Transfer-Encoding` frames the body, whatever the lengths;
+- else all values of `Content-Length` must be equal, or imgkeep refuses the response; a value that is no number is no
+  length.
 
-Strictness protects readers who stand in a row: what the first reads as one answer, the next reads as two. We read
-answers that we asked for over connections of our own, use no such connection again and forward no framing. So there is
-no next reader, and nothing is smuggled. (Chunks that a strict parser refuses are read by `chunks.py`; whatever comes
-behind the end of a body ends the connection.)
+Strictness protects a chain of parsers: one reads a single response where the next reads two. imgkeep reads responses to
+its own requests over its own connections, closes such a connection afterwards and forwards no framing. So there is no
+next parser, and no smuggling. (`chunked_body.py` decodes chunks that a strict parser refuses; bytes behind the end of a
+body end the connection.)
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from typing import Final
 
 FIELDS_MAX: Final = 1024
-"""Maximum of fields in a head: each costs a microsecond. Real heads have thirty, long lists of cookies some hundred."""
+"""Maximum number of fields in a head, at a microsecond each. Real heads have thirty, with many cookies some hundred."""
 
 _START: Final = re.compile(rb".{0,4}?(?=http)", re.IGNORECASE | re.DOTALL)
 _END: Final = re.compile(rb"\n\r?\n")
@@ -32,7 +33,7 @@ _STATUS: Final = re.compile(rb"[^ ]* +([0-9]+)")
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 
-# Fields about the connection, which ends with this answer. aiohttp refuses the last one in any answer.
+# Fields about the connection, which ends with this response. aiohttp refuses the last one in any response.
 _DROPPED: Final = frozenset({
     b"connection", b"keep-alive", b"proxy-connection", b"upgrade", b"content-length", b"transfer-encoding",
     b"sec-websocket-key1",
@@ -40,19 +41,19 @@ _DROPPED: Final = frozenset({
 
 
 class Contradiction(ValueError):
-    """A head that says two things of one length. The message is for people and holds nothing that the origin sent."""
+    """A head with two different lengths. The message is for people and quotes nothing from the origin."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
     """
-    A head that a strict parser takes.
+    A head for a strict parser.
 
     Attributes:
-        status: three digits.
-        data: the head, the empty line included. It ends the connection, unless that may be used again.
-        length: bytes of the body; `None`: chunks, or the end of the connection, tell where it ends.
-        chunked: whether chunks do.
+        status: Status of three digits.
+        data: The head with the empty line, and with `Connection: close` for the last response of a connection.
+        length: Length of the body; `None`: chunks or the end of the connection frame it.
+        chunked: Whether chunks frame it.
     """
 
     status: int
@@ -62,12 +63,12 @@ class Head:
 
 
 def may_begin(data: bytes | bytearray) -> bool:
-    """Return whether `data` may be the beginning of an answer."""
+    """Return whether `data` may be the beginning of a response."""
     return len(data) < 8 or _START.match(data) is not None
 
 
 def find_head_end(data: bytes | bytearray, start: int = 0) -> int | None:
-    """Return where the head at the beginning of `data` ends; `None` if that is still to come. Look from `start` on."""
+    """Return where the head in `data` ends; `None` if it is still incomplete. Search from `start` on."""
     begin = _START.match(data)
     end = None if begin is None else _END.search(data, max(start, begin.end()))
     return None if end is None else end.end()
@@ -75,17 +76,17 @@ def find_head_end(data: bytes | bytearray, start: int = 0) -> int | None:
 
 def mend_head(data: bytes, *, is_last: bool = True) -> Head | None:
     """
-    Return a head as a strict parser wants it; `None` if it is none to browsers either, or has too many fields.
+    Return the head for a strict parser; `None` if browsers refuse it, too, or if it has too many fields.
 
     Args:
-        data: a head, the empty line included.
-        is_last: whether the connection ends with this answer.
+        data: A head with the empty line.
+        is_last: Whether the connection ends with this response.
 
     Raises:
-        Contradiction: it has two lengths.
+        Contradiction: The head has two lengths.
     """
     begin = _START.match(data)
-    # To count is cheap, to split is not.
+    # Counting is cheap, splitting is not.
     if begin is None or b"\0" in data or data.count(b"\n") + data.count(b"\r") > 2 * (FIELDS_MAX + 4):
         return None
     first, *lines = _LINE.findall(data, begin.end())
@@ -112,7 +113,7 @@ def has_chunked(values: list[str]) -> bool:
 
 
 def _read_status(line: bytes) -> int | None:
-    """Return the status; `None` for one that no specification knows."""
+    """Return the status; `None` if it does not have three digits."""
     match = _STATUS.match(line)
     if match is None:
         return 200

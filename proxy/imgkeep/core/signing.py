@@ -1,5 +1,5 @@
 """
-Our own signatures on `/img` URLs: who may have images fetched, or see them at all.
+Our own signatures on `/img` URLs: the permission to cause a fetch, or to read an image at all.
 
 A signature is the HMAC-SHA-256 (RFC 2104) of four lines, joined by LF, in base64url without padding (RFC 4648, 5):
 
@@ -8,8 +8,8 @@ A signature is the HMAC-SHA-256 (RFC 2104) of four lines, joined by LF, in base6
     <options: our other parameters sorted by name, as name=value&..., or nothing>
     <src: the source URL, decoded>
 
-`src` is signed as the page names it, character by character: whoever signs need not know how we read URLs. This module
-needs nothing beyond the standard library; `docs/signing.md` has the recipe for other languages.
+The signature covers `src` as the page writes it, character by character: a signer need not know how imgkeep parses
+URLs. This module needs only the standard library; `docs/signing.md` has the recipe for other languages.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 KEY_CHARS_MIN: Final = 16
-"""`imgkeep token` prints 43 characters; what people make up themselves is guessed below this."""
+"""Minimum length of a key: `imgkeep token` prints 43 characters, and an attacker can guess a shorter invented one."""
 
 _EPOCH: Final = re.compile(r"[1-9][0-9]{0,11}")
 
@@ -38,13 +38,15 @@ def sign(key: str, src: str, *, expires: int | None = None, options: Iterable[tu
 
 
 def signed_path(key: str, src: str, *, expires: int | None = None) -> str:
-    """Return what a page asks for: `/img?src=...&exp=...&sig=...`, to be put behind the server's public URL."""
+    """
+    Return the signed path for a page, `/img?src=...&exp=...&sig=...`; the caller prepends the server's public URL.
+    """
     end = "" if expires is None else f"&exp={expires}"
     return f"/img?src={quote(src, safe='')}{end}&sig={sign(key, src, expires=expires)}"
 
 
 class Signatures:
-    """Judges signatures. Any of `keys` makes them valid, so that keys can be rotated."""
+    """A verifier of signatures by any of `keys`, so that operators can rotate keys."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = tuple(keys)
@@ -62,16 +64,16 @@ class Signatures:
             now_s: Epoch seconds.
 
         Raises:
-            SignatureRequired: There is none.
-            SignatureInvalid: None of the keys has signed this.
-            SignatureExpired: One has, for a time that is over.
+            SignatureRequired: The URL has no signature.
+            SignatureInvalid: The signature is not by any of the keys.
+            SignatureExpired: The signature is valid, but has expired.
         """
         given = options.get("sig", "")
         if not given:
             raise SignatureRequired("the URL has to be signed: sig is missing")
         end = options.get("exp", "")
         others = sorted((name, value) for name, value in options.items() if name not in {"sig", "exp"})
-        # All keys are tried in any case, so the time tells nothing about which of them it was.
+        # It tries all keys in any case, so the time does not reveal which one matched.
         valid = [compare_digest(_sign(key, end, others, src).encode(), given.encode()) for key in self._keys]
         if not any(valid) or (end and not _EPOCH.fullmatch(end)):
             raise SignatureInvalid("the signature does not fit this URL")

@@ -2,22 +2,21 @@
 The source URL of a request: an absolute http(s) URL, and the query of `/img` that carries one.
 
 Rules:
-- What was checked is what is connected to: `core/url_host.py` brings the host into its one ASCII form, once, and no
-  module downstream parses the URL again. Parsers that guess are how guards are bypassed (CVE-2019-9636,
-  CVE-2024-11168).
-- White space around a link comes from pasting and is dropped. Inside of a link it is refused, though browsers drop tabs
-  and line ends there, too: two links that were pasted as one name neither.
-- What goes on the wire is what was given: path and query are credentials over which somebody computed a signature,
-  so escapes, case, order, `//` and dot segments stay. (`a/../b` is a key like any other to an object store.)
-  Only what may not stand in a request line at all is percent-encoded, and doing that twice changes nothing.
-- A message never holds a part of the URL, save the name of a parameter that is not ours. Errors are raised
-  `from None`: their causes would carry the URL.
+- imgkeep connects to the host that it has checked: `core/url_host.py` converts the host to its ASCII form, once, and no
+  module downstream parses the URL again. A second parser may read another host (CVE-2019-9636, CVE-2024-11168).
+- The parser drops white space around a link, which comes from pasting. It refuses white space inside, though browsers
+  drop tabs and line ends there: two links pasted as one name neither.
+- The request to the origin carries path and query as the client gave them: a signature covers them, so escapes, case,
+  order, `//` and dot segments stay. (`a/../b` is a key like any other to an object store.) The parser percent-encodes
+  only characters that a request line cannot carry, and doing that twice changes nothing.
+- A message never contains a part of the URL, except the name of an unknown parameter. Errors are raised `from None`,
+  because their causes contain the URL.
 
-How `src` is written in the query of `/img`. Programs percent-encode it, each in its own way (`encodeURIComponent`,
+The forms of `src` in the query of `/img`: programs percent-encode it, each in its own way (`encodeURIComponent`,
 `urlencode`, `http_build_query` encode all but unreserved characters; yarl leaves `:/?@` but not `=&+`), people do not
-encode it at all. So a value that begins with `scheme://` and has a literal `=` behind a literal `?` was not encoded: it
-stands as it is and reaches to the end, our own parameters come before it. Everything else is a form value. Where
-that `=` is found only behind an `&`, it may be our own parameter's or the source's:
+encode it at all. So a value that begins with `scheme://` and has a literal `=` behind a literal `?` is not encoded: it
+reaches to the end of the query, and our own parameters come before it. Every other value is a form value. If that `=`
+comes only behind an `&`, it may belong to our own parameter or to the source:
 
     src=https://h/a.png?w%3D1&sig=x     encoded: `=` of the source is `%3D`
     src=https://h/a.png?thumb&sig=x     encoded: only our own parameters follow

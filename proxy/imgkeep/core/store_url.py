@@ -1,8 +1,8 @@
 """
-Where a store is, read from its URL: `file:PATH` or `s3://BUCKET/PREFIX?region=&endpoint=&addressing=`.
+The URL of a store: `file:PATH` or `s3://BUCKET/PREFIX?region=&endpoint=&addressing=`.
 
-Rules: nothing is guessed that the URL leaves open (`None` means: as the AWS tools would find it); a URL holds no secret
-and may be shown; what cannot be honoured is a `ValueError` that says what was expected.
+Rules: the parser guesses nothing that the URL leaves open (`None` means: as the AWS tools find it); a URL contains no
+secret, so messages may quote it; an invalid URL raises a `ValueError` that names the expected form.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 Addressing = Literal["auto", "path", "virtual"]
 
 LATER: Final = ("gs", "az", "cloudinary")
-"""Schemes that the design names and this version does not have."""
+"""Schemes of later versions."""
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 _REGION: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9!_.*'()/=@:,+ -]{0,512}")
-"""What S3 calls safe in names, and a few more that need no thought (Amazon S3 User Guide, "Naming objects")."""
+"""Characters that S3 calls safe in names, and a few more (Amazon S3 User Guide, "Naming objects")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +33,14 @@ class Folder:
 @dataclass(frozen=True, slots=True)
 class Bucket:
     """
-    A bucket of Amazon S3, or of what speaks like it.
+    A bucket of Amazon S3 or of a compatible service.
 
     Attributes:
-        prefix: What all names in the bucket begin with, without slashes at its ends; empty: nothing.
-        region: `None`: as the AWS tools find it.
-        endpoint: URL of an S3-compatible service; `None`: as the AWS tools find it, Amazon's in the end.
-        addressing: Whether the bucket stands in the path or in the host name; `auto`: in the path for an endpoint that
-            is not Amazon's.
+        prefix: Prefix of all names in the bucket, without slashes at its ends; empty: none.
+        region: Name of the region; `None`: as the AWS tools find it.
+        endpoint: URL of an S3-compatible service; `None`: as the AWS tools find it, by default Amazon's.
+        addressing: Whether the bucket is in the path or in the host name; `auto`: in the path if the endpoint is not
+            Amazon's.
     """
 
     name: str
@@ -81,7 +81,7 @@ def _read_folder(path: str) -> Folder:
 def _read_bucket(url: str) -> Bucket:
     parts = _split(url, "expected s3://BUCKET/PREFIX")
     if not _BUCKET.fullmatch(parts.netloc) or parts.fragment:
-        # Not quoted: an operator may have put credentials here.
+        # The message does not quote the URL: an operator may have put credentials there.
         raise ValueError(
             "expected s3://BUCKET/PREFIX, where the bucket has a name of 3 letters, digits, dots, hyphens or more; "
             "credentials come from the environment or an AWS profile"
@@ -92,7 +92,7 @@ def _read_bucket(url: str) -> Bucket:
     parameters: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in {"region", "endpoint", "addressing"} or name in parameters:
-            wrong = f"{name} stands there twice: " if name in parameters else _tell_parameter(name)
+            wrong = f"{name} is given twice: " if name in parameters else _describe_unknown(name)
             raise ValueError(f"{wrong}behind the ? expected region=, endpoint= and addressing=, each once")
         parameters[name] = value
     addressing = parameters.get("addressing", "").lower() or "auto"
@@ -107,8 +107,8 @@ def _read_bucket(url: str) -> Bucket:
     )
 
 
-def _tell_parameter(name: str) -> str:
-    """Return which parameter there is not; what does not look like a name is not quoted."""
+def _describe_unknown(name: str) -> str:
+    """Return a message about an unknown parameter; empty for a text that does not look like a name."""
     return f"there is no parameter {name}: " if re.fullmatch(r"[a-z_]{1,32}", name, re.IGNORECASE) else ""
 
 
@@ -131,7 +131,7 @@ def _read_endpoint(endpoint: str) -> str | None:
 
 
 def _split(url: str, expected: str) -> SplitResult:
-    """Split a URL as it stands: the library would drop control characters, and finds wrong ports late."""
+    """Split a URL strictly: the library would drop control characters, and checks the port late."""
     if not url.isprintable():
         raise ValueError(expected)
     try:

@@ -9,13 +9,13 @@ The SQL database: one engine, and four repositories that keep tables in it.
 | `DurableJobs` | jobs and their links | lost: they are stored nowhere else |
 """
 
+from imgkeep.database.blocked_digests import RemovalIndex
 from imgkeep.database.durable_jobs import DurableJobs
 from imgkeep.database.engine import DatabaseEngine, require_driver
 from imgkeep.database.image_index import ImageIndex
 from imgkeep.database.outbox import Outbox
-from imgkeep.database.removals import RemovalIndex
 from imgkeep.database.repositories import Database
-from imgkeep.database.schema import IncompatibleDatabase
+from imgkeep.database.schema_upgrade import IncompatibleDatabase
 
 __all__ = [
     "Database",

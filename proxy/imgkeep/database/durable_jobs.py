@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from imgkeep.core.jobs import Job, JobItem, JobResult, Webhook
 from imgkeep.core.records import Failure, Key
-from imgkeep.database.tables import items, jobs
+from imgkeep.database.schema import items, jobs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -25,9 +25,9 @@ import sqlalchemy as sa
 
 from imgkeep.config import ConfigError, absolute
 from imgkeep.core.errors import StorageError
-from imgkeep.database.schema import IncompatibleDatabase, prepare_tables
+from imgkeep.database.schema import state
+from imgkeep.database.schema_upgrade import IncompatibleDatabase, prepare_tables
 from imgkeep.database.sqlite_file import find_file, quarantine, take_over
-from imgkeep.database.tables import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable

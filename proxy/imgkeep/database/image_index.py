@@ -21,7 +21,7 @@ from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import read_doubts, read_validator, write_doubts
 from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Totals, Trust, Wanted
 from imgkeep.database.outbox import delete_entries, update_entries
-from imgkeep.database.tables import images, outbox, refused, state
+from imgkeep.database.schema import images, outbox, refused, state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence

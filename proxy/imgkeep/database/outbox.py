@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from imgkeep.core.records import Backlog, Key, OutboxEntry
-from imgkeep.database.tables import outbox
+from imgkeep.database.schema import outbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Sequence

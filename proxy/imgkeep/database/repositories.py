@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from imgkeep.database.blocked_digests import RemovalIndex
 from imgkeep.database.durable_jobs import DurableJobs
 from imgkeep.database.engine import DatabaseEngine
 from imgkeep.database.image_index import BATCH_DELAY_S, ImageIndex
 from imgkeep.database.outbox import Outbox
-from imgkeep.database.removals import RemovalIndex
 
 if TYPE_CHECKING:
     from imgkeep.clock import Clock

@@ -1,76 +1,94 @@
-"""
-The tables' version: makes them in an empty database, and brings those of an older release up to date.
-
-An empty database gets the tables as `tables.py` declares them; a database of an older release goes through the
-migrations (Alembic). Both ways lead to the same tables; a test compares them. Only a database of another version makes
-this module import Alembic, which takes a fifth of the time of a start.
-"""
+"""The tables, as the newest migration makes them. Times are whole seconds since the epoch, sizes are bytes."""
 
 from __future__ import annotations
 
-from typing import Final
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table, Text
 
-import sqlalchemy as sa
+metadata = MetaData()
 
-from imgkeep.core.errors import StorageError
-from imgkeep.database.tables import metadata
+images = Table(
+    "images",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("identity", Text, nullable=False),
+    Column("host", String(253), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("extension", String(4), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("width", Integer),
+    Column("height", Integer),
+    Column("etag", String(66), nullable=False),
+    Column("stored_at", BigInteger, nullable=False),
+    Column("provider", String(64)),
+    Column("temporary", Boolean, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("indexed_at", BigInteger, nullable=False, comment="when this row was last written"),
+    Column("origin_etag", Text),
+    Column("origin_modified", Text),
+    Column("doubts", String(64), comment="words of `core.records.Doubt` with commas between; empty or null: confirmed"),
+    Column("brought_by", String(32)),
+    Index("images_by_digest", "digest"),
+    Index("images_by_host", "host"),
+    Index("images_by_time", "stored_at", "key"),
+    sqlite_with_rowid=False,
+)
 
-NEWEST: Final = "0006"
-"""The last of the migrations."""
-RELEASED: Final = frozenset({NEWEST})
-"""The versions that this one can use or migrate: those of releases, and the last one before the first release."""
-_UNRELEASED: Final = frozenset({"0001", "0002", "0003", "0004", "0005"})
-"""Versions of the months before the first release. Their migrations are gone."""
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("key", String(64), primary_key=True),
+    Column("since", BigInteger, nullable=False, comment="when the image was stored in the fallback"),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("error", String(255)),
+    Index("outbox_by_time", "since", "key"),
+    sqlite_with_rowid=False,
+)
+"""The images that wait for the primary store."""
 
-_version: Final = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
+refused = Table("refused", metadata, Column("digest", String(64), primary_key=True), sqlite_with_rowid=False)
+"""The blocked digests, for a start without the store."""
 
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),
+    Column("total", Integer, nullable=False),
+    Column("saved", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("webhook", Text, comment="URL of the webhook; null once it was delivered"),
+    Column("webhook_attempts", Integer, nullable=False),
+    Column("webhook_due_at", BigInteger, nullable=False),
+    Index("jobs_by_webhook", "webhook_due_at"),
+    Index("jobs_by_time", "created_at", "id"),
+    sqlite_with_rowid=False,
+)
 
-class IncompatibleDatabase(StorageError):
-    """A database of a version that this one cannot use. It stays as it is: its own version may be about to return."""
+items = Table(
+    "items",
+    metadata,
+    Column("job", String(32), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("link", Text, comment="a credential: null once nothing is left to do"),
+    Column("host", String(253), nullable=False),
+    Column("expires_at", BigInteger, nullable=False, comment="of the link; the far future where it has no end"),
+    Column("state", String(7), nullable=False, comment="waiting, saved or failed"),
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", BigInteger, nullable=False),
+    Column("key", String(64)),
+    Column("created", Boolean),
+    Column("code", String(32)),
+    Column("detail", String(255)),
+    Index("items_by_expiry", "state", "expires_at", "job", "number"),
+    sqlite_with_rowid=False,
+)
+"""The links of jobs."""
 
-
-def prepare_tables(connection: sa.Connection, *, read_only: bool = False) -> None:
-    """
-    Make or migrate the tables, within the transaction that `connection` is in.
-
-    Args:
-        connection: To the database.
-        read_only: Whether to make no tables; a migration is made all the same.
-
-    Raises:
-        IncompatibleDatabase: A version made the tables that this one cannot use.
-        StorageError: There are none to be read.
-    """
-    if sa.inspect(connection).has_table(_version.name):
-        version = connection.scalar(sa.select(_version))
-        if version != NEWEST:
-            if version not in RELEASED:
-                raise IncompatibleDatabase(f"the database {describe_mismatch(version)}")
-            migrate(connection)
-    elif read_only:
-        raise StorageError("the database has no tables; `imgkeep reindex` makes them, and fills the image index")
-    else:
-        metadata.create_all(connection, checkfirst=False)
-        _version.create(connection, checkfirst=False)
-        connection.execute(_version.insert().values(version_num=NEWEST))
-
-
-def migrate(connection: sa.Connection, version: str = "head") -> None:
-    """Run each migration up to `version` that the database has not seen."""
-    from alembic import command  # noqa: PLC0415 - see above
-    from alembic.config import Config  # noqa: PLC0415
-
-    config = Config()
-    config.set_main_option("script_location", "imgkeep.database:migrations")
-    config.attributes["connection"] = connection
-    command.upgrade(config, version)
-
-
-def describe_mismatch(version: str | None) -> str:
-    """Return the end of the sentence that says why this version cannot use a database."""
-    if version in _UNRELEASED:
-        return (
-            f"was written before the first release (schema {version}): move it away; "
-            "`imgkeep reindex` fills a new one from the records, jobs are lost"
-        )
-    return f"was written by a newer version of imgkeep (schema {version}), or by another program"
+state = Table(
+    "state",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", String(255), nullable=False),
+)

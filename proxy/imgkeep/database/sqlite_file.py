@@ -7,7 +7,7 @@ import sqlite3
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.database.schema import RELEASED, describe_mismatch
+from imgkeep.database.schema_upgrade import RELEASED, describe_mismatch
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -186,8 +187,10 @@ class Fill(Call):
             return
         subject = Subject(self._info.key, self.source.host, self._info.provider)
         self.result = FillResult(subject, self.body.written, outcome)
-        for listener in self._listeners:
-            await listener(self.result)
+        # A listener that is cancelled or fails must not keep the later ones, such as the lease's, from the result.
+        async with AsyncExitStack() as stack:
+            for listener in reversed(self._listeners):
+                stack.push_async_callback(listener, self.result)
 
     async def _fetch_and_store(self) -> FillOutcome:
         if self._is_due is not None and not await self._is_due():

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import ImgkeepError, LoopDetected, RateLimited, SourceRejected, StorageError
 from imgkeep.core.policy import judge
-from imgkeep.images.context import INTERNAL
 from imgkeep.images.fill import Fill
 from imgkeep.images.fill_result import Failed, Stored
 from imgkeep.images.negative_cache import NegativeCache
+from imgkeep.images.request_context import INTERNAL
 from imgkeep.images.source_order import SourceOrder
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Record, Source, SourceInfo
-    from imgkeep.images.context import RequestContext
     from imgkeep.images.dependencies import FillDependencies
     from imgkeep.images.fill import PutImage
+    from imgkeep.images.fill_rate_limit import RateLimiter
     from imgkeep.images.fill_result import FillListener, FillResult
     from imgkeep.images.interfaces import Leases
-    from imgkeep.images.rate_limit import RateLimiter
     from imgkeep.images.record_changes import RecordChanges
+    from imgkeep.images.request_context import RequestContext
     from imgkeep.images.singleflight import SingleFlight
 
 SECOND_FILL_PREFIX: Final = "try."

@@ -49,7 +49,7 @@ from imgkeep.core.incomplete_image import (
     record_after_refetch,
 )
 from imgkeep.core.records import Doubt
-from imgkeep.images.confirmation import is_continuation
+from imgkeep.images.confirmer import is_continuation
 from imgkeep.images.fill_result import Failed
 from imgkeep.images.fill_starter import REFRESH_PREFIX
 
@@ -58,10 +58,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from imgkeep.core.records import Digest, Key, Record, Source, SourceInfo
-    from imgkeep.images.confirmation import Confirmer
-    from imgkeep.images.context import RequestContext
+    from imgkeep.images.confirmer import Confirmer
     from imgkeep.images.fill_result import FillResult
     from imgkeep.images.fill_starter import FillStarter
+    from imgkeep.images.request_context import RequestContext
     from imgkeep.storage.interfaces import Draft
 
 REFETCHES_MAX: Final = 8
@@ -223,7 +223,7 @@ class IncompleteRefetcher:
         if refetch.may_be_forged and _is_of_link(error):
             self._note_useless_link(refetch)
             return
-        with suppress(StorageError):  # then the next refetch is due after the shorter interval
+        with suppress(StorageError, Removed):  # then the next refetch is due after the shorter interval, if ever
             current = await self._dependencies.store.find(refetch.known.key)
             if current is not None and current.digest == refetch.known.digest and is_incomplete(current):
                 after = record_after_refetch(current, RefetchOutcome.FAILED, self._now())

@@ -8,15 +8,15 @@ import logging
 from typing import TYPE_CHECKING, assert_never
 
 from imgkeep.core.errors import Conflict, WrittenByNewer
+from imgkeep.images.failure_history import POLICY_SHARE
 from imgkeep.images.fill_result import Failed, NotStored, Skipped, Stored, Unchanged
-from imgkeep.images.recent_failures import POLICY_SHARE
 
 if TYPE_CHECKING:
     from imgkeep.core.errors import SourceForbidden, StorageError
     from imgkeep.core.records import Record, Subject
     from imgkeep.health import Health
+    from imgkeep.images.failure_history import RecentFailures
     from imgkeep.images.fill_result import FillResult
-    from imgkeep.images.recent_failures import RecentFailures
     from imgkeep.observability.metrics import Metrics
 
 log = logging.getLogger(__name__)

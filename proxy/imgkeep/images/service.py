@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from imgkeep.core.confirmation import RecordUse, own_info, read_link
 from imgkeep.core.errors import Busy, ImgkeepError, StorageError
 from imgkeep.core.records import Key, Record
-from imgkeep.images.coalescing import FillCoalescer
-from imgkeep.images.confirmation import Confirmer
-from imgkeep.images.context import INTERNAL, HeldByPeer, RedirectToSource
+from imgkeep.images.background_refresh import Refresher, SourceRules
+from imgkeep.images.confirmer import Confirmer
+from imgkeep.images.fill_coalescing import FillCoalescer
 from imgkeep.images.fill_starter import FillStarter
 from imgkeep.images.incomplete_refetch import IncompleteRefetcher
 from imgkeep.images.record_cache import RecordCache
 from imgkeep.images.record_changes import RecordChanges
-from imgkeep.images.refresh import Refresher, SourceRules
+from imgkeep.images.request_context import INTERNAL, HeldByPeer, RedirectToSource
 from imgkeep.images.singleflight import SingleFlight
 from imgkeep.images.source_policy import SourcePolicy
 from imgkeep.images.stored_images import StoredImages
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Digest, Source, SourceInfo
     from imgkeep.database import ImageIndex
-    from imgkeep.images.context import Delivery, RedirectToObject, RequestContext
     from imgkeep.images.dependencies import FillDependencies
     from imgkeep.images.fill import Fill, FillHead
+    from imgkeep.images.fill_rate_limit import RateLimiter
     from imgkeep.images.interfaces import Cluster
+    from imgkeep.images.object_urls import ObjectUrls
     from imgkeep.images.peer_fill import FillFailure
-    from imgkeep.images.rate_limit import RateLimiter
-    from imgkeep.images.record_facts import ImageFacts
-    from imgkeep.images.redirects import ObjectUrls
+    from imgkeep.images.record_json import ImageFacts
+    from imgkeep.images.request_context import Delivery, RedirectToObject, RequestContext
     from imgkeep.images.shared_body import SharedBody
     from imgkeep.images.stored_images import LookupResult
 

@@ -9,7 +9,7 @@ One running call per key (asyncio, no I/O).
    look-up of its own, so no request joins a call that is over, and a follower that wants a call of its own finds the
    key free.
 4. C looked up before A's call ended, and wants to start one after it: between a look-up and `join` there must be no
-   `await`, or C has to look up again. The caller sees to that (`images/coalescing.py`).
+   `await`, or C has to look up again. The caller sees to that (`images/fill_coalescing.py`).
 """
 
 from __future__ import annotations

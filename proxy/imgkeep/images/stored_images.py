@@ -23,19 +23,19 @@ from imgkeep.core.confirmation import (
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import REMOVED, read_object_name
 from imgkeep.core.records import Doubt
-from imgkeep.images.context import CacheStatus, Delivery, RedirectToObject
-from imgkeep.images.record_facts import describe_record
+from imgkeep.images.record_json import describe_record
+from imgkeep.images.request_context import CacheStatus, Delivery, RedirectToObject
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgkeep.core.confirmation import Link
     from imgkeep.core.records import Digest, Format, Key, Record, Source, SourceInfo
-    from imgkeep.images.context import RequestContext
     from imgkeep.images.dependencies import FillDependencies
+    from imgkeep.images.object_urls import ObjectUrls
     from imgkeep.images.record_changes import RecordChanges
-    from imgkeep.images.record_facts import ImageFacts
-    from imgkeep.images.redirects import ObjectUrls
+    from imgkeep.images.record_json import ImageFacts
+    from imgkeep.images.request_context import RequestContext
     from imgkeep.images.source_policy import SourcePolicy
     from imgkeep.storage.interfaces import Body
 

@@ -1,16 +1,16 @@
 """
-Puts imgkeep into web applications that are written in Python: their pages ask us for images, by one line.
+Integrations for web applications in Python: one line makes their pages load images from imgkeep.
 
 Rules:
-- A page is never broken. What is doubtful goes out as the application made it; a fault in here is logged, and the rest
-  of the page goes out as it is.
-- A page never waits: not for imgkeep, and not for more of itself than the tag it is in.
-- A link that imgkeep would refuse is left alone (`policy`), but where an application writes out that it means this one.
-- All of this runs in other people's processes. So nothing but the core is imported, a framework only by the module that
-  is for it; there is no state but in objects of theirs, one thread where saving is wanted, and one for a moment where
-  imgkeep is asked what it would refuse.
-- What is decided is the same everywhere: `responses` says which are rewritten and with which headers, `body` rewrites
-  one. `asgi`, `wsgi` and `django` carry that out, `jinja` and Django's tags are for single values.
+- An integration never breaks a page. Doubtful responses stay unchanged; it logs a fault of its own, and the rest of the
+  page stays unchanged.
+- A page never waits: not for imgkeep, and only for the rest of one incomplete tag.
+- A link that imgkeep would refuse stays (`policy`), unless the application names this single link.
+- The integrations run in other people's processes. So they import only the core, and a framework only in the module for
+  it; they have no global state beyond their objects, one thread for saving, and a short-lived one to fetch the policy.
+- The decisions are the same everywhere: `responses` decides which responses to rewrite and with which headers,
+  `response_body` rewrites a body. `asgi`, `wsgi` and `django` carry that out; `jinja` and Django's filters are for
+  single values.
 
     from imgkeep.integrations import img_url
 """

@@ -4,14 +4,13 @@ Middleware for ASGI 3 applications: FastAPI, Starlette, Django, Quart, Litestar,
     app.add_middleware(Imgkeep, public_url="https://img.example.com")
 
 Rules:
-- A response that is left alone is not touched, and neither are WebSockets and the lifespan.
-- The start of one that is rewritten waits for the first piece of its body, which comes at once but where an application
-  has nothing to say.
-- A body that the server reads from a file itself (`http.response.pathsend`) is left alone. One that may mix such parts
-  with pieces (`http.response.zerocopysend`) cannot be known before it is too late, so that is not offered.
-- Who asks for a part of a page gets the page: the application is asked again, for all of it.
-- What was held back goes out when the application fails.
-- A page that is made to be slow does not hold the event loop: see `turns`.
+- Every other response passes unchanged, and so do WebSockets and the lifespan.
+- The start of a rewritten response waits for the first piece of its body, which usually comes at once.
+- A body that the server reads from a file itself (`http.response.pathsend`) stays. The middleware does not offer
+  `http.response.zerocopysend`, because it would see too late that a body mixes files with pieces.
+- A request for a part of a page gets the whole page: the middleware calls the application again without the range.
+- When the application fails, the buffered bytes go out.
+- A page that is crafted to be slow does not block the event loop: see `cooperative`.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import quote
 
-from imgkeep.integrations import event_loop_turns as turns
-from imgkeep.integrations.links import PATH_SAFE, SiteLinks, img_url
+from imgkeep.integrations import cooperative
+from imgkeep.integrations.links import PATH_SAFE, LinkRewriter, img_url
 from imgkeep.integrations.response_body import Body, Streamed, Unaltered, Whole
 from imgkeep.integrations.responses import DIGESTS, is_part, plan, revalidated, rewritten
 
@@ -43,11 +42,11 @@ _RANGE: Final = frozenset({b"range", b"if-range"})
 
 
 class Imgkeep:
-    """An ASGI application whose pages ask imgkeep for their images; see `Options`."""
+    """An ASGI application whose pages load their images from imgkeep; see `Options`."""
 
     def __init__(self, app: App, **options: Unpack[Options]) -> None:
         self._app = app
-        self._site = SiteLinks(**options)
+        self._rewriter = LinkRewriter(**options)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,38 +55,38 @@ class Imgkeep:
         extensions = scope.get("extensions") or {}
         if _ZERO_COPY in extensions:
             scope = {**scope, "extensions": {name: each for name, each in extensions.items() if name != _ZERO_COPY}}
-        whole = _without_range(scope)  # before the application changes what it is given
-        answer = _Answer(scope, send, self._site, may_be_part=whole is not None)
-        await self._answer(answer, scope, receive)
-        if answer.is_part and whole is not None:
-            answer = _Answer(whole, send, self._site, may_be_part=False)
-            await self._answer(answer, whole, _anew(receive))
-        await answer.end()
+        whole = _without_range(scope)  # before the application changes the scope
+        response = _Response(scope, send, self._rewriter, may_be_part=whole is not None)
+        await self._respond(response, scope, receive)
+        if response.is_part and whole is not None:
+            response = _Response(whole, send, self._rewriter, may_be_part=False)
+            await self._respond(response, whole, _receive_again(receive))
+        await response.end()
 
-    async def _answer(self, answer: _Answer, scope: Message, receive: Receive) -> None:
+    async def _respond(self, response: _Response, scope: Message, receive: Receive) -> None:
         try:
-            await self._app(scope, receive, answer.send)
+            await self._app(scope, receive, response.send)
         except Exception:
-            await answer.abandon()
+            await response.abandon()
             raise
 
 
-class _Answer:
+class _Response:
     """
-    One response. `held` is its start while that waits, `body` is there while it is rewritten.
+    One response. `_held` is its start while that waits, `_body` rewrites its body.
 
     Attributes:
-        is_part: It was a part of a page, and nobody has got anything of it.
+        is_part: Whether it was a part of a page; then nothing of it has gone out.
     """
 
-    def __init__(self, scope: Message, send: Send, site: SiteLinks, *, may_be_part: bool) -> None:
-        self._scope, self._send, self._site, self._may_be_part = scope, send, site, may_be_part
+    def __init__(self, scope: Message, send: Send, rewriter: LinkRewriter, *, may_be_part: bool) -> None:
+        self._scope, self._send, self._rewriter, self._may_be_part = scope, send, rewriter, may_be_part
         self.is_part = False
         self._held: Message | None = None
         self._body: Body | None = None
 
     async def send(self, message: Message) -> None:
-        """Be the `send` of the application."""
+        """Handle a message of the application, as its `send`."""
         if self.is_part:
             return
         kind = message["type"]
@@ -104,16 +103,16 @@ class _Answer:
             await self._send(message)
 
     async def end(self) -> None:
-        """Let the start go out as it is, if it still waits."""
+        """Send the waiting start, if any, unchanged."""
         if self._held is not None:
             held, self._held, self._body = self._held, None, None
             await self._send(held)
 
     async def abandon(self) -> None:
-        """Let what is held back of the body go out: nothing will come any more."""
+        """Send the buffered bytes of the body: the application sends no more."""
         if self._body is not None and self._held is None:
             body, self._body = self._body, None
-            async for data in turns.in_turns(body, body.abandon()):
+            async for data in cooperative.in_steps(body, body.abandon()):
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _start(self, message: Message) -> None:
@@ -131,13 +130,13 @@ class _Answer:
             await self._send({**message, "headers": _raw(rewritten(headers, None))})
         else:
             self._held = message
-            self._body = Body(planned, self._site.of_page(self._page_url()))
+            self._body = Body(planned, self._rewriter.of_page(self._page_url()))
 
     async def _pass(self, body: Body, message: Message) -> None:
         data, is_last = bytes(message.get("body", b"")), not message.get("more_body", False)
         if self._held is not None:
             held, self._held = self._held, None
-            match await turns.begin(body, data, is_last=is_last):
+            match await cooperative.begin(body, data, is_last=is_last):
                 case Unaltered():
                     self._body = None
                     await self._send(held)
@@ -150,16 +149,16 @@ class _Answer:
                 case Streamed():
                     await self._send(_with_headers(held, None))
         waiting = b""
-        async for piece in turns.in_turns(body, body.feed(data)):
+        async for piece in cooperative.in_steps(body, body.feed(data)):
             waiting = await self._relay(waiting, piece)
         if is_last:
-            async for piece in turns.in_turns(body, body.close()):
+            async for piece in cooperative.in_steps(body, body.close()):
                 waiting = await self._relay(waiting, piece)
         if waiting or is_last:
             await self._send({"type": "http.response.body", "body": waiting, "more_body": not is_last})
 
     async def _relay(self, waiting: bytes, piece: bytes) -> bytes:
-        """Send what waited, now that it is not the last; return what waits."""
+        """Send the waiting piece, because another one follows; return the piece that waits now."""
         if not piece:
             return waiting
         if waiting:
@@ -174,17 +173,17 @@ class _Answer:
         root, path = scope.get("root_path", ""), scope["path"]
         path = quote(path if path.startswith(root) else f"{root}{path}", PATH_SAFE, errors="replace")
         query = _text(scope.get("query_string") or b"")
-        return self._site.page_url(scope.get("scheme", "http"), self._header(b"host"), path, query)
+        return self._rewriter.page_url(scope.get("scheme", "http"), self._header(b"host"), path, query)
 
 
 def _without_range(scope: Message) -> Message | None:
-    """Return the scope of a request for all of what a part is asked for; `None`: none is."""
+    """Return the scope without its range; `None`: it has none."""
     headers = [(name, value) for name, value in scope.get("headers", ()) if name.lower() not in _RANGE]
     return None if len(headers) == len(scope.get("headers", ())) else {**scope, "headers": headers}
 
 
-def _anew(receive: Receive) -> Receive:
-    """Give a request without a body, and then what comes."""
+def _receive_again(receive: Receive) -> Receive:
+    """Return a `receive` that starts with an empty body, and then continues with `receive`."""
     request: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def give() -> Message:

@@ -1,11 +1,10 @@
 """
-Undoes gzip and deflate (RFC 1952, 1950) as a body comes, and does it again.
+An incremental decoder and encoder of gzip and deflate (RFC 1952, 1950).
 
 Rules:
-- Nothing is kept but what the format needs, and no piece grows beyond `PIECE_BYTES_MAX`, whatever is behind it.
-- The header of a gzip file stays as it is: frameworks hide the length of a page by it (BREACH).
-- What does not end as it should ends likewise when it is done again: cut where it was cut, wrong where it was wrong, so
-  a client can tell.
+- The decoder buffers only what the format needs, and no decoded piece exceeds `PIECE_BYTES_MAX`.
+- The header of a gzip file stays: frameworks hide the length of a page by it (BREACH).
+- A body with a bad end gets a bad end again: truncated or invalid like the original, so that a client notices.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ LEVEL: Final = 6
 
 _PLAIN_HEADER: Final = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 _NO_BLOCK: Final = b"\x07"
-"""A last block of the type that is none (RFC 1951, 3.2.3)."""
+"""A last block of the reserved, invalid type (RFC 1951, 3.2.3)."""
 
 _HEADER_CRC, _EXTRA, _NAME, _COMMENT = 2, 4, 8, 16
 
 
 class Undecodable(Exception):
-    """The body is not what its `Content-Encoding` says."""
+    """The body does not have the coding of its `Content-Encoding`."""
 
 
 class Decoder:
     """
-    Undoes a coding.
+    A decoder of one body.
 
     Attributes:
-        header: Of a gzip file, as far as it is known; for the encoder.
-        rest: What came behind the end.
+        header: Header of the gzip file, once it is complete, for the encoder.
+        rest: Bytes behind the end.
     """
 
     def __init__(self, coding: Coding) -> None:
@@ -54,10 +53,10 @@ class Decoder:
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """
-        Yield what is decoded.
+        Decode the next bytes, and yield the result.
 
         Raises:
-            Undecodable: It goes on no further; all before that was yielded.
+            Undecodable: The coding is invalid; raised behind all bytes before the fault.
         """
         self._note_header(data)
         is_more = True
@@ -69,7 +68,7 @@ class Decoder:
                 yield _all_before_error(before, data)
                 raise Undecodable from None
             data = self._inflater.unconsumed_tail
-            # Of what was taken in, some may come out only when there is room again.
+            # A full piece may leave decoded bytes inside the decoder.
             is_more = bool(data) or len(piece) == PIECE_BYTES_MAX
             if piece:
                 yield piece
@@ -87,7 +86,7 @@ class Decoder:
 
 
 def _all_before_error(inflater: zlib._Decompress, data: bytes) -> bytes:
-    """Return what there is before an error, which costs all that comes out of the call that meets it."""
+    """Return the bytes before an error, which discards all output of the failing call."""
     found = bytearray(inflater.decompress(b""))
     with suppress(zlib.error):
         for at in range(len(data)):
@@ -96,7 +95,7 @@ def _all_before_error(inflater: zlib._Decompress, data: bytes) -> bytes:
 
 
 def _header_end(data: bytes) -> int | None:
-    """Return where the header of a gzip file ends; `None`: not in `data`."""
+    """Return the end of the header of a gzip file; `None`: it is incomplete."""
     if len(data) < len(_PLAIN_HEADER):
         return None
     flags, at = data[3], len(_PLAIN_HEADER)
@@ -113,7 +112,7 @@ def _header_end(data: bytes) -> int | None:
 
 
 class Encoder:
-    """Does a coding again; `header` begins a gzip file."""
+    """An encoder of one body; `header` is that of the decoded gzip file."""
 
     def __init__(self, coding: Coding, header: bytes) -> None:
         self._is_gzip = coding == "gzip"
@@ -122,23 +121,23 @@ class Encoder:
         self._checksum, self._size = zlib.crc32(b""), 0
 
     def feed(self, data: bytes) -> bytes:
-        """Encode; some of it may come later."""
+        """Encode bytes; a part of the result may come with a later call."""
         self._checksum, self._size = zlib.crc32(data, self._checksum), self._size + len(data)
         return self._taken_head() + self._deflater.compress(data)
 
     def flush(self) -> bytes:
-        """Return all that was fed."""
+        """Return the rest of the encoded bytes so far."""
         return self._taken_head() + self._deflater.flush(zlib.Z_SYNC_FLUSH)
 
     def close(self) -> bytes:
-        """End as it should end."""
+        """Return the regular end."""
         end = self._taken_head() + self._deflater.flush()
         if not self._is_gzip:
             return end
         return end + self._checksum.to_bytes(4, "little") + (self._size & 0xFFFFFFFF).to_bytes(4, "little")
 
-    def spoil(self) -> bytes:
-        """End so that every client notices."""
+    def end_invalid(self) -> bytes:
+        """Return an invalid end, which every client notices."""
         return self.flush() + _NO_BLOCK
 
     def _taken_head(self) -> bytes:

@@ -3,9 +3,9 @@ Filters for Jinja templates.
 
     install(env, public_url="https://img.example.com")
 
-`{{ picture.url|img_url }}` is for a single link and means this one, whatever the options say of others;
-`{{ post.body|imgkeep }}` is for HTML, whose links are chosen as in a page. What is marked as safe stays so,
-and nothing becomes it: `{{ post.body|safe|imgkeep }}` for HTML that you trust.
+`{{ image.url|img_url }}` rewrites a single link, whatever the options say about others; `{{ post.body|imgkeep }}`
+rewrites the chosen links in HTML. The filters keep the mark of safe values, and mark no other value as safe:
+`{{ post.body|safe|imgkeep }}` for HTML that you trust.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
-from imgkeep.integrations.links import SiteLinks, img_url
+from imgkeep.integrations.links import LinkRewriter, img_url
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -27,20 +27,20 @@ __all__ = ["img_url", "install"]
 
 
 def install(env: Environment, **options: Unpack[Options]) -> None:
-    """Give an environment the filters `img_url` and `imgkeep`; see `Options`."""
-    site = SiteLinks(**options)
+    """Add the filters `img_url` and `imgkeep` to an environment; see `Options`."""
+    rewriter = LinkRewriter(**options)
 
     def one(value: Any) -> Any:
         if not value:
             return value
         if isinstance(value, Markup):
-            return escape(site.img_url(value.unescape()))
-        return site.img_url(str(value))
+            return escape(rewriter.img_url(value.unescape()))
+        return rewriter.img_url(str(value))
 
     def imgkeep(value: Any) -> Any:
         if not value:
             return value
-        html = site.rewrite(str(value))
+        html = rewriter.rewrite(str(value))
         return Markup(html) if hasattr(value, "__html__") else html  # noqa: S704 - it was marked before
 
     env.filters["img_url"] = one

@@ -1,4 +1,4 @@
-"""Which links in pages of a site are rewritten, as its developers configure it, and to what."""
+"""The rewriter of links in the pages of a site, configured by its developers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from imgkeep.core.rewrite import Hosts, ImgLinks, Temporary, every, rewrite_html
 from imgkeep.core.rewrite.links import Page
 from imgkeep.core.signing import KEY_CHARS_MIN
 from imgkeep.core.source_url import read_base, read_source
-from imgkeep.integrations.policy import ANY, KNOWN, AskedRules, Rules, make_policy
+from imgkeep.integrations.policy import ANY, KNOWN, PolicyClient, Rules, make_policy
 from imgkeep.integrations.save_client import saver_for
 
 if TYPE_CHECKING:
@@ -32,36 +32,36 @@ Allow: TypeAlias = "Sequence[str] | Literal['ask'] | None"
 log = logging.getLogger(__name__)
 
 PATH_SAFE: Final = "/:;=,@!$&'()*+~"
-"""What stands for itself in a path (RFC 3986, 3.3)."""
+"""Characters that need no escape in a path (RFC 3986, 3.3)."""
 
 FRAGMENT_STEPS_MAX: Final = 16_384
 """
-For HTML that a template filter rewrites (`proxy/imgkeep/core/rewrite/budget.py`): a filter cannot let others have their
-turn. A megabyte of what people write takes fewer; what is made to be slow is read for some hundredths of a second, and
-the rest of it stays.
+Maximum number of steps (`core/rewrite/budget.py`) for HTML in a template filter, which cannot let other tasks run. A
+megabyte of ordinary HTML takes fewer; of HTML that is crafted to be slow, the rest stays after some hundredths of a
+second.
 """
 
 _WORDS: Final = ("temporary", "all")
-_SITES_MAX: Final = 64
-"""Maximum number of sites that `img_url` remembers. An application has one, or one for each of its customers."""
+_REWRITERS_MAX: Final = 64
+"""Maximum number of rewriters that `img_url` caches. An application has one site, or one for each of its customers."""
 
 
 class Options(TypedDict, total=False):
     """
-    What can be said about a site; the same everywhere.
+    The options of every integration.
 
     Attributes:
-        public_url: Where browsers reach imgkeep; empty: on the site's own server.
+        public_url: URL at which browsers reach imgkeep; empty: the site's own server.
         which: Links that expire (`temporary`, the default), `all` that lead to other hosts, those of a list of host
             globs, or those of which a function says so.
-        allow: What imgkeep may fetch, in patterns as in its `sources.allow`, or `ask`: imgkeep tells. A link that it
-            would refuse is left alone. `None`: with `signing_key` all; else the `known` hosts and those in `which`.
-        deny: What imgkeep may not fetch all the same, in patterns as in its `sources.deny`.
+        allow: Patterns of `sources.allow` in imgkeep, or `ask`: imgkeep is asked for its policy. A link that imgkeep
+            would refuse stays. `None`: with `signing_key` all; else the `known` hosts and those in `which`.
+        deny: Patterns of `sources.deny` in imgkeep.
         allow_ports, allow_networks: As imgkeep's `fetch.allow_ports` and `fetch.allow_networks`.
         signing_key: The first of imgkeep's `security.signing_keys`, if it has any.
-        providers: As `[[sources.providers]]` of imgkeep, for links that only you know to be temporary.
-        site_url: Scheme and host of the site, where its server does not know them.
-        save: Where the application reaches imgkeep; links are handed there to be saved as they are rewritten.
+        providers: `[[sources.providers]]` of imgkeep, for temporary links of your own.
+        site_url: Scheme and host of the site, if its server does not know them.
+        save: URL at which the application reaches imgkeep, to save the links of each rewritten page.
         token: One of imgkeep's `security.api_tokens`, for `save` and for `allow="ask"`.
     """
 
@@ -78,12 +78,12 @@ class Options(TypedDict, total=False):
     token: str | None
 
 
-class SiteLinks:
+class LinkRewriter:
     """
-    The links of a site; see `Options`.
+    The rewriter of the links of a site; see `Options`.
 
     Raises:
-        ValueError: An option cannot be honoured; the message names it.
+        ValueError: An option is invalid; the message names it.
     """
 
     def __init__(  # noqa: PLR0913 - they are `Options`
@@ -112,24 +112,24 @@ class SiteLinks:
         self._provider_rules = read_provider_rules(providers) if providers else BUILT_IN
         patterns = self._allowed(which) if allow is None or allow == "ask" else allow
         policy = make_policy(patterns, deny, self._provider_rules, ports=allow_ports, networks=allow_networks)
-        self._rules: Rules | AskedRules = Rules(policy)
+        self._rules: Rules | PolicyClient = Rules(policy)
         if allow == "ask":
             if token is None:
-                raise ValueError("allow: to ask, imgkeep wants a token")
-            self._rules = AskedRules(save or public_url, token, self._provider_rules, self._rules)
+                raise ValueError('allow: "ask" needs a token')
+            self._rules = PolicyClient(save or public_url, token, self._provider_rules, self._rules)
         self._saver = saver_for(save, token) if save is not None else None
         self.site_url = site_url.rstrip("/")
 
     def of_page(self, url: str | None) -> PageLinks:
-        """Return the linker of one page; `url` is its own."""
-        rules = self._rules.current if isinstance(self._rules, AskedRules) else self._rules
+        """Return the linker of one page; `url` is the URL of the page."""
+        rules = self._rules.current if isinstance(self._rules, PolicyClient) else self._rules
         if rules is None or (rules.needs_key and self._key is None):
             return PageLinks(_leave, url, None)
         links = ImgLinks(self._choice(url), self._public_url, self._key, rules.policy)
         return PageLinks(links, url, self._saver)
 
     def page_url(self, scheme: str, host: str, path: str, query: str = "") -> str | None:
-        """Return the URL of a page from what its request says, all quoted; `None`: nobody knows its host."""
+        """Return the URL of a page from the quoted parts of its request; `None`: the host is unknown."""
         target = f"{path or '/'}?{query}" if query else path or "/"
         if self.site_url:
             return f"{self.site_url}{target}"
@@ -141,24 +141,24 @@ class SiteLinks:
         try:
             return rewrite_html(html, links, url=links.url, steps_max=FRAGMENT_STEPS_MAX)
         except Exception as error:  # noqa: BLE001 - the page goes on
-            tell("HTML stays as it is", error)
+            log_fault("HTML not rewritten", error)
             return html
 
     def img_url(self, url: str) -> str:
-        """Return what to write in the place of a link, whichever link it is; itself if it is none to an image."""
+        """Return the new link for any link; the same link if it is none to an image."""
         links = PageLinks(ImgLinks(every, self._public_url, self._key), self.site_url or None, self._saver)
         return Page(links, links.url).replacement(url) or url
 
     def _allowed(self, which: Which) -> Sequence[str]:
-        """Return the patterns where none are given: an imgkeep that wants signatures is open to all by default."""
+        """Return the default of `allow`: an imgkeep that requires signatures fetches from any host by default."""
         named = () if isinstance(which, str) or callable(which) else tuple(which)
         return ANY if self._key is not None else (*KNOWN, *named)
 
     def _choice(self, url: str | None) -> Choice:
         if self._which == "temporary":
-            # Until when "in ten years" reaches is judged anew for each page.
+            # Each page has its own present time, from which the ten years of a permanent link count.
             return Temporary(datetime.now(UTC), self._provider_rules)  # noqa: TID251 - there is no app.py to ask
-        return _ElsewhereThan(url) if self._which == "all" else self._which
+        return _OtherHosts(url) if self._which == "all" else self._which
 
 
 class PageLinks:
@@ -166,8 +166,8 @@ class PageLinks:
     The linker of one page.
 
     Attributes:
-        url: The page's.
-        count: How many links it has rewritten.
+        url: URL of the page.
+        count: Number of rewritten links.
     """
 
     def __init__(self, links: Linker, url: str | None, saver: Saver | None) -> None:
@@ -179,10 +179,10 @@ class PageLinks:
     def __call__(self, url: str) -> str | None:
         try:
             made = self._links(url)
-        except Exception as error:  # noqa: BLE001 - a choice is somebody else's code, and the page goes on
+        except Exception as error:  # noqa: BLE001 - a choice is the application's code, and the page goes on
             if not self._has_told:
                 self._has_told = True
-                tell("a link stays as it is", error)
+                log_fault("link not rewritten", error)
             return None
         if made is not None:
             self.count += 1
@@ -193,34 +193,34 @@ class PageLinks:
 
 def img_url(url: str, *, public_url: str = "", signing_key: str | None = None, site_url: str = "") -> str:
     """
-    Return the link to ask imgkeep for in the place of a link to an image, whichever link it is.
+    Return imgkeep's link for any link to an image.
 
-    What is none comes back as it is: a link of imgkeep's own, `data:` and other schemes, a relative link without
-    `site_url`, and what no one can fetch because it is malformed or carries a password.
+    These links stay: imgkeep's own, `data:` and other schemes, relative links without `site_url`, malformed links and
+    links with a password.
 
     Args:
         url: The link.
-        public_url: Where browsers reach imgkeep; empty: on the server that sends the page.
+        public_url: URL at which browsers reach imgkeep; empty: the server of the page.
         signing_key: The first of imgkeep's `security.signing_keys`, if it has any.
-        site_url: What relative links are resolved against.
+        site_url: Base URL of relative links.
 
     Raises:
-        ValueError: An option cannot be honoured; the message names it.
+        ValueError: An option is invalid; the message names it.
     """
-    return _site(public_url, signing_key, site_url).img_url(url) if url else url
+    return _rewriter(public_url, signing_key, site_url).img_url(url) if url else url
 
 
-@lru_cache(_SITES_MAX)
-def _site(public_url: str, signing_key: str | None, site_url: str) -> SiteLinks:
-    return SiteLinks(public_url=public_url, signing_key=signing_key, site_url=site_url, allow=ANY)
+@lru_cache(_REWRITERS_MAX)
+def _rewriter(public_url: str, signing_key: str | None, site_url: str) -> LinkRewriter:
+    return LinkRewriter(public_url=public_url, signing_key=signing_key, site_url=site_url, allow=ANY)
 
 
 def _leave(_: str) -> None:
-    """Leave a link alone."""
+    """Return `None` for every link: it stays."""
 
 
-class _ElsewhereThan:
-    """Chooses all links but those to the site itself, which serves them as long as it serves the page."""
+class _OtherHosts:
+    """The choice of all links but those to the site itself, which serves them as long as it serves the page."""
 
     def __init__(self, url: str | None) -> None:
         own = None
@@ -235,8 +235,8 @@ class _ElsewhereThan:
         return (source.host, source.port) != self._own
 
 
-def tell(message: str, error: Exception) -> None:
-    """Log where something went wrong. What exceptions say is not told: it may hold a link."""
+def log_fault(message: str, error: Exception) -> None:
+    """Log the place of a fault, without the message of the exception, which may contain a link."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     log.warning("%s: %s at %s:%s", message, type(error).__name__, PurePath(frame.filename).name, frame.lineno)
 

@@ -1,12 +1,12 @@
 """
-What imgkeep would refuse to fetch, as a site knows it: from its options, or from imgkeep itself.
+The policy of imgkeep in an application: from the options, or from imgkeep itself.
 
 Rules:
-- A link that imgkeep would refuse is left alone: the image behind it may work where it is, and a refusal never does.
-- A page never waits for an answer of imgkeep. Until the first one, no link of a site that asks is rewritten.
-- An answer holds until the next one: a site whose imgkeep is away goes on as before, also if there was no answer yet.
-  A site that is refused an answer goes by its options.
-- Neither links nor the token are logged.
+- A link that imgkeep would refuse stays: the image may load unchanged, a refusal never shows it.
+- A page never waits for a response of imgkeep. Until the first one, a site with `allow="ask"` rewrites no link.
+- A policy holds until the next one: during an outage of imgkeep a site goes on as before, also without any policy. If
+  imgkeep refuses to send the policy, the options apply.
+- The client logs neither links nor the token.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ KNOWN: Final = ("known",)
 ANY: Final = ("*",)
 
 ASK_EVERY_S: Final = 300
-"""Interval between two questions: the answer changes when an operator restarts imgkeep with other settings."""
+"""Interval between two requests: the policy changes when an operator restarts imgkeep with other settings."""
 RETRY_S: Final = 15
-"""Interval after a question that was not answered: a restart of imgkeep takes seconds."""
+"""Interval before a retry: a restart of imgkeep takes seconds."""
 TIMEOUT_S: Final = 10
+"""Timeout for a request, and for its whole response."""
 ANSWER_BYTES_MAX: Final = 1 << 20
-"""Maximum size of an answer: some ten thousand patterns."""
+"""Maximum size of a response: some ten thousand patterns."""
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,11 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Rules:
     """
-    What is known of one imgkeep.
+    The rules of one imgkeep.
 
     Attributes:
-        policy: What it may fetch.
-        needs_key: Whether it refuses links that are not signed.
+        policy: Its policy for sources.
+        needs_key: Whether it refuses links without a signature.
     """
 
     policy: Policy
@@ -105,15 +106,15 @@ def _check(name: str, patterns: Sequence[str], words: set[str]) -> None:
                 raise ValueError(f"{name}: {error}") from None
 
 
-class AskedRules:
+class PolicyClient:
     """
-    The rules of an imgkeep, which is asked for them by `GET /api/policy` in a thread of its own.
+    A client that fetches the rules of an imgkeep by `GET /api/policy` in a thread of its own.
 
     Args:
-        server: Its URL.
-        token: For its API; white space around it, as a file ends with, does not count.
-        provider_rules: What the site knows about links.
-        otherwise: The rules where imgkeep answers something else, as to a wrong token.
+        server: URL of imgkeep.
+        token: API token; white space around it does not count, such as the line end of a file.
+        provider_rules: The application's provider rules.
+        otherwise: Rules if imgkeep refuses, as for an invalid token.
 
     Raises:
         ValueError: `server` is no http(s) URL.
@@ -147,7 +148,7 @@ class AskedRules:
 
     @property
     def current(self) -> Rules | None:
-        """Return what is known now; `None`: nothing yet. Begins to ask where the answer is missing or old."""
+        """Return the current rules; `None`: none yet. Start a request if they are missing or old."""
         if time.monotonic() >= self._ask_at:
             self._begin()
         return self._rules
@@ -165,9 +166,9 @@ class AskedRules:
         try:
             self._rules = read_rules(self._get(), self._provider_rules)
         except Exception as error:  # noqa: BLE001 - pages go on, whatever an answer holds
-            # What other exceptions say is not told: it may hold what was sent.
-            is_away = isinstance(error, NoAnswer) and error.is_away
-            self._fail(str(error) if isinstance(error, NoAnswer) else type(error).__name__, is_away=is_away)
+            # The message of another exception may contain the request, so the log has only its type.
+            is_away = isinstance(error, PolicyUnavailable) and error.is_away
+            self._fail(str(error) if isinstance(error, PolicyUnavailable) else type(error).__name__, is_away=is_away)
         else:
             self._failure, self._ask_at = "", time.monotonic() + self._every_s
 
@@ -177,31 +178,31 @@ class AskedRules:
             self._rules = self._rules or self._otherwise
         if failure != self._failure:
             self._failure = failure
-            log.warning("imgkeep did not tell its policy: %s", failure)
+            log.warning("policy of imgkeep not fetched: %s", failure)
 
     def _get(self) -> bytes:
-        # Neither proxies nor redirects: the token is for this server alone.
+        # No proxy and no redirect: the token is for this server alone.
         kind = HTTPSConnection if self._is_tls else HTTPConnection
         connection = kind(self._host, self._port, timeout=TIMEOUT_S)
         try:
             connection.request("GET", self._path, headers=self._headers)
             response = connection.getresponse()
             if response.status != 200:
-                raise NoAnswer(f"it answers {response.status}", is_away=response.status >= 500)
+                raise PolicyUnavailable(f"it answers {response.status}", is_away=response.status >= 500)
             return _read(response)
         except (OSError, HTTPException) as error:
-            raise NoAnswer(type(error).__name__, is_away=True) from None
+            raise PolicyUnavailable(type(error).__name__, is_away=True) from None
         finally:
             connection.close()
 
 
-class NoAnswer(Exception):
+class PolicyUnavailable(Exception):
     """
-    imgkeep did not say what it would refuse.
+    A failure to fetch the policy.
 
     Args:
-        message: Why; it holds nothing that was sent.
-        is_away: Whether it may say so later: nothing answers, or with 5xx.
+        message: The reason, without any part of the request.
+        is_away: Whether a retry may succeed: no response, or a 5xx.
     """
 
     def __init__(self, message: str, *, is_away: bool = False) -> None:
@@ -211,28 +212,28 @@ class NoAnswer(Exception):
 
 def read_rules(body: bytes, provider_rules: ProviderRules) -> Rules:
     """
-    Read the answer of `GET /api/policy`.
+    Parse the response to `GET /api/policy`.
 
     Raises:
-        NoAnswer: It is something else.
+        PolicyUnavailable: It is something else.
     """
     try:
         told = json.loads(body)
         if not isinstance(told, dict):
-            raise NoAnswer("its answer is no policy")
+            raise PolicyUnavailable("its answer is no policy")
         policy, needs_key = read_policy(told, partial(places_of, provider_rules=provider_rules))
     except (ValueError, RecursionError):
-        raise NoAnswer("its answer is no policy") from None
+        raise PolicyUnavailable("its answer is no policy") from None
     return Rules(policy, needs_key)
 
 
 def _read(response: HTTPResponse) -> bytes:
-    """Read an answer within limits of bytes and time, however it drips."""
+    """Read a response within limits of bytes and time, however slowly it comes."""
     body, end = bytearray(), time.monotonic() + TIMEOUT_S
     while piece := response.read1(65_536):
         body += piece
         if len(body) > ANSWER_BYTES_MAX:
-            raise NoAnswer("its answer is too large")
+            raise PolicyUnavailable("its answer is too large")
         if time.monotonic() > end:
-            raise NoAnswer("its answer is too slow", is_away=True)
+            raise PolicyUnavailable("its answer is too slow", is_away=True)
     return bytes(body)

@@ -1,14 +1,15 @@
 """
-Rewrites one body on its way out.
+The rewriter of one response body.
 
 Rules:
-- The work comes in turns of a few milliseconds at most, whatever is in a page, so that an event loop can see to others
-  between them. What may take longer, because much is held back, is told by `is_heavy`, for a thread.
-- Each piece goes out as soon as it can; what is held back is a part of a tag.
-- A body that is there as a whole keeps a `Content-Length`, and its very bytes where no link changes.
-- Whatever goes wrong, the bytes that are missing go out as they are: in `HtmlStream.held`, and all that follows.
-- The application's `Content-Length` counts. What goes beyond it is no part of the message; where less comes, the
-  response must not look whole.
+- The work is split into steps of a few milliseconds at most, whatever the page contains, so that an event loop can run
+  other tasks between them. `is_heavy` announces a step that may take longer, because the buffer is large: a thread runs
+  it.
+- Each piece goes out as soon as possible; the buffer holds a part of a tag.
+- A complete body keeps a `Content-Length`, and its exact bytes if no link changes.
+- On any fault the missing bytes go out unchanged: the buffer (`HtmlStream.held`), and everything that follows.
+- The application's `Content-Length` counts. Bytes beyond it are no part of the message; a response with fewer bytes
+  must not look complete.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.rewrite import HtmlStream
 from imgkeep.integrations.content_encoding import Decoder, Encoder, Undecodable
-from imgkeep.integrations.links import tell
+from imgkeep.integrations.links import log_fault
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -26,21 +27,21 @@ if TYPE_CHECKING:
     from imgkeep.integrations.links import PageLinks
     from imgkeep.integrations.responses import Plan
 
-TURN_BYTES: Final = 4096
+STEP_BYTES: Final = 4096
 """
-What is read at a time: a tenth of a millisecond for a page that people write, eight milliseconds for one that is made
-to be slow.
+Size of a step: it takes a tenth of a millisecond for a page that people write, and eight milliseconds for one that is
+crafted to be slow.
 """
 HEAVY_CHARS: Final = 8192
-"""Of what is held back: a tag, a style sheet or the like of this length is worth a thread."""
-HEAVY_TURN_BYTES: Final = 65_536
-"""What is read at a time while much is held back."""
+"""Minimum size of the buffer for a heavy step: a tag or a style sheet of this length is worth a thread."""
+HEAVY_STEP_BYTES: Final = 65_536
+"""Size of a heavy step."""
 
 GATHERED_BYTES: Final = 65_536
-"""What goes out at once where that much is there."""
+"""Size at which gathered pieces go out."""
 
 WHOLE_BYTES_MAX: Final = 1 << 24
-"""Of a body that is held as a whole; few pages have more than two megabytes, and none needs its length."""
+"""Maximum size of a body that is rewritten as a whole; few pages have more than two megabytes."""
 
 
 class CutShort(RuntimeError):
@@ -49,23 +50,23 @@ class CutShort(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Unaltered:
-    """The response goes out as the application made it."""
+    """The decision to send the response unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """The body is this; nothing follows."""
+    """The decision to send `data` as the complete body."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """The body comes by `feed` and `close`."""
+    """The decision to send the body in pieces, from `feed` and `close`."""
 
 
 def gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Put small pieces together: each one that goes out costs a system call."""
+    """Join small pieces: each piece that goes out costs a system call."""
     waiting: list[bytes] = []
     size = 0
     for piece in pieces:
@@ -80,17 +81,17 @@ def gathered(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 class Body:
     """
-    One body that is rewritten as planned.
+    The rewriter of one body.
 
     Attributes:
-        turn_bytes: What was read since others had their turn; whoever gives it to them sets it to 0.
+        step_bytes: Number of bytes parsed since other tasks last ran; the caller that lets them run sets it to 0.
     """
 
     def __init__(self, plan: Plan, links: PageLinks, *, whole_bytes_max: int = WHOLE_BYTES_MAX) -> None:
         self._plan, self._links, self._whole_bytes_max = plan, links, whole_bytes_max
         self._left = plan.length
         self._is_done = False
-        self.turn_bytes = 0
+        self.step_bytes = 0
         self._restart()
 
     def _restart(self) -> None:
@@ -99,32 +100,32 @@ class Body:
         self._decoder = Decoder(self._plan.coding) if is_coded else None
         self._encoder: Encoder | None = None
         self._unsent = b""
-        """All of a coded body until something of it has gone out; up to there it can go out as it came."""
+        """The coded body until the first piece goes out; until then it can go out unchanged."""
         self._passes = False
         self._is_doubtful = False
 
     @property
     def is_heavy(self) -> bool:
-        """Return whether the next turn may be a long one."""
+        """Return whether the next step may take long."""
         return not self._passes and not self._is_doubtful and self._stream.held_chars > HEAVY_CHARS
 
     def begin(self, data: bytes, *, is_last: bool) -> Unaltered | Whole | Streamed:
-        """Do all of `begin_in_turns` at once."""
-        turns = self.begin_in_turns(data, is_last=is_last)
+        """Run all steps of `begin_in_steps`."""
+        steps = self.begin_in_steps(data, is_last=is_last)
         while True:
             try:
-                next(turns)
+                next(steps)
             except StopIteration as end:
                 decision: Unaltered | Whole | Streamed = end.value
                 return decision
 
-    def begin_in_turns(self, data: bytes, *, is_last: bool) -> Generator[None, None, Unaltered | Whole | Streamed]:
+    def begin_in_steps(self, data: bytes, *, is_last: bool) -> Generator[None, None, Unaltered | Whole | Streamed]:
         """
-        Return what to do, before the headers go out; yields between turns.
+        Decide how to send the body, before the headers go out; yield between the steps.
 
         Args:
-            data: What is there of the body.
-            is_last: That is all. A body that is as long as `Content-Length` says is all there, too.
+            data: The bytes of the body so far.
+            is_last: Whether they are complete. A body as long as its `Content-Length` is complete, too.
         """
         length = self._plan.length
         if length is not None and (len(data) > length or (is_last and len(data) < length)):
@@ -139,7 +140,7 @@ class Body:
         return Whole(data if self._is_doubtful or not self._links.count else whole)
 
     def feed_whole(self, data: bytes) -> Iterator[bytes]:
-        """Do what `feed` does for a caller that has no event loop: in larger pieces."""
+        """Do the same as `feed` for a caller without an event loop: in larger pieces."""
         return gathered(self.feed(data))
 
     def _whole(self, data: bytes) -> Generator[None, None, bytes | None]:
@@ -153,7 +154,7 @@ class Body:
         return b"".join((*pieces, *self._rest()))
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take what comes, yield after each turn what can go out; maybe nothing."""
+        """Rewrite the next bytes; yield the finished bytes of each step, maybe none."""
         if self._left is not None:
             data = data[: self._left]
             self._left -= len(data)
@@ -162,10 +163,10 @@ class Body:
 
     def close(self) -> Iterator[bytes]:
         """
-        Yield what is left.
+        Yield the rest of the body.
 
         Raises:
-            CutShort: Behind that.
+            CutShort: The body is shorter than its `Content-Length`; raised behind the rest.
         """
         if not self._is_done:
             self._is_done = True
@@ -174,7 +175,7 @@ class Body:
                 raise CutShort(f"the application sent {self._left} bytes less than its Content-Length")
 
     def abandon(self) -> Iterator[bytes]:
-        """Yield what is held back: the application has failed, and nothing will come any more."""
+        """Yield the buffered bytes, because the application has failed and sends no more."""
         if not self._is_done:
             self._is_done = True
             yield from self._rest()
@@ -195,13 +196,13 @@ class Body:
                 for html in self._html(piece):
                     yield self._begun(decoder).feed(html) if html else b""
         except Undecodable as error:
-            tell("a body stays as it is", error)
+            log_fault("body not rewritten", error)
             self._passes = True
             self._is_doubtful = True
             if self._encoder is None:
                 yield self._unsent
             else:
-                yield self._encoder.feed(self._stream.held()) + self._encoder.spoil()
+                yield self._encoder.feed(self._stream.held()) + self._encoder.end_invalid()
             return
         if decoder.is_at_end:
             yield from self._ended(decoder)
@@ -209,7 +210,7 @@ class Body:
             yield self._encoder.flush()
 
     def _ended(self, decoder: Decoder) -> Iterator[bytes]:
-        """End with the coded body; what is behind that, browsers pass over, and we pass on."""
+        """End the coded body, and pass the bytes behind it, which browsers ignore."""
         self._passes = True
         encoder = self._begun(decoder)
         yield encoder.feed(self._html_end()) + encoder.close() + decoder.rest
@@ -228,24 +229,24 @@ class Body:
             self._is_doubtful = True
             yield self._unsent
         else:
-            # It was cut, so it stays cut.
+            # The coded body was truncated, so it stays truncated.
             last = self._encoder.feed(self._html_end()) + self._encoder.flush()
             self._is_doubtful = True
             yield last
 
     def _html(self, data: bytes) -> Iterator[bytes]:
-        """Yield what is rewritten, turn by turn."""
+        """Yield the rewritten HTML, step by step."""
         at = 0
         while at < len(data):
             if self._is_doubtful:
                 yield data[at:]
                 return
-            size = HEAVY_TURN_BYTES if self.is_heavy else TURN_BYTES
-            yield self._html_turn(data[at : at + size])
+            size = HEAVY_STEP_BYTES if self.is_heavy else STEP_BYTES
+            yield self._html_step(data[at : at + size])
             at += size
 
-    def _html_turn(self, data: bytes) -> bytes:
-        self.turn_bytes += len(data)
+    def _html_step(self, data: bytes) -> bytes:
+        self.step_bytes += len(data)
         try:
             return self._stream.feed(data)
         except Exception as error:  # noqa: BLE001 - nothing in here may break a page
@@ -254,13 +255,13 @@ class Body:
     def _html_end(self) -> bytes:
         if self._is_doubtful:
             return b""
-        self.turn_bytes += self._stream.held_chars
+        self.step_bytes += self._stream.held_chars
         try:
             return self._stream.close()
         except Exception as error:  # noqa: BLE001 - as above
             return self._given_up(error)
 
     def _given_up(self, error: Exception) -> bytes:
-        tell("the rest of a page stays as it is", error)
+        log_fault("rest of a page not rewritten", error)
         self._is_doubtful = True
         return self._stream.held()

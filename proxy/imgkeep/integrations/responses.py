@@ -1,13 +1,13 @@
 """
-Which responses are rewritten, and what becomes of their headers (RFC 9110).
+The decision which responses to rewrite, and their new headers (RFC 9110).
 
 Rules:
-- Only whole pages of HTML are: what a browser shows as `text/html` and gets in one response. Parts, answers without a
-  body, downloads, signed ones, and those whose body the server takes from elsewhere are left alone; XHTML too, which is
-  read by other rules.
-- Who says `no-transform` is heeded.
-- Of doubtful headers none is guessed about: two media types, two lengths, a length that is no number.
-- What is said about bytes that change goes: digests, ranges, strong validators.
+- Only complete pages of HTML are rewritten: `text/html` in one response. Partial responses, responses without a body,
+  downloads, signed responses, and bodies from another source than the application stay; so does XHTML, which has other
+  rules.
+- A response with `no-transform` stays.
+- A response with contradictory headers stays: two media types, two lengths, a length that is no number.
+- Headers about the exact bytes go: digests, ranges, strong validators.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Coding = Literal["identity", "gzip", "deflate"]
 
 CODINGS: Final[Mapping[str, Coding]] = {"": "identity", "identity": "identity", "gzip": "gzip", "x-gzip": "gzip",
                                         "deflate": "deflate"}  # fmt: skip
-"""All others (br, zstd) cannot be undone with what Python brings."""
+"""Codings that the standard library can decode; it has no br and zstd."""
 
 NO_BODY: Final = frozenset({204, 205, 206, 304})
 
@@ -35,10 +35,10 @@ ELSEWHERE: Final = frozenset({
     "content-range", "transfer-encoding", "signature-input",
     "x-sendfile", "x-accel-redirect", "x-lighttpd-send-file", "x-litespeed-location", "x-reproxy-url",
 })  # fmt: skip
-"""With one of these the body is not ours to change: a part, framed already, signed (RFC 9421), made by the server."""
+"""Fields of a response whose body must stay: a part, a framed body, a signed one (RFC 9421), one from the server."""
 
 DIGESTS: Final = frozenset({"content-md5", "digest", "content-digest", "repr-digest"})
-"""RFC 1864, 3230, 9530."""
+"""Fields with a digest of the body (RFC 1864, 3230, 9530)."""
 
 _DROPPED: Final = DIGESTS | {"accept-ranges", "content-length"}
 
@@ -50,12 +50,12 @@ _STRONG: Final = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 @dataclass(frozen=True, slots=True)
 class Plan:
     """
-    How the body of a response is rewritten.
+    The parameters for rewriting one response.
 
     Attributes:
-        has_body: Not in answers to HEAD.
-        length: What the application says how many bytes come; `None`: it does not.
-        charset: As the media type tells it.
+        has_body: Whether the response has a body; one to HEAD has none.
+        length: The application's `Content-Length`; `None`: it sends none.
+        charset: Parameter `charset` of the media type.
     """
 
     has_body: bool
@@ -65,7 +65,7 @@ class Plan:
 
 
 def plan(method: str, status: int, headers: Headers) -> Plan | None:
-    """Return how a response is rewritten; `None`: it is left alone."""
+    """Return the parameters for rewriting a response; `None`: the response stays."""
     if status < 200 or status in NO_BODY:
         return None
     fields: dict[str, list[str]] = {}
@@ -88,8 +88,8 @@ def plan(method: str, status: int, headers: Headers) -> Plan | None:
 
 def is_part(method: str, status: int, headers: Headers) -> bool:
     """
-    Return whether a response is a part of what is rewritten as a whole. Its ranges are those of other bytes (RFC 9110,
-    14), so who puts parts together that they have and parts that they get has neither page.
+    Return whether a response is a part of a page that would be rewritten as a whole. Its ranges count other bytes
+    (RFC 9110, 14), so a client that joins it with a part of a rewritten page gets neither page.
     """
     if status != 206 or method != "GET":
         return False
@@ -98,11 +98,11 @@ def is_part(method: str, status: int, headers: Headers) -> bool:
 
 def rewritten(headers: Headers, length: int | None) -> list[tuple[str, str]]:
     """
-    Return the headers of a response that is rewritten.
+    Return the headers of a rewritten response.
 
     Args:
-        headers: The application's.
-        length: Of the new body, if it is known; it is told where the application has told one.
+        headers: The application's headers.
+        length: Length of the new body, if known; it replaces the application's `Content-Length`.
     """
     changed: list[tuple[str, str]] = []
     for name, value in headers:
@@ -118,7 +118,7 @@ def rewritten(headers: Headers, length: int | None) -> list[tuple[str, str]]:
 
 
 def revalidated(status: int, headers: Headers, if_none_match: str) -> list[tuple[str, str]]:
-    """Return the headers of a response that is left alone: a 304 calls a page as its client does, by our weak tag."""
+    """Return the headers of a response that stays: a 304 gets the weak tag by which the client knows the page."""
     return [
         (name, _as_known(value, if_none_match) if status == 304 and name.lower() == "etag" else value)
         for name, value in headers

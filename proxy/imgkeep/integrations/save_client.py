@@ -1,13 +1,14 @@
 """
-Hands links to a running imgkeep as they are rewritten, so that images nobody opens are kept too.
+A client of imgkeep's API that saves links as pages are rewritten, so that imgkeep also stores images that no browser
+requests.
 
 Rules:
-- Whoever notes a link waits for nothing and hears of no error. One thread does the rest; it begins with the first link,
-  in each process that has one, so it survives forks.
-- What waits is bounded, and so is what is remembered. Where imgkeep is away for long, links are dropped and counted:
-  pages that are shown again hand them again.
-- An image is handed once, however often its link is signed anew, and however many pages show it.
-- Neither links nor the token are logged.
+- `note` never waits and raises no error. One thread sends the links; each process starts its own with the first link,
+  so the client survives forks.
+- The queue and the memory of sent links are bounded. During a long outage of imgkeep the client drops and counts links:
+  the next request of the page notes them again.
+- The client sends each image once, however often a page signs its link anew, and however many pages show it.
+- The client logs neither links nor the token.
 """
 
 from __future__ import annotations
@@ -34,22 +35,27 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
 LINKS_WAITING_MAX: Final = 2_000
-"""The links of some hundred pages, which are one or two megabytes."""
+"""Maximum length of the queue: the links of some hundred pages, in one or two megabytes."""
 LINKS_REMEMBERED_MAX: Final = 20_000
+"""Maximum number of links, and of images, that the client remembers as sent."""
 BATCH_LINKS_MAX: Final = 100
+"""Maximum number of links in one request."""
 GATHER_S: Final = 0.2
-"""So that a page is one job, or few; links live for minutes."""
+"""Interval for gathering a batch, so that a page is one job or few; links live for minutes."""
 TIMEOUT_S: Final = 10
+"""Timeout for one request."""
 RETRY_DELAYS_S: Final = (1.0, 4.0, 15.0)
-"""A restart of imgkeep takes seconds. When links of minutes have waited longer, newer ones are worth more."""
+"""Delays before retries: a restart of imgkeep takes seconds. After a longer wait, newer links are worth more."""
 TELL_EVERY_S: Final = 60
+"""Interval of the log records about dropped links."""
 ANSWER_BYTES_MAX: Final = 1 << 16
+"""Maximum number of bytes that the client reads of a response."""
 
 log = logging.getLogger(__name__)
 
 
 class _Memory:
-    """What came lately, up to a number."""
+    """A bounded set of the most recent items."""
 
     def __init__(self, size_max: int) -> None:
         self._size_max = size_max
@@ -72,12 +78,12 @@ class _Memory:
 
 class Saver:
     """
-    Hands links to one imgkeep.
+    A client that saves links at one imgkeep.
 
     Args:
-        server: Its URL.
-        token: For its API; white space around it, as a file ends with, does not count.
-        retry_delays_s: Between tries, when it cannot be reached or is busy.
+        server: URL of imgkeep.
+        token: API token; white space around it does not count, such as the line end of a file.
+        retry_delays_s: Delays before retries while imgkeep is unreachable or busy.
 
     Raises:
         ValueError: `server` is no http(s) URL.
@@ -95,14 +101,16 @@ class Saver:
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token.strip()}"
         self._delays = tuple(retry_delays_s)
-        # A hash will do for links: where two are alike, one image is kept when it is first shown.
+        # Hashes suffice for links: if two collide, imgkeep stores the second image on its first request.
         self._links, self._images = _Memory(LINKS_REMEMBERED_MAX), _Memory(LINKS_REMEMBERED_MAX)
         self._told_at = -float(TELL_EVERY_S)
         self._begin()
         _all.add(self)
 
     def _begin(self) -> None:
-        """Be as new, but for what is remembered: at first, and in a process that was forked, whose parent goes on."""
+        """
+        Reset everything but the memory: at the start, and in a forked process, because the parent sends its links.
+        """
         self._changed = Condition()
         self._waiting: deque[str] = deque()
         self._thread: Thread | None = None
@@ -110,7 +118,7 @@ class Saver:
         self._dropped = 0
 
     def note(self, url: str) -> None:
-        """Take a link, to be handed soon."""
+        """Queue a link."""
         with self._changed:
             if self._links.knows(hash(url)):
                 return
@@ -122,13 +130,13 @@ class Saver:
             self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> bool:
-        """Wait until nothing waits any more; say whether that came in time. For programs that end."""
+        """Wait until the queue is empty, and return whether it is. For programs that end."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting and self._is_idle, timeout_s)
 
     @property
     def dropped(self) -> int:
-        """Return how many links were dropped since that was last logged."""
+        """Return the number of links dropped since the last log record about them."""
         return self._dropped
 
     def _runs(self) -> bool:
@@ -157,7 +165,7 @@ class Saver:
             return [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_LINKS_MAX))]
 
     def _hand(self, batch: list[str]) -> str:
-        """Hand links whose images were not handed before; return why that failed, if it did."""
+        """Send the links of new images; return the reason of a failure, empty on success."""
         now = datetime.now(UTC)  # noqa: TID251 - there is no app.py to ask
         images: dict[str, str] = {}
         for url in batch:
@@ -177,13 +185,13 @@ class Saver:
                 for url in batch:
                     self._links.forget(hash(url))
                 self._dropped += len(batch)
-            self._tell(failure)
+            self._log_dropped(failure)
             self._changed.notify_all()
 
-    def _tell(self, failure: str) -> None:
+    def _log_dropped(self, failure: str) -> None:
         if self._dropped and time.monotonic() >= self._told_at + TELL_EVERY_S:
             self._told_at = time.monotonic()
-            log.warning("%d links were not handed to imgkeep: %s", self._dropped, failure or "too many at once")
+            log.warning("%d links not sent to imgkeep: %s", self._dropped, failure or "too many at once")
             self._dropped = 0
 
     def _post(self, urls: list[str]) -> str:
@@ -207,7 +215,7 @@ class Saver:
         return failure
 
     def _ask(self, body: bytes) -> tuple[int, str | None]:
-        # Neither proxies nor redirects: links and tokens are for this server alone.
+        # No proxy and no redirect: links and tokens are for this server alone.
         kind = HTTPSConnection if self._is_tls else HTTPConnection
         connection = kind(self._host, self._port, timeout=TIMEOUT_S)
         try:
@@ -222,15 +230,15 @@ class Saver:
 _all: WeakSet[Saver] = WeakSet()
 
 
-def _begin_all() -> None:
+def _restart_all() -> None:
     for saver in list(_all):
         saver._begin()  # noqa: SLF001 - of the same module
 
 
-os.register_at_fork(after_in_child=_begin_all)
+os.register_at_fork(after_in_child=_restart_all)
 
 
 @cache
 def saver_for(server: str, token: str | None) -> Saver:
-    """Return the one that all parts of an application share."""
+    """Return the client that all parts of an application share."""
     return Saver(server, token)

@@ -4,13 +4,12 @@ Middleware for WSGI applications (PEP 3333): Flask, Django, Bottle, Pyramid, and
     app.wsgi_app = Imgkeep(app.wsgi_app, public_url="https://img.example.com")
 
 Rules:
-- A response that is left alone is not touched: its iterable is handed on as it is, so servers go on sending files and
-  counting lists.
-- What the server is told about one that is rewritten waits for the first piece of its body. For each piece that the
-  application yields one is yielded, be it empty; what it writes is written at once.
-- The application's iterable is closed whenever ours is.
-- Who asks for a part of a page gets the page: the application is asked again, for all of it.
-- What was held back goes out when the application fails.
+- Every other response passes unchanged with its iterable, so servers can still send files and count lists.
+- The call of `start_response` for a rewritten response waits for the first piece of its body. The middleware yields one
+  piece, maybe empty, for each of the application's; bytes that the application writes go out at once.
+- Closing our iterable closes the application's.
+- A request for a part of a page gets the whole page: the middleware calls the application again without the range.
+- When the application fails, the buffered bytes go out.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
-from imgkeep.integrations.links import PATH_SAFE, SiteLinks, img_url
+from imgkeep.integrations.links import PATH_SAFE, LinkRewriter, img_url
 from imgkeep.integrations.response_body import Body, Streamed, Unaltered, Whole
 from imgkeep.integrations.responses import is_part, plan, revalidated, rewritten
 
@@ -37,30 +36,30 @@ _RANGE: Final = frozenset({"HTTP_RANGE", "HTTP_IF_RANGE"})
 
 
 class Imgkeep:
-    """A WSGI application whose pages ask imgkeep for their images; see `Options`."""
+    """A WSGI application whose pages load their images from imgkeep; see `Options`."""
 
     def __init__(self, app: WSGIApplication, **options: Unpack[Options]) -> None:
         self._app = app
-        self._site = SiteLinks(**options)
+        self._rewriter = LinkRewriter(**options)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        answer = _Answer(environ, start_response, self._site)
-        if "HTTP_RANGE" in environ:  # applications may change what they are given
+        response = _Response(environ, start_response, self._rewriter)
+        if "HTTP_RANGE" in environ:  # before the application changes the environ
             whole = {name: value for name, value in environ.items() if name not in _RANGE}
-            answer.ask_whole = lambda: self._app(whole, answer.start)
-        return answer.over(self._app(environ, answer.start))
+            response.ask_whole = lambda: self._app(whole, response.start)
+        return response.wrap(self._app(environ, response.start))
 
 
-class _Answer:
+class _Response:
     """
     One response.
 
-    `held` is what the application has told and the server has not been told yet; `body` is there from then on until it
-    turns out that the response is left alone. `ask_whole` asks the application for all of what it gave a part of.
+    `_held` is the start of the response while that waits; `_body` rewrites the body, unless that stays. `ask_whole`
+    calls the application again for the whole page.
     """
 
-    def __init__(self, environ: WSGIEnvironment, start_response: StartResponse, site: SiteLinks) -> None:
-        self._environ, self._start_response, self._site = environ, start_response, site
+    def __init__(self, environ: WSGIEnvironment, start_response: StartResponse, rewriter: LinkRewriter) -> None:
+        self._environ, self._start_response, self._rewriter = environ, start_response, rewriter
         self._held: tuple[str, list[tuple[str, str]]] | None = None
         self._body: Body | None = None
         self._is_started = False
@@ -70,13 +69,13 @@ class _Answer:
         self.ask_whole: Callable[[], Iterable[bytes]] | None = None
 
     def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Write:
-        """Be the `start_response` of the application."""
+        """Handle the start of a response, as the application's `start_response`."""
         if self._is_started and exc_info is None:
             raise AssertionError("start_response was called again without exc_info")
         was_told = self._server_write is not None
         self._is_started, self._held, self._body = True, None, None
         if was_told:
-            # The server raises if something has gone out, and else takes this in the place of the first response.
+            # The server raises the error if bytes have gone out, else this response replaces the first one.
             return self._pass_on(status, headers, exc_info)
         code = int(status[:3]) if status[:3].isdigit() else 0
         method = self._environ.get("REQUEST_METHOD", "")
@@ -91,24 +90,24 @@ class _Answer:
             self._is_head = True
             return self._pass_on(status, rewritten(headers, None), exc_info)
         self._held = status, list(headers)
-        self._body = Body(planned, self._site.of_page(self._page_url()))
+        self._body = Body(planned, self._rewriter.of_page(self._page_url()))
         return self._write
 
-    def over(self, pieces: Iterable[bytes]) -> Iterable[bytes]:
-        """Return what to give to the server in the place of the application's iterable."""
+    def wrap(self, pieces: Iterable[bytes]) -> Iterable[bytes]:
+        """Return the iterable for the server in the place of the application's."""
         if self._is_part and self.ask_whole is not None:
             _close(pieces)
             ask_whole, self.ask_whole = self.ask_whole, None
             self._is_started = self._is_part = False
-            return self.over(ask_whole())
+            return self.wrap(ask_whole())
         if self._is_started and self._body is None and not self._is_head:
             return pieces
         if isinstance(pieces, (list, tuple)) and self._held is not None:
-            # It is all there. As a list again, it has a length that servers can tell where the application does not.
+            # The body is complete. A list has a length, which servers send if the application does not.
             return list(self._push(b"".join(pieces), is_last=True))
-        return _Pieces(pieces, self._each(pieces))
+        return _Pieces(pieces, self._rewrite_pieces(pieces))
 
-    def _each(self, pieces: Iterable[bytes]) -> Generator[bytes]:
+    def _rewrite_pieces(self, pieces: Iterable[bytes]) -> Generator[bytes]:
         try:
             for piece in pieces:
                 if self._is_part:
@@ -125,17 +124,17 @@ class _Answer:
                 yield b"".join(self._body.abandon())
             raise
         if self._is_part:
-            whole = self.over(())
+            whole = self.wrap(())
             try:
                 yield from whole
             finally:
                 _close(whole)
             return
-        # Answers to HEAD, too, have a piece: servers that see none tell that the length is 0.
+        # A response to HEAD has a piece, too: without one, servers send a length of 0.
         yield from self._push(b"", is_last=True)
 
     def _push(self, data: bytes, *, is_last: bool) -> Iterator[bytes]:
-        """Take a piece of the body, yield what goes out, once the server knows what is coming."""
+        """Rewrite a piece of the body, and yield the finished bytes; start the response first."""
         if self._held is not None and self._body is not None:
             status, headers = self._held
             self._held = None
@@ -157,7 +156,7 @@ class _Answer:
             yield from self._body.close()
 
     def _write(self, data: bytes) -> None:
-        """Be the `write` of the application."""
+        """Handle bytes that the application writes, as its `write`."""
         for piece in self._push(data, is_last=False):
             if piece and self._server_write is not None:
                 self._server_write(piece)
@@ -173,11 +172,13 @@ class _Answer:
         environ = self._environ
         path = quote(f"{environ.get('SCRIPT_NAME', '')}{environ.get('PATH_INFO', '')}", PATH_SAFE, "latin-1")
         host = environ.get("HTTP_HOST") or f"{environ.get('SERVER_NAME')}:{environ.get('SERVER_PORT')}"
-        return self._site.page_url(environ.get("wsgi.url_scheme", "http"), host, path, environ.get("QUERY_STRING", ""))
+        return self._rewriter.page_url(
+            environ.get("wsgi.url_scheme", "http"), host, path, environ.get("QUERY_STRING", "")
+        )
 
 
 class _Pieces:
-    """An iterable that is closed with another one, also where nobody iterates."""
+    """An iterable that closes its source, even before the first iteration."""
 
     def __init__(self, source: Iterable[bytes], pieces: Generator[bytes]) -> None:
         self._source, self._pieces = source, pieces

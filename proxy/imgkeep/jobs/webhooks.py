@@ -19,7 +19,7 @@ import msgspec
 from imgkeep.core.backoff import backoff_s
 from imgkeep.core.errors import ImgkeepError, InvalidRequest, SourceRejected, StorageError
 from imgkeep.core.source_url import read_source
-from imgkeep.jobs.job_facts import describe_job
+from imgkeep.jobs.job_json import describe_job
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,11 +1,11 @@
 """
-Log records that hold no secret.
+Log records without secrets.
 
 Rules:
 - Facts go into fields, the message stays constant; one record per request.
-- A source URL never becomes a string in a record: ours carry the key, and what others write (libraries, tracebacks) has
-  every URL cut down to its host before it is printed.
-- Printing happens in a thread of its own: a terminal or pipe that does not read must not stop the event loop.
+- A record never contains a source URL: our records have the key, and the formatter cuts every URL in the texts of
+  libraries and tracebacks down to its host.
+- A thread prints the records: a terminal or pipe that does not read must not stop the event loop.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from imgkeep.config import Log
 
 QUEUE_RECORDS_MAX: Final = 10_000
-"""When printing falls behind by this much, records are dropped rather than memory filled."""
+"""Maximum number of queued records; a full queue drops records, so that slow printing does not fill the memory."""
 FLUSH_TIMEOUT_S: Final = 2
-"""At the end, for what has not been printed yet."""
+"""Timeout for printing the queued records at the end."""
 
 _URL: Final = re.compile(r"(https?(?::|%(?:25)*3A)(?:\\?/|\\|%(?:25)*(?:2F|5C)){1,2})(\S*)", re.IGNORECASE)
 _ESCAPE: Final = re.compile(r"%(?:25)*([0-9A-F]{2})", re.IGNORECASE)
@@ -40,22 +40,22 @@ _HOST: Final = re.compile(r"(?:[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]
 _BREAKS: Final = {number: f"\\x{number:02x}" for number in (*range(32), 127, 0x85)} | {
     number: f"\\u{number:04x}" for number in (0x2028, 0x2029)
 }
-"""What could make one record look like two."""
+"""Characters that could make one record look like two."""
 _NOT_PLAIN: Final = re.compile(r'[\s"]')
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
 
 
 def redact(text: str) -> str:
     """
-    Cut every URL in `text` down to its scheme and host, user information dropped, however often it is encoded.
+    Cut every URL in `text` down to its scheme and host without user information, even if it is encoded many times.
 
-    A URL goes on to the next white space: quotes and brackets may be a part of it.
+    A URL ends at the next white space: quotes and brackets may be a part of it.
     """
     return _URL.sub(_cut, text)
 
 
 def _quote(value: object) -> object:
-    """Return the value of a field as one word, so that what it quotes cannot look like another field."""
+    """Return the value of a field as one word, so that a part of it cannot look like another field."""
     if isinstance(value, str) and _NOT_PLAIN.search(value):
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return value
@@ -69,21 +69,21 @@ def _cut(match: re.Match[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A text for a person at a terminal, printed as it is between the records."""
+    """A text for a person at a terminal, printed unchanged between the records."""
 
     text: str
 
 
 def show(text: str) -> None:
     """
-    Print a text where records go, whatever `log.level` is: from the same thread, because a terminal that is held up
-    (Ctrl-S) must not hold up the event loop.
+    Print a text to the stream of the records at any `log.level`, by the same thread, because a stopped terminal
+    (Ctrl-S) must not block the event loop.
     """
     logging.getLogger().handle(logging.makeLogRecord({"msg": Shown(text.rstrip()), "levelno": logging.CRITICAL}))
 
 
 class RecordFormatter(logging.Formatter):
-    """One line a record, as text (`key=value`, quoted where it holds spaces) or JSON, with every secret out of it."""
+    """A formatter to one line per record, as text (`key=value`, quoted if needed) or JSON, without secrets."""
 
     def __init__(self, form: str) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class RecordFormatter(logging.Formatter):
             if name not in _PLAIN:
                 facts[name] = redact(value) if isinstance(value, str) else value
         if record.exc_info and record.exc_info[0] is not None:
-            # Without the message: it may hold anything, a URL in a spelling that nobody looks for included.
+            # Without the exception's message, which may contain a URL in a spelling that `redact` does not find.
             frames = "".join(traceback.format_tb(record.exc_info[2]))
             facts["error"] = record.exc_info[0].__name__
             facts["traceback"] = redact(frames)
@@ -119,13 +119,13 @@ class RecordFormatter(logging.Formatter):
 
 def describe_crash(error: BaseException, *, in_full: bool) -> str:
     """
-    Return what was raised that no code of ours expected, in one line; `in_full`: with the traceback, secrets cut out.
+    Describe an unexpected exception in one line; `in_full`: with the traceback, without secrets.
 
-    Without its message, which may hold anything.
+    The description leaves out the exception's message, which may contain anything.
     """
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({PurePath(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    what = f"an error that imgkeep does not know: {type(error).__name__}{place}"
+    what = f"unexpected error: {type(error).__name__}{place}"
     if not in_full:
         return f'{what}; log.level = "debug" shows where it came from'
     return f"{what}\n{redact(''.join(traceback.format_tb(error.__traceback__)))}".rstrip()
@@ -156,7 +156,9 @@ def logging_to(stream: TextIO, settings: Log) -> Iterator[None]:
 
 
 def _tell_briefly(record: logging.LogRecord) -> bool:
-    """A request that is not HTTP is the client's mistake: one line, without the bytes that aiohttp would quote."""
+    """
+    Shorten the record of a request that is not HTTP, a client's mistake: one line, without aiohttp's quoted bytes.
+    """
     from aiohttp.http_exceptions import HttpProcessingError  # noqa: PLC0415 - its logger speaks, so it is there already
 
     if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
@@ -167,7 +169,7 @@ def _tell_briefly(record: logging.LogRecord) -> bool:
 
 
 class _Printer(QueueListener):
-    """Prints what is left at the end, but does not wait for ever for somebody to read it."""
+    """The printing thread; at the end it prints the rest, unless the reader of the stream takes too long."""
 
     def __init__(self, records: Queue[logging.LogRecord | None], handler: logging.Handler) -> None:
         super().__init__(records, handler)
@@ -182,10 +184,10 @@ class _Printer(QueueListener):
 
 
 class _Entry(QueueHandler):
-    """Hands records over as they are: formatting happens in the printing thread."""
+    """The handler that queues records unformatted: the printing thread formats them."""
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         return record
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
-        """Drop the record: the queue is full because nobody reads what we print."""
+        """Drop the record: the queue is full, because the reader of the stream is too slow."""

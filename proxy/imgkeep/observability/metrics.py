@@ -1,7 +1,7 @@
 """
-Counters, gauges and histograms, and the page that Prometheus reads.
+Counters, gauges and histograms, and the page for Prometheus.
 
-Apart from the log records: the library takes long to import, and commands that count nothing start without it.
+This module is separate from `logs`, because its library takes long to import, and many commands count nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 SECONDS: Final = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60)
-"""By which answers are told apart in the histogram of their times."""
+"""Bounds of the histograms of durations."""
 
 
 class Tally(Collector):
     """
-    A counter of plain numbers, made into a metric when somebody looks: what is answered in a few microseconds has none
-    to spare for the library's own.
+    A counter of plain numbers, which makes its metric on each scrape: a response in a few microseconds has no time for
+    the library's own counters.
     """
 
     def __init__(self, name: str, help_text: str, labels: Sequence[str] = ()) -> None:
@@ -49,13 +49,13 @@ class Tally(Collector):
 
 
 class Times(Collector):
-    """A histogram of plain numbers: how long something took."""
+    """A histogram of durations in plain numbers."""
 
     def __init__(self, name: str, help_text: str, labels: Sequence[str] = ()) -> None:
         self._about = (name, help_text)
         self._labels = labels
         self._places: dict[tuple[str, ...], list[int]] = {}
-        """How many took no longer than each of `SECONDS` but longer than the one before, and the rest."""
+        """Number of durations in each bucket between two bounds of `SECONDS`; the last one has no upper bound."""
         self._seconds: dict[tuple[str, ...], float] = {}
         if not labels:
             self._begin(())
@@ -66,7 +66,7 @@ class Times(Collector):
         return places
 
     def add(self, seconds: float, *values: str) -> None:
-        """Note that it took `seconds` once more."""
+        """Count one more duration of `seconds`."""
         places = self._places.get(values) or self._begin(values)
         places[bisect_left(SECONDS, seconds)] += 1
         self._seconds[values] += seconds
@@ -80,7 +80,7 @@ class Times(Collector):
 
 
 class Watched(Collector):
-    """A counter that is kept elsewhere, and asked for when somebody looks."""
+    """A counter whose value comes from a callback on each scrape."""
 
     def __init__(self, name: str, help_text: str, value: Callable[[], float]) -> None:
         self._about = (name, help_text)
@@ -92,10 +92,10 @@ class Watched(Collector):
 
 class ProcessSample(Collector):
     """
-    What the library reads of this process from /proc: processor time, memory, open files, start.
+    A sample of the library's metrics of this process, read from /proc: processor time, memory, open files, start.
 
-    It lists the open files, which takes milliseconds for thousands of connections. So `take` runs in a thread, and the
-    metrics show the last sample.
+    The library lists the open files, which takes milliseconds with thousands of connections. So `take` runs in a
+    thread, and the metrics show the last sample.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class ProcessSample(Collector):
 
 
 class Family(msgspec.Struct, array_like=True):
-    """A metric of one worker, on its way to another."""
+    """A metric of one worker, in the form for another worker."""
 
     name: str
     help: str
@@ -120,7 +120,7 @@ class Family(msgspec.Struct, array_like=True):
 
 
 class Counted(msgspec.Struct, array_like=True):
-    """What workers have counted: those of `names` together."""
+    """The sum of the metrics of the workers in `names`."""
 
     names: list[str]
     families: list[Family]
@@ -132,7 +132,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._added = {"process_resident_memory_bytes", "process_virtual_memory_bytes", "process_open_fds"}
-        """Gauges of which every worker has a part."""
+        """Gauges whose values add up over the workers."""
         self.process = ProcessSample()
         self.registry.register(self.process)
         # One per answered request. By outcome, the sum over statuses is all that reached that outcome.
@@ -142,18 +142,18 @@ class Metrics:
         # fills{outcome="stored"} + "fallback" + "not_stored" + "unchanged" + "yielded" + all error codes = ended fills.
         # The providers are names of the provider rules, "other" and "upload", so a stranger cannot make new ones.
         self._fills = self._tally("fills", "Fills that ended", "provider", "outcome")
-        self._stored = self._tally("stored_bytes", "Bytes of images kept")
+        self._stored = self._tally("stored_bytes", "Bytes of images stored")
         # One per refusal by a limit on a shared resource; clients that share one fill share its refusal.
         self._refused = self._tally("refused", "Requests refused by a limit on a shared resource", "limit")
-        # One per image of a link that was tried ("replace", "equal", "other"), one per probe that ended (its proof),
-        # and one per key that was split and per image that became suspect.
+        # One per second fill ("replace", "equal", "other"), one per probe that ended (its result), one per key that was
+        # split, and one per image that became suspect.
         self._weighed = self._tally(
-            "confirmations", "Images compared with what was stored, and what came of it", "outcome"
+            "confirmations", "Comparisons of images with the stored ones, by their result", "outcome"
         )
         # One per refetch of an incomplete image: "whole" and "longer" replaced it, "equal", "other", "failed"; and one
-        # more, "confirmed", where equal bytes were taken for all there is.
+        # more, "confirmed", when equal bytes have confirmed the image as it is.
         self._completed = self._tally(
-            "incomplete_refetches", "Incomplete images fetched again, and what came of it", "outcome"
+            "incomplete_refetches", "Refetches of incomplete images, by their result", "outcome"
         )
         # One per request sent to an origin: redirects and retries count each.
         self._fetches = self._tally("origin_requests", "Requests to origins", "outcome")
@@ -165,9 +165,11 @@ class Metrics:
         )
         # One per attempt to save a link of a job: "saved", "retried", or the code of what it failed with for good.
         self._worked = self._tally("job_links", "Links of jobs that were tried to be saved", "outcome")
-        # One per attempt to carry an image over; outbox_uploads{outcome="failed"} may count an image many times.
-        self._outbox_uploads = self._tally("outbox_uploads", "Images carried from the fallback to the store", "outcome")
-        # One per document that was rewritten, whatever was found in it; and how many links were.
+        # One per attempt to upload an image; outbox_uploads{outcome="failed"} may count an image many times.
+        self._outbox_uploads = self._tally(
+            "outbox_uploads", "Uploads from the fallback store to the primary", "outcome"
+        )
+        # One per rewritten document, with or without links; and one per rewritten link.
         self._documents = self._tally("documents", "Documents rewritten", "form")
         self._links = self._tally("rewritten_links", "Links rewritten in documents")
 
@@ -183,48 +185,47 @@ class Metrics:
 
     def watch(self, name: str, help_text: str, value: Callable[[], float], *, shared: bool = False) -> None:
         """
-        Add a gauge that asks `value` whenever somebody looks. `shared`: all workers see the same thing; else each has
-        its part, and the parts are added.
+        Add a gauge with the callback `value`. `shared`: all workers have the same value; else their values add up.
         """
         if not shared:
             self._added.add(f"imgkeep_{name}")
         Gauge(f"imgkeep_{name}", help_text, registry=self.registry).set_function(value)
 
     def watch_count(self, name: str, help_text: str, value: Callable[[], float]) -> None:
-        """Add a counter that asks `value` whenever somebody looks; every worker has its part."""
+        """Add a counter with the callback `value`; the values of the workers add up."""
         self.registry.register(Watched(f"imgkeep_{name}", help_text, value))
 
     def announce(self, **build: str) -> None:
-        """Return which version of what runs, as labels of a gauge that is 1."""
+        """Add a gauge of value 1 with the versions as labels."""
         gauge = Gauge("imgkeep_build_info", "Versions, as labels", tuple(build), registry=self.registry)
         gauge.labels(**build).set(1)
 
     def answered(self, route: str, outcome: str, status: int, size: int, seconds: float) -> None:
-        """A request was answered with `size` bytes of a body."""
+        """Count a response with `size` bytes of a body."""
         self._requests.add(route, outcome, status)
         self._sent.add(number=size)
         self._request_times.add(seconds, route)
 
     def fetched(self, outcome: str, seconds: float) -> None:
-        """A request to an origin was answered with a head, or failed."""
+        """Count a request to an origin, when its head came or it failed."""
         self._fetches.add(outcome)
         self._fetch_times.add(seconds)
 
     def called(self, operation: str, outcome: str, seconds: float) -> None:
-        """A remote store answered, or did not."""
+        """Count a call to a remote store."""
         self._calls.add(operation, outcome)
         self._call_times.add(seconds, operation)
 
     def outbox_uploads(self, done: bool) -> None:  # noqa: FBT001 - the one thing it is told
-        """An image was carried over, or an attempt to failed."""
+        """Count an upload to the primary, done or failed."""
         self._outbox_uploads.add("done" if done else "failed")
 
     def worked(self, outcome: str) -> None:
-        """A link of a job was tried."""
+        """Count an attempt to save a link of a job."""
         self._worked.add(outcome)
 
     def rewritten(self, form: str, links: int) -> None:
-        """A document was rewritten."""
+        """Count a rewritten document and its links."""
         self._documents.add(form)
         self._links.add(number=links)
 
@@ -236,11 +237,11 @@ class Metrics:
         self._fills.add(provider, "unchanged")
 
     def weighed(self, outcome: str) -> None:
-        """A link was tried, or a probe has ended."""
+        """Count the result of a second fill or of a probe."""
         self._weighed.add(outcome)
 
     def completed(self, outcome: str) -> None:
-        """An incomplete image was fetched again, or confirmed as it is."""
+        """Count a refetch of an incomplete image, or its confirmation."""
         self._completed.add(outcome)
 
     def not_stored(self, provider: str) -> None:
@@ -251,7 +252,7 @@ class Metrics:
         self._fills.add(provider, "yielded" if isinstance(error, Yielded) else code)
 
     def refused(self, limit: str) -> None:
-        """A request was refused because a shared resource, or a client's share of it, is used up."""
+        """Count a refusal by a limit on a shared resource."""
         self._refused.add(limit)
 
     def page(self) -> bytes:
@@ -259,7 +260,7 @@ class Metrics:
         return generate_latest(self.registry)
 
     def tell(self, name: str, *, lasting: bool = False) -> bytes:
-        """Return all that we have counted, for another worker; `lasting`: only what still counts at our end."""
+        """Return the metrics of this worker for another one; `lasting`: only those that count after its end."""
         families = [
             Family(
                 each.name, each.documentation, each.type, [(one.name, one.labels, one.value) for one in each.samples]
@@ -271,19 +272,19 @@ class Metrics:
 
     def sum_up(self, told: Sequence[bytes], *, workers: int, unresponsive: int) -> bytes:
         """
-        Return the counters of several workers as one page: counters and histograms added; gauges likewise where each
-        has its part, else the greatest. Those of `unresponsive` workers are missing.
+        Return the metrics of several workers as one page. Counters and histograms add up; so do gauges of parts, of
+        others the greatest value counts. The metrics of `unresponsive` workers are missing.
         """
         merged = self._merge([msgspec.msgpack.decode(each, type=Counted) for each in told])
         for name, help_text, value in (
-            ("imgkeep_workers_counted", "Workers whose counters are in here", workers),
-            ("imgkeep_workers_unresponsive", "Workers that did not tell theirs in time", unresponsive),
+            ("imgkeep_workers_counted", "Workers whose metrics this page contains", workers),
+            ("imgkeep_workers_unresponsive", "Workers that did not send their metrics in time", unresponsive),
         ):
             merged.append(Family(name, help_text, "gauge", [(name, {}, value)]))
         return generate_latest(_Page(merged))
 
     def merge(self, told: Sequence[bytes]) -> bytes:
-        """Return what several workers told as if one had."""
+        """Merge the metrics of several workers into the form of one."""
         read = [msgspec.msgpack.decode(each, type=Counted) for each in told]
         return msgspec.msgpack.encode(Counted([name for each in read for name in each.names], self._merge(read)))
 
@@ -306,7 +307,7 @@ class Metrics:
 
 
 class _Page(CollectorRegistry):
-    """Metrics that were counted elsewhere."""
+    """A registry of merged metrics."""
 
     def __init__(self, families: Sequence[Family]) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 
 from imgkeep.core.errors import OriginError, OriginTimeout, TooLarge
-from imgkeep.core.http_headers import is_whole_range
+from imgkeep.core.range_header import is_whole_range
 from imgkeep.core.records import Validator
 from imgkeep.origin.bounded_connection import FramingError
 from imgkeep.origin.transfer_rate import TransferRate

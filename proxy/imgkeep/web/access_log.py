@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from imgkeep.web.context import REQUEST_LOG, RequestLog
+from imgkeep.web.request_state import REQUEST_LOG, RequestLog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

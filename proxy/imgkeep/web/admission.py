@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import HttpVersion11, web
 
 from imgkeep.web.auth import AUTH
-from imgkeep.web.context import ADMISSION, Admission
+from imgkeep.web.request_state import ADMISSION, Admission
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

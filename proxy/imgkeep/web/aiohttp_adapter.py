@@ -14,8 +14,8 @@ from aiohttp import web
 
 from imgkeep.core.errors import ImgkeepError
 from imgkeep.web.client_presence import ClientPresence
-from imgkeep.web.context import REQUEST_LOG
-from imgkeep.web.messages import BodyRange, HttpResponse
+from imgkeep.web.request_response import BodyRange, HttpResponse
+from imgkeep.web.request_state import REQUEST_LOG
 
 STALL_TIMEOUT_S: Final = 60
 """Timeout for a client that reads no piece of a body (nginx's `send_timeout`)."""

@@ -27,12 +27,12 @@ from imgkeep.cluster.peers import RETRY_INTERVAL_S, UNREACHABLE_TIMEOUT_S
 from imgkeep.core.errors import Busy, InvalidRequest
 from imgkeep.web.admission import API_PREFIX, reject_content_codings
 from imgkeep.web.aiohttp_adapter import STALL_TIMEOUT, STALL_TIMEOUT_S, as_aiohttp_response
-from imgkeep.web.api.context import API
-from imgkeep.web.context import ADMISSION, REQUEST_LOG, Admission, RequestLog
-from imgkeep.web.error_responses import PROBLEM, accepts_page, present_failure
-from imgkeep.web.messages import HttpResponse
-from imgkeep.web.problems import problem_middleware
+from imgkeep.web.api.api_services import API
+from imgkeep.web.error_presentation import PROBLEM, accepts_page, present_failure
+from imgkeep.web.error_to_problem import problem_middleware
 from imgkeep.web.request_body import READ_TIMEOUT_S, body_timeout
+from imgkeep.web.request_response import HttpResponse
+from imgkeep.web.request_state import ADMISSION, REQUEST_LOG, Admission, RequestLog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -12,21 +12,22 @@ from imgkeep.web import documentation, home_page, login_tickets, probes, static_
 from imgkeep.web.access_log import ACCESS_LOG, AccessLog, access_log
 from imgkeep.web.admission import admission, defer_continue
 from imgkeep.web.api import failures, images, inspect, jobs, rewrite, save
-from imgkeep.web.api.context import API, ApiContext
+from imgkeep.web.api.api_services import API, ApiContext
 from imgkeep.web.api.openapi import document as openapi
 from imgkeep.web.api_relay import relay
 from imgkeep.web.auth import AUTH, Auth
 from imgkeep.web.connection import CONNECTIONS, ConnectionContext
 from imgkeep.web.cors_preflight import preflight
-from imgkeep.web.error_responses import PLACEHOLDER, Placeholder
-from imgkeep.web.fastpath.context import FAST_PATH, FastPath
+from imgkeep.web.error_presentation import PLACEHOLDER, Placeholder
+from imgkeep.web.error_to_problem import problem_middleware
+from imgkeep.web.fastpath.fast_path import FAST_PATH, FastPath
 from imgkeep.web.home_page import HOME_PAGE, HomePage
 from imgkeep.web.host_header import require_valid_host
 from imgkeep.web.image_headers import SERVER_NAME
 from imgkeep.web.images import IMAGES, IMAGES_PATH, IMG_PATH, ImageHandlers, as_aiohttp_handler
 from imgkeep.web.login import login
-from imgkeep.web.probes import PROBES, Probes
-from imgkeep.web.problems import problem_middleware
+from imgkeep.web.metrics import METRICS, MetricsPage, metrics
+from imgkeep.web.probes import HEALTH
 from imgkeep.web.request_body import BODIES, RequestBodies
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Handler
 
+    from imgkeep.health import Health
     from imgkeep.web.images import Handler as ImageHandler
 
 
@@ -55,7 +57,8 @@ class AppContext:
     access_log: AccessLog
     images: ImageHandlers
     api: ApiContext
-    probes: Probes
+    health: Health
+    metrics: MetricsPage
     module: bytes
     connections: ConnectionContext
     fast_path: FastPath | None = None
@@ -70,7 +73,8 @@ class AppContext:
         app[IMAGES] = self.images
         app[API] = self.api
         app[BODIES] = RequestBodies()
-        app[PROBES] = self.probes
+        app[HEALTH] = self.health
+        app[METRICS] = self.metrics
         app[static_files.MODULE] = self.module
         app[CONNECTIONS] = self.connections
         if self.fast_path is not None:
@@ -122,7 +126,7 @@ def make_app(
     app.router.add_get("/healthz", probes.healthz)
     app.router.add_get("/readyz", probes.readyz)
     if has_metrics:
-        app.router.add_get("/metrics", probes.metrics)
+        app.router.add_get("/metrics", metrics)
 
     async def open_services(app: web.Application) -> AsyncIterator[None]:
         async with open_context() as context:
@@ -191,6 +195,6 @@ async def _close_after_bad_body(request: web.Request, response: web.StreamRespon
 
 async def _close_when_draining(request: web.Request, response: web.StreamResponse) -> None:
     """Have clients of a worker that drains connect anew: other workers answer on the same port."""
-    if request.app[PROBES].health.replaced:
+    if request.app[HEALTH].replaced:
         response.force_close()
         response.headers["Connection"] = "close"

@@ -20,7 +20,7 @@ from imgkeep.core.errors import Forbidden, Unauthorized
 from imgkeep.core.http_headers import client_address, passed_through_us, read_host, read_origin
 from imgkeep.core.ip_ranges import client_networks, unmap
 from imgkeep.core.records import OWN, Client
-from imgkeep.images.context import RequestContext
+from imgkeep.images.request_context import RequestContext
 from imgkeep.web import login_tickets
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from imgkeep.core.ip_ranges import Address, Network
     from imgkeep.core.signing import Signatures
     from imgkeep.core.source_url import ImgQuery
-    from imgkeep.web.messages import ImageRequest
+    from imgkeep.web.request_response import ImageRequest
 
 ACCESS_HELP: Final = (
     "the API needs a token: send Authorization: Bearer <token>, with one of security.api_tokens or, where none is set, "

@@ -26,11 +26,11 @@ from multidict import CIMultiDict
 from imgkeep.web.aiohttp_adapter import STALL_TIMEOUT_S, as_aiohttp_response
 from imgkeep.web.client_presence import ClientPresence
 from imgkeep.web.connection_limit import refuse_connection
-from imgkeep.web.context import RequestLog
+from imgkeep.web.error_to_problem import parser_error_response
 from imgkeep.web.flow_control import FlowControl
 from imgkeep.web.image_headers import SERVER_NAME
 from imgkeep.web.parse_budget import PARSE_STEP_BYTES, ParseBudget
-from imgkeep.web.problems import parser_error_response
+from imgkeep.web.request_state import RequestLog
 
 if TYPE_CHECKING:
     from imgkeep.web.access_log import AccessLog

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import Busy
 from imgkeep.core.ip_ranges import client_networks, read_literal, unmap
-from imgkeep.web.messages import encode_response_head
-from imgkeep.web.problems import problem_response
+from imgkeep.web.error_to_problem import problem_response
+from imgkeep.web.request_response import encode_response_head
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -25,7 +25,7 @@ from imgkeep.web.auth import AUTH
 from imgkeep.web.documentation import FILES, INDEX
 from imgkeep.web.html_pages import CONTENT_TYPE, Markup, Page, read_static
 from imgkeep.web.login_tickets import COOKIE
-from imgkeep.web.probes import PROBES
+from imgkeep.web.probes import HEALTH
 
 PATH: Final = "/"
 SUMMARY: Final = "Makes temporary image links permanent."
@@ -106,7 +106,7 @@ async def home(request: web.Request) -> web.Response:
 def _describe(request: web.Request) -> dict[str, object]:
     """Return the description for programs."""
     base = request.app[AUTH].base_url(request)
-    _, report = request.app[PROBES].health.report(in_full=False)
+    _, report = request.app[HEALTH].report(in_full=False)
     return {
         "name": "imgkeep",
         "summary": SUMMARY,
@@ -132,7 +132,7 @@ def _fill(request: web.Request) -> bytes:
     auth, may_call = request.app[AUTH], _may_call(request)
     is_local = bool(auth.own_hosts)
     has_log_in = is_local and auth.local_token is not None
-    _, report = request.app[PROBES].health.report(in_full=False)
+    _, report = request.app[HEALTH].report(in_full=False)
     status = str(report["status"])
     newest = _NEWEST.replace("$closed", _LOG_IN if has_log_in else _NO_LOG_IN) if is_local else ""
     return _PAGE.fill(

@@ -9,7 +9,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from imgkeep.web.connection import CONNECTIONS, Connection, ConnectionContext, refuse_request
-from imgkeep.web.fastpath.context import FAST_PATH, FastPath
+from imgkeep.web.fastpath.fast_path import FAST_PATH, FastPath
 from imgkeep.web.fastpath.protocol import FastConnection
 
 FIELDS_BYTES_MAX: Final = 32_768

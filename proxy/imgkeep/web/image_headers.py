@@ -6,7 +6,7 @@ from typing import Final
 
 from imgkeep.core.http_headers import cache_status
 from imgkeep.core.records import Format
-from imgkeep.images.context import CacheStatus
+from imgkeep.images.request_context import CacheStatus
 
 SERVER_NAME: Final = "imgkeep"
 """The `Server` field: no versions, which help attackers alone."""

@@ -11,20 +11,20 @@ from aiohttp import HttpVersion11, web
 from imgkeep.core.data_url import identify_legacy
 from imgkeep.core.errors import LoopDetected, OriginError, RateLimited, SourceRejected
 from imgkeep.core.source_url import own_path, read_img_query
-from imgkeep.images.context import RedirectToObject, RedirectToSource
+from imgkeep.images.request_context import RedirectToObject, RedirectToSource
 from imgkeep.web.aiohttp_adapter import as_aiohttp_response, presence_of, send_body_range
-from imgkeep.web.context import IS_IMAGE, REQUEST_LOG
-from imgkeep.web.messages import BodyRange, ImageRequest
+from imgkeep.web.request_response import BodyRange, ImageRequest
+from imgkeep.web.request_state import IS_IMAGE, REQUEST_LOG
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from imgkeep.core.records import Source
-    from imgkeep.images.context import Delivery
-    from imgkeep.images.miss_limit import MissLimiter
+    from imgkeep.images.lookup_rate_limit import MissLimiter
+    from imgkeep.images.request_context import Delivery
     from imgkeep.images.service import ImageService
     from imgkeep.web.auth import Auth
-    from imgkeep.web.messages import HttpResponse
+    from imgkeep.web.request_response import HttpResponse
     from imgkeep.web.responses import ImageResponses
 
     Handler = Callable[[ImageRequest], Awaitable[HttpResponse]]

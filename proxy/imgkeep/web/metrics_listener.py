@@ -13,16 +13,17 @@ from aiohttp import web
 
 from imgkeep.core.errors import Forbidden
 from imgkeep.core.http_headers import read_host
-from imgkeep.web.context import REQUEST_LOG, RequestLog
+from imgkeep.web.error_to_problem import problem_middleware
 from imgkeep.web.image_headers import SERVER_NAME
-from imgkeep.web.probes import PROBES, healthz
-from imgkeep.web.problems import problem_middleware
+from imgkeep.web.metrics import METRICS
+from imgkeep.web.probes import healthz
+from imgkeep.web.request_state import REQUEST_LOG, RequestLog
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
-    from imgkeep.web.probes import Probes
+    from imgkeep.web.metrics import MetricsPage
 
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 LINE_BYTES_MAX: Final = 1024
@@ -33,18 +34,18 @@ IDLE_TIMEOUT_S: Final = 65
 
 @asynccontextmanager
 async def serve_metrics(
-    probes: Probes, sockets: Sequence[socket.socket], *, loopback_only: bool
+    page: MetricsPage, sockets: Sequence[socket.socket], *, loopback_only: bool
 ) -> AsyncGenerator[None]:
     """
     Serve `/metrics` and `/healthz` on these sockets until the end of the block.
 
     Args:
-        probes: The counters.
+        page: The counters.
         sockets: Listening sockets; closed at the end.
         loopback_only: Whether only programs of this machine can reach the sockets.
     """
     app = web.Application(middlewares=[_open_request_log, problem_middleware], client_max_size=0)
-    app[PROBES] = probes
+    app[METRICS] = page
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/healthz", healthz)
     app.on_response_prepare.append(_set_server_header)
@@ -80,7 +81,7 @@ async def serve_metrics(
 
 
 async def _metrics(request: web.Request) -> web.Response:
-    return await request.app[PROBES].metrics_response()
+    return await request.app[METRICS].respond()
 
 
 @web.middleware

@@ -1,48 +1,24 @@
 """
-`/healthz`, `/readyz`, `/metrics`: answered from memory, so that they never queue behind other work. Of several workers
-the one that is asked answers the first two for itself, and the third for all.
+`GET /healthz` and `GET /readyz`: answered from memory, so that they never wait behind other work.
+
+Each of several workers answers for itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 from aiohttp import web
 
 from imgkeep.core.errors import ImgkeepError
+from imgkeep.health import Health
 from imgkeep.web.auth import AUTH
-
-if TYPE_CHECKING:
-    from imgkeep.cluster.peers import Peers
-    from imgkeep.health import Health
-    from imgkeep.observability.metrics import Metrics
 
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
-@dataclass(frozen=True, slots=True)
-class Probes:
-    """What probes state. `peers` are the other workers; `None`: this process is the only one."""
-
-    health: Health
-    metrics: Metrics
-    peers: Peers | None = None
-
-    async def metrics_response(self) -> web.Response:
-        """Return the counters of all workers."""
-        if self.peers is None:
-            page = self.metrics.page()
-        else:
-            counters, others, unresponsive = await self.peers.counters()
-            own = self.metrics.tell(self.peers.name)
-            page = self.metrics.sum_up([own, *counters], workers=1 + others, unresponsive=unresponsive)
-        content_type = "text/plain; version=0.0.4; charset=utf-8"
-        return web.Response(body=page, headers={**_NO_STORE, "Content-Type": content_type})
-
-
-PROBES: Final = web.AppKey("probes", Probes)
+HEALTH: Final = web.AppKey("health", Health)
 
 
 async def healthz(_request: web.Request) -> web.Response:
@@ -57,16 +33,10 @@ async def readyz(request: web.Request) -> web.Response:
         may_know = True
     except ImgkeepError:
         may_know = False
-    is_ready, report = request.app[PROBES].health.report(in_full=may_know)
+    is_ready, report = request.app[HEALTH].report(in_full=may_know)
     return web.Response(
         status=200 if is_ready else 503,
         body=msgspec.json.encode(report),
         content_type="application/json",
         headers={**_NO_STORE, "Vary": "Authorization, Cookie"},
     )
-
-
-async def metrics(request: web.Request) -> web.Response:
-    """Return the counters of all workers, for Prometheus."""
-    request.app[AUTH].require_own_host(request.headers.get("Host"))
-    return await request.app[PROBES].metrics_response()

@@ -19,7 +19,7 @@ from aiohttp import BodyPartReader, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from imgkeep.core.errors import Busy, InvalidRequest
-from imgkeep.web.context import ADMISSION
+from imgkeep.web.request_state import ADMISSION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.core.http_headers import Span, cache_status, etag_matches, range_applies, read_range
+from imgkeep.core.http_headers import cache_status, etag_matches
+from imgkeep.core.range_header import Span, range_applies, read_range
 from imgkeep.core.records import Format
-from imgkeep.images.context import CacheStatus
+from imgkeep.images.request_context import CacheStatus
 from imgkeep.web.fastpath.response_cache import FRESHNESS_LIFETIME_S, CachedResponse
 from imgkeep.web.fastpath.response_writer import encode_specific_fields
 from imgkeep.web.image_headers import CACHE_STATUS, EXPOSED_HEADERS, IMAGE_HEADERS, SVG_CSP, YEAR_S
-from imgkeep.web.messages import BodyRange, HttpResponse, encode_fields, piece_size
+from imgkeep.web.request_response import BodyRange, HttpResponse, encode_fields, piece_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from imgkeep.clock import Clock
-    from imgkeep.images.context import Delivery, RedirectToObject, RedirectToSource
+    from imgkeep.images.request_context import Delivery, RedirectToObject, RedirectToSource
     from imgkeep.images.service import ImageService
     from imgkeep.web.fastpath.response_cache import ResponseCache
-    from imgkeep.web.messages import ImageRequest
+    from imgkeep.web.request_response import ImageRequest
 
 REDIRECT_MAX_AGE_S: Final = 300
 """Maximum time until a change of the configuration reaches all clients."""

@@ -20,7 +20,7 @@ LINK = re.compile(rf"(?<!=){HERE}")
 """What stands behind an equals sign is a relative link that holds one."""
 
 
-def test_a_browser_sees_other_links_and_else_the_same(tmp_path: Path) -> None:
+def test_browser_sees_other_links_and_else_the_same(tmp_path: Path) -> None:
     random = Random(20260110)
     pages = [make_page(random, number) for number in range(PAGES)] + [source for source, _ in HTML.values()]
     pages = [page for page in pages if "noscript" not in page]  # a parser without scripts reads on in it

@@ -16,7 +16,7 @@ def move(url: str) -> str:
     return f"https://moved.example/{url}"
 
 
-def test_a_budget_counts_steps_and_characters() -> None:
+def test_budget_counts_steps_and_characters() -> None:
     budget = Budget(2)
     budget.spend()
     budget.spend_on(CHARS_PER_STEP)
@@ -27,7 +27,7 @@ def test_a_budget_counts_steps_and_characters() -> None:
 
 
 @pytest.mark.parametrize("as_bytes", [False, True])
-def test_the_rest_of_a_page_stays(*, as_bytes: bool) -> None:
+def test_rest_of_a_page_stays(*, as_bytes: bool) -> None:
     steps = 10 * (1 + len(IMAGE) // CHARS_PER_STEP)
     wanted = MOVED * 10 + IMAGE * 90
     if as_bytes:
@@ -50,7 +50,7 @@ def test_raw_text_that_costs_too_much_stays(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", [IMAGE.encode(), IMAGE.encode("utf-16"), b"\x1b$B"])
-def test_what_is_held_back_is_told(page: bytes) -> None:
+def test_bytes_held_back_are_counted(page: bytes) -> None:
     stream = HtmlStream(move, charset="iso-2022-jp" if page.startswith(b"\x1b") else None)
     assert stream.held_chars == 0
     stream.feed(page[:-4])
@@ -59,7 +59,7 @@ def test_what_is_held_back_is_told(page: bytes) -> None:
     assert stream.held_chars == (0 if page.startswith(b"\x1b") else 4)
 
 
-def test_a_text_may_take_steps_by_its_length() -> None:
+def test_text_may_take_steps_by_its_length() -> None:
     assert steps_max(0) == STEPS_MIN
     assert steps_max(10_000) == STEPS_PER_CHAR * 10_000
     assert steps_max(MARKDOWN_CHARS_MAX) == STEPS_MAX
@@ -70,7 +70,7 @@ def test_a_text_may_take_steps_by_its_length() -> None:
     ["![" * 10_000, "<style>" + "url(" * 20_000, "<div><math>" + "<a></x>" * 60_000],
     ids=["brackets", "a style sheet", "tags"],
 )
-def test_a_text_that_takes_too_many_steps_stays(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_takes_too_many_steps_stays(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imgkeep.core.rewrite.markdown.STEPS_PER_CHAR", 0)
     assert rewrite_markdown(text, move) == text
     with pytest.raises(TooManySteps):

@@ -26,7 +26,7 @@ CODECS = {
 
 
 @pytest.mark.parametrize(("encoding", "label"), [(name, label) for name in LABELS for label in LABELS[name]])
-def test_a_label_means_what_the_standard_says(encoding: str, label: str) -> None:
+def test_label_has_its_encoding_of_the_standard(encoding: str, label: str) -> None:
     codec = codec_of(f" {label.upper()}\n")
     if encoding in {"iso-2022-jp", "replacement", "x-user-defined"}:
         assert codec in OPAQUE
@@ -35,7 +35,7 @@ def test_a_label_means_what_the_standard_says(encoding: str, label: str) -> None
         assert lookup(codec).name == lookup(CODECS.get(encoding, encoding)).name
 
 
-def test_the_standard_has_all_labels_that_are_known() -> None:
+def test_standard_has_all_labels_that_are_known() -> None:
     assert sum(map(len, LABELS.values())) == 228
     for label in ("klingon", "", "utf-7", "cp437", "latin10", "iso8859-16", "\u212aoi8-r", "\xa0utf-8"):
         assert codec_of(label) is None
@@ -72,7 +72,7 @@ def test_the_standard_has_all_labels_that_are_known() -> None:
         (b"<meta charset=X-User-Defined>", None, "cp1252"),
     ],
 )
-def test_an_encoding_is_found_where_a_browser_finds_it(head: bytes, told: str | None, codec: str | None) -> None:
+def test_encoding_is_found_where_a_browser_finds_it(head: bytes, told: str | None, codec: str | None) -> None:
     assert find_codec(head, told) == codec
     for end in range(len(head)):
         if tells_codec(head[:end]):
@@ -88,19 +88,19 @@ def test_an_encoding_is_found_where_a_browser_finds_it(head: bytes, told: str | 
         b"<!-- < --><?xml 1 < 2?><title>a < b</title><meta charset=utf-8>",
     ],
 )
-def test_a_page_that_tells_its_encoding_early_need_not_wait(head: bytes) -> None:
+def test_page_with_an_early_encoding_does_not_wait(head: bytes) -> None:
     assert HtmlStream(lambda _: None).feed(head) == head
 
 
 @pytest.mark.parametrize("head", [b"<p>", b"<a title='<meta charset=koi8-r>", b"<!-", b"<", b"</", b"<meta charset=x>"])
-def test_a_page_that_does_not_tell_its_encoding_yet_waits(head: bytes) -> None:
+def test_page_waits_for_its_encoding(head: bytes) -> None:
     assert not tells_codec(head)
 
 
 @pytest.mark.parametrize(
     "charset", ["utf-8", "cp1252", "koi8-r", "shift_jis", "big5", "gb18030", "euc-kr", "utf-16le", "utf-16be"]
 )
-def test_a_page_in_any_encoding_changes_only_in_its_links(charset: str) -> None:
+def test_page_in_any_encoding_changes_only_in_its_links(charset: str) -> None:
     word = {"cp1252": "é", "koi8-r": "я", "euc-kr": "한"}.get(charset, "表")
     page = (
         f"<title>{word}</title><img alt={word} src='https://h.example/{word}.png'>"
@@ -120,7 +120,7 @@ def test_a_page_in_any_encoding_changes_only_in_its_links(charset: str) -> None:
     assert after.decode(charset) == wanted.replace("https://h.example/", "/x")
 
 
-def test_what_is_not_certain_stays() -> None:
+def test_uncertain_text_stays() -> None:
     for page in (
         b"<img src=https://h.example/\xe9><style>/*\xe9*/p{b:url(https://h.example/)}</style>",
         b"<meta charset=shift_jis><img src='https://h.example/\x81\x20'>",
@@ -139,20 +139,20 @@ def test_what_is_not_certain_stays() -> None:
     )
 
 
-def test_what_does_not_come_back_as_it_was_stays() -> None:
+def test_text_that_does_not_round_trip_stays() -> None:
     # Big5 has two codes for some characters.
     page = b"<p style='--a:\"" + b"\xf9\xf9\xf9\xfe\xa2\xcc" + b"\";b:url(https://h.example/)'>"
     assert rewrite_html(page, lambda _: "/x", charset="big5") == page
 
 
-def test_a_character_of_utf_16_may_be_cut() -> None:
+def test_character_of_utf_16_may_be_cut() -> None:
     page = "<img src=https://h.example/\U0001f600><img src=https://h.example/\U0010ffff>"
     stream = HtmlStream(lambda _: "/x", charset="utf-16le")
     pieces = [stream.feed(bytes([byte])) for byte in page.encode("utf-16-le")]
     assert b"".join((*pieces, stream.close())).decode("utf-16-le") == "<img src=/x><img src=/x>"
 
 
-def test_a_stream_waits_for_the_encoding_and_no_longer() -> None:
+def test_stream_waits_for_the_encoding_and_no_longer() -> None:
     told = HtmlStream(lambda _: None, charset="utf-8")
     assert told.feed(b"ab") == b""
     assert told.feed(b"c") == b"abc"

@@ -49,7 +49,7 @@ def cut(page: bytes, random: Random, *, chars_max: int, step_max: int = 9) -> by
 
 
 @pytest.mark.parametrize("name", HTML)
-def test_a_page_may_come_in_any_pieces(name: str) -> None:
+def test_page_may_come_in_any_pieces(name: str) -> None:
     page, wanted = (text.encode() for text in HTML[name])
     assert cut(page, Random(1), chars_max=1 << 20, step_max=1) == wanted
     for seed in range(5):
@@ -62,7 +62,7 @@ def test_a_page_may_come_in_any_pieces(name: str) -> None:
 @example(
     "<script type=application/ld+json>" + "<!--<script>" * 9 + "</script></script><img src=https://h.example/>", 1, LONG
 )
-def test_how_a_page_is_cut_does_not_matter(page: str, seed: int, chars_max: int) -> None:
+def test_result_does_not_depend_on_pieces(page: str, seed: int, chars_max: int) -> None:
     whole = Html(Values(Page(move), Text()), token_chars_max=chars_max)
     wanted = (whole.feed(page) + whole.close()).encode()
     assert cut(page.encode(), Random(seed), chars_max=chars_max) == wanted
@@ -107,7 +107,7 @@ def test_random_bytes_go_through_in_any_pieces(charset: str | None) -> None:
 
 @pytest.mark.parametrize("charset", [None, "utf-8", "iso-2022-jp", "utf-16be"])
 @pytest.mark.parametrize("step", [1, 3, 700])
-def test_what_is_held_is_what_is_missing(charset: str | None, step: int) -> None:
+def test_incomplete_tokens_are_held(charset: str | None, step: int) -> None:
     page = HELD.encode("utf-16be" if charset == "utf-16be" else "utf-8")
     stream, given = HtmlStream(lambda _: None, charset=charset), b""
     for at in range(0, len(page), step):
@@ -159,7 +159,7 @@ LINK = "<img src=https://h.example/a.png>"
         f"<!-- {FILL} --><!{FILL}><svg><![CDATA[{FILL}]]></svg>",
     ],
 )
-def test_what_is_too_long_stays_and_what_follows_does_not(page: str) -> None:
+def test_too_long_text_stays_and_the_next_link_does_not(page: str) -> None:
     html = Html(Values(Page(move), Text()), token_chars_max=LONG)
     assert html.feed(page + LINK) + html.close() == page + LINK.replace("h.ex", "k.ex")
     for seed in range(9):
@@ -202,9 +202,7 @@ def test_what_is_too_long_stays_and_what_follows_does_not(page: str) -> None:
         f"<a b='{'x' * 900}'>",
     ],
 )
-def test_what_is_kept_is_bounded_and_read_a_bounded_number_of_times(
-    piece: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_held_bytes_are_bounded_and_read_a_bounded_number_of_times(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
     html = Html(Values(Page(move), Text()), token_chars_max=1000)
     read = 0
     go = html._go
@@ -237,7 +235,7 @@ def test_pages_of_soup_have_links_that_move() -> None:
 # --- base
 
 
-def test_the_first_base_counts_for_what_follows() -> None:
+def test_first_base_counts() -> None:
     page = (
         "<img src=a><template><base href=https://n.example/></template><svg><base href=/n/></svg><base target=x>"
         "<noscript><base href=/n/></noscript><base href=/x/><base href=/y/><img src=a>"

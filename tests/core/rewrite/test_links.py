@@ -26,7 +26,7 @@ NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)
 H = "https://h.example/a.png?x=1&y=ü"
 
 
-def test_a_link_leads_to_img_with_the_source_encoded() -> None:
+def test_link_leads_to_img_with_the_source_encoded() -> None:
     assert ImgLinks(every)(H) == "/img?src=https%3A%2F%2Fh.example%2Fa.png%3Fx%3D1%26y%3D%C3%BC"
     assert (
         ImgLinks(every, public_url="https://i.example/kept/")(H)
@@ -34,7 +34,7 @@ def test_a_link_leads_to_img_with_the_source_encoded() -> None:
     )
 
 
-def test_with_a_key_a_link_is_signed() -> None:
+def test_link_is_signed_with_a_key() -> None:
     made = ImgLinks(every, key="k" * 20)(H)
     assert made is not None
     query = read_img_query(made.partition("?")[2])
@@ -48,7 +48,7 @@ def test_a_public_url_has_to_be_one() -> None:
         ImgLinks(every, public_url="i.example")
 
 
-def test_what_could_not_be_served_stays() -> None:
+def test_unservable_link_stays() -> None:
     policy = Policy(("*.example",), (), frozenset({443}), (ip_network("10.0.0.0/8"),))
     linker = ImgLinks(every, policy=policy)
     assert linker("https://a.example/") is not None
@@ -65,7 +65,7 @@ def test_links_that_die_are_those_of_the_provider_rules() -> None:
     assert linker(rules[0].table.examples[0]) is not None
 
 
-def test_the_choosy_name_hosts_or_decide_themselves() -> None:
+def test_which_names_hosts_or_decides() -> None:
     assert ImgLinks(Hosts("*.a.example", "b.example"))("https://x.a.example/") is not None
     assert ImgLinks(Hosts("*.a.example"))("https://b.example/") is None
 
@@ -77,13 +77,13 @@ def test_the_choosy_name_hosts_or_decide_themselves() -> None:
 
 
 @pytest.mark.parametrize(("glob", "host", "matches"), GLOBS["match"])
-def test_a_glob_chooses_the_links_of_its_hosts(glob: str, host: str, *, matches: bool) -> None:
+def test_glob_chooses_the_links_of_its_hosts(glob: str, host: str, *, matches: bool) -> None:
     page = Page(ImgLinks(Hosts("other.example", glob)))
     assert (page.replacement(f"https://{host}/a.png") is not None) == matches
 
 
 @pytest.mark.parametrize("glob", GLOBS["refused"])
-def test_a_glob_that_can_match_no_host_is_refused(glob: str) -> None:
+def test_glob_that_can_match_no_host_is_refused(glob: str) -> None:
     with pytest.raises(ValueError, match="can match no host"):
         Hosts("h.example", glob)
 
@@ -110,12 +110,12 @@ def test_a_glob_that_can_match_no_host_is_refused(glob: str) -> None:
         "https://h.example/\x01a",
     ],
 )
-def test_our_links_and_those_that_we_cannot_fetch_stay(link: str) -> None:
+def test_own_and_unfetchable_links_stay(link: str) -> None:
     page = Page(ImgLinks(every, public_url="https://i.example"), "https://p.example/d/")
     assert page.replacement(link) is None
 
 
-def test_a_relative_link_needs_to_know_to_what() -> None:
+def test_relative_link_needs_to_know_to_what() -> None:
     assert Page(ImgLinks(every)).replacement("a.png") is None
     assert Page(ImgLinks(every)).replacement("//h.example/a.png") is None
     assert (
@@ -143,14 +143,14 @@ def test_a_relative_link_needs_to_know_to_what() -> None:
         ("mailto:x", None),
     ],
 )
-def test_a_base_counts_unless_it_is_none_or_could_run(href: str, url: str | None) -> None:
+def test_base_counts_unless_it_is_none_or_could_run(href: str, url: str | None) -> None:
     page = f'<base href="{href}"><base href=/n/><img src="a.png"><img src=https://h.example/b.png>'
     seen: list[str] = []
     rewrite_html(page, seen.append, url="https://p.example/d/e")
     assert seen == [*([url] if url else []), "https://h.example/b.png"]
 
 
-def test_a_fragment_stays_where_the_browser_uses_it() -> None:
+def test_fragment_stays_where_the_browser_uses_it() -> None:
     assert (
         Page(ImgLinks(every)).replacement("https://h.example/a.svg#b") == "/img?src=https%3A%2F%2Fh.example%2Fa.svg#b"
     )
@@ -189,11 +189,11 @@ def test_a_fragment_stays_where_the_browser_uses_it() -> None:
         ("a:b", None),
     ],
 )
-def test_links_mean_what_they_mean_to_a_browser(link: str, url: str | None) -> None:
+def test_links_resolve_as_in_a_browser(link: str, url: str | None) -> None:
     assert resolve(link, read("https://p.example/d/e?f#g", None)) == url
 
 
-def test_in_an_old_encoding_a_query_is_encoded_by_it_and_a_path_is_not() -> None:
+def test_old_encoding_applies_to_the_query_alone() -> None:
     assert with_query_in("https://h.example/é?é=я#é", "cp1252") == "https://h.example/é?%E9=%26%231103%3B#é"
     page = "<meta charset=latin1><img src='https://h.example/é?é'>"
     seen: list[str] = []

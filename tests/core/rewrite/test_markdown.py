@@ -78,7 +78,7 @@ def test_links_to_images_change_and_nothing_else(text: str) -> None:
 
 
 @pytest.mark.parametrize("blank", ["\u00a0", "\u3000", "\u2003", "\u2028", "\u0085", "\v", "\f", "\x1c"])
-def test_a_line_of_other_white_space_than_spaces_and_tabs_is_text(blank: str) -> None:
+def test_line_of_other_white_space_than_spaces_and_tabs_is_text(blank: str) -> None:
     for text in (
         "¤\n![a](§)",
         "¤\n ¤ \n![a](§)\n¤\n![a](§)\n¤",
@@ -101,13 +101,13 @@ def test_a_line_of_other_white_space_than_spaces_and_tabs_is_text(blank: str) ->
 @pytest.mark.parametrize(
     "name", ["iframe", "noembed", "noframes", "script", "style", "textarea", "title", "xmp", "TextArea"]
 )
-def test_what_a_browser_reads_as_raw_text_stays(name: str) -> None:
+def test_raw_text_stays(name: str) -> None:
     inside = f"![a]({HERE}) <img src={HERE}> ![a][r] <!-- --> *b*"
     before = f"a <{name} b='c'>{inside}</{name}> <img src=§> ![a](§)\n\n[r]: {HERE}"
     assert rewrite_markdown(before.replace("§", HERE), move) == before.replace("§", THERE)
 
 
-def test_the_first_base_counts_for_what_follows() -> None:
+def test_first_base_counts() -> None:
     seen: list[str] = []
     text = "![](a)\n\nb <base href=/x/> ![](b) ![c]\n\n<base href=/y/>\n\n![](d)\n\n[c]: c"
     assert rewrite_markdown(text, seen.append, url="https://h.example/") == text
@@ -141,14 +141,14 @@ def test_much_of_anything_goes_through(piece: str) -> None:
         ),
     ],
 )
-def test_a_link_is_what_it_is_in_the_page(destination: str, link: str) -> None:
+def test_link_means_the_same_as_in_the_rendered_page(destination: str, link: str) -> None:
     for text in (f"![a]({destination})", f"![a]\n\n[a]: {destination}"):
         seen: list[str] = []
         rewrite_markdown(text, seen.append, url="https://h.example/")
         assert seen == [link]
 
 
-def test_a_link_with_bytes_that_are_no_text_stays() -> None:
+def test_link_with_bytes_that_are_no_text_stays() -> None:
     text = b"![a](https://h.example/\\x\xff)"
     assert rewrite_markdown(text, move) == text
 
@@ -161,7 +161,7 @@ def test_new_links_are_written_so_that_they_are_read_again() -> None:
     )
 
 
-def test_what_is_not_certain_stays() -> None:
+def test_uncertain_text_stays() -> None:
     assert rewrite_markdown(b"![a](https://h.example/) \xff", move) == b"![a](https://k.example/) \xff"
     for text, charset in ((b"![a](https://h.example/) \0", "utf-16"), (b"![a](https://h.example/)", "iso-2022-jp")):
         assert rewrite_markdown(text, move, charset=charset) == text
@@ -169,7 +169,7 @@ def test_what_is_not_certain_stays() -> None:
     assert rewrite_markdown(text, move, charset="big5") == text
 
 
-def test_what_is_too_long_or_too_deep_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_long_or_too_deep_text_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"![a]({HERE})"
     monkeypatch.setattr(markdown, "MARKDOWN_CHARS_MAX", len(text))
     assert rewrite_markdown(text, move) != text
@@ -182,7 +182,7 @@ def test_what_is_too_long_or_too_deep_stays(monkeypatch: pytest.MonkeyPatch) -> 
     assert rewrite_markdown(text, move) == text
 
 
-def test_a_value_whose_lines_do_not_lead_back_stays() -> None:
+def test_value_whose_lines_do_not_lead_back_stays() -> None:
     text = "<style>\np{b:url('https://h.example/a\\\nb')}\n</style>\n"
     assert rewrite_markdown(text, move) == text
     text = "<img srcset='\0 1x, https://h.example/a.png 2x'>"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         (many("a"), "", 0),
     ],
 )
-def test_a_round_that_fails_half_way_leaves_nothing(pattern: str, text: str, end: int) -> None:
+def test_round_that_fails_half_way_leaves_nothing(pattern: str, text: str, end: int) -> None:
     match = re.match(pattern, text)
     assert match is not None
     assert match.end() == end
@@ -47,7 +47,7 @@ def loops(pattern: re.Pattern[str]) -> Iterator[list[tuple[object, object]]]:
             yield list(argument[2])
 
 
-def test_no_pattern_repeats_what_may_fail_half_way_but_by_many() -> None:
+def test_no_pattern_backtracks_within_a_repetition() -> None:
     modules = [import_module(f"{rewrite.__name__}.{each.name}") for each in iter_modules(rewrite.__path__)]
     patterns = {each for module in modules for each in vars(module).values() if isinstance(each, re.Pattern)}
     bodies = [body for pattern in patterns for body in loops(pattern)]

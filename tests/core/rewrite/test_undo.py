@@ -22,14 +22,14 @@ WAYS = pytest.mark.parametrize(("base", "key"), [("", None), (BASE, None), (BASE
 
 @WAYS
 @pytest.mark.parametrize("page", HTML.values(), ids=HTML)
-def test_page_is_what_it_was(page: str, base: str, key: str | None) -> None:
+def test_page_is_unchanged_but_for_links(page: str, base: str, key: str | None) -> None:
     rewritten = rewrite_html(page, ImgLinks(every, base, key))
     assert rewritten != page
     assert rewrite_html(rewritten, SourceLinks(base)) == page
 
 
 @WAYS
-def test_markdown_is_what_it_was(base: str, key: str | None) -> None:
+def test_markdown_is_unchanged_but_for_links(base: str, key: str | None) -> None:
     text = "# A\n![b](https://h.example/a.png?x=1&y=2)\n"
     rewritten = rewrite_markdown(text, ImgLinks(every, base, key))
     assert rewritten != text

@@ -40,12 +40,12 @@ def test_references_are_read_as_in_an_attribute(source: str, text: str) -> None:
     assert value.source(0, len(text)) == (0, len(source))
 
 
-def test_in_text_a_name_that_needs_no_semicolon_is_a_reference_wherever_it_ends() -> None:
+def test_reference_without_semicolon_counts_in_text() -> None:
     assert references.read("a&copy=1&copyb&amp&no", in_text=True).text == "a©=1©b&&no"
 
 
 @given(st.text(st.sampled_from("&#xX;abcdefgnopty10=<> \"'"), max_size=30))
-def test_a_place_in_a_text_leads_back_to_its_source(source: str) -> None:
+def test_place_in_a_text_leads_back_to_its_source(source: str) -> None:
     value = references.read(source)
     for at in range(len(value.text)):
         start, end = value.source(at, at + 1)
@@ -53,7 +53,7 @@ def test_a_place_in_a_text_leads_back_to_its_source(source: str) -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r")), st.sampled_from(["'", '"', ""]))
-def test_what_is_written_is_read_again(text: str, quote: str) -> None:
+def test_written_value_is_read_again(text: str, quote: str) -> None:
     written = references.write(text, quote)
     assert references.read(written).text == text
     assert html.unescape(written) == text or re.search(r"[\x01-\x1f]", text)
@@ -72,7 +72,7 @@ def test_new_links_are_written_for_the_quotes_they_stand_in() -> None:
     )
 
 
-def test_what_cannot_be_written_is_not() -> None:
+def test_unwritable_value_is_not_written() -> None:
     page = f"<img src={H}>"
     assert rewrite_html(page, lambda _: "/\ud800") == page
     assert rewrite_html(page, lambda url: url) == page
@@ -104,7 +104,7 @@ def test_srcset_is_cut_at_white_space_and_commas_as_browsers_do(text: str, found
     assert links(text) == found
 
 
-def test_a_new_link_in_srcset_begins_and_ends_with_no_comma() -> None:
+def test_new_link_in_srcset_begins_and_ends_with_no_comma() -> None:
     assert rewrite_html(f"<img srcset='{H} 1x'>", lambda _: ",/a,b,,") == "<img srcset='%2C/a,b%2C%2C 1x'>"
 
 
@@ -163,11 +163,11 @@ def test_any_css_is_read(text: str) -> None:
         assert 0 <= start <= end <= len(text) + 6
 
 
-def test_a_new_link_in_css_ends_no_url() -> None:
+def test_new_link_in_css_ends_no_url() -> None:
     assert rewrite_html(f'<p style="b:url({H})">', lambda _: "/('a')") == '<p style="b:url(/%28%27a%27%29)">'
 
 
-def test_a_new_link_in_the_style_of_a_drawing_is_the_same_in_text_and_in_a_section() -> None:
+def test_new_link_in_an_svg_style_is_the_same_in_cdata() -> None:
     page = f"<svg><style>p{{a:url({H}?a&copy=1&amp;b)}}<![CDATA[p{{a:url({H}?a&amp;b)}}]]></style>"
     seen: list[str] = []
 
@@ -180,7 +180,7 @@ def test_a_new_link_in_the_style_of_a_drawing_is_the_same_in_text_and_in_a_secti
     assert urls("p{a:url(/x?a\\26 b)}") == ["/x?a&b"]
 
 
-def test_style_attributes_with_functions_of_other_names_are_passed_over() -> None:
+def test_style_attributes_with_other_functions_are_skipped() -> None:
     page = '<p style="color:rgb(1,2,3);width:calc(1px)">' + f"<p style='a:rgb(1);b:url({HERE})'>"
     assert rewrite_html(page, move) == page.replace(HERE, THERE)
 
@@ -216,7 +216,7 @@ def test_json_ld_has_its_links_under_names_of_images(value: object, found: list[
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"image": a}', "[" * 100_000, '{"image": "a",}', "<!-- {} -->"])
-def test_what_is_no_json_has_no_links(text: str) -> None:
+def test_invalid_json_has_no_links(text: str) -> None:
     assert json_ld.find_links(text) == []
 
 
@@ -229,6 +229,6 @@ def test_text_is_no_link_and_as_long_as_it_likes() -> None:
     assert rewrite_html(page.format("nice.png"), lambda _: "/x", url="https://p.example/") == page.format("/x")
 
 
-def test_a_script_is_never_ended_by_a_link() -> None:
+def test_script_is_never_ended_by_a_link() -> None:
     page = f'<script type="application/ld+json">{{"image":"{H}"}}</script>'
     assert "</" not in rewrite_html(page, lambda _: "/</script>")[35:-9]

@@ -11,8 +11,8 @@ from imgkeep.web.http_server import HttpServer
 
 from tests.support.concurrent_requests import connections_of
 from tests.support.image_requests import HandlerCalls, cached_target
+from tests.support.images import png_of
 from tests.support.origins import gated_body
-from tests.support.pictures import picture_of
 from tests.support.raw_http import connect, port_of, request, target_of
 from tests.support.waiting import until
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.support.server import Imgkeep
 
 
-IMAGE = picture_of(20_000)
+IMAGE = png_of(20_000)
 PIECES_MAX = 6
 
 
@@ -94,7 +94,7 @@ async def test_all_requests_behind_a_slow_one_are_answered(imgkeep: Imgkeep, ori
     """Aiohttp queues fewer, then stops reading, and later asks its parser for the rest."""
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     gate = asyncio.Event()
-    slow = picture_of(40_000, seed=7)
+    slow = png_of(40_000, seed=7)
     slow_target = target_of(origin.on("/slow.png", gated_body(slow, gate, ahead=1000)))
     number = 100
     async with connect(port_of(imgkeep)) as line:
@@ -120,7 +120,7 @@ async def test_all_requests_behind_a_slow_one_are_answered(imgkeep: Imgkeep, ori
 async def test_handed_over_request_waits_for_the_response_of_a_handler(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     """A worker that drains hands its connections over, busy or not (`HttpServer.disable_fast_path`)."""
     gate = asyncio.Event()
-    slow = picture_of(40_000, seed=7)
+    slow = png_of(40_000, seed=7)
     slow_target = target_of(origin.on("/slow.png", gated_body(slow, gate, ahead=1000)))
     server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
     assert isinstance(server, HttpServer)

@@ -20,9 +20,9 @@ from imgkeep.web.images import ImageHandlers
 from imgkeep.web.parse_budget import PARSE_STEP_BYTES
 
 from tests.support.image_requests import HandlerCalls, cached_target, fast_path_of, services_of, store_image
+from tests.support.images import png_of
 from tests.support.impatient_server import serve_impatiently
 from tests.support.origins import gated_body
-from tests.support.pictures import picture_of
 from tests.support.raw_http import ask, connect, port_of, request, split, talk, target_of
 from tests.support.waiting import until
 from tests.support.wire import wired
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from imgkeep.core.records import Record
-    from imgkeep.web.messages import HttpResponse, ImageRequest
+    from imgkeep.web.request_response import HttpResponse, ImageRequest
 
     from tests.support.origins import FakeOrigin
     from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
-IMAGE = picture_of(20_000)
-LARGE = picture_of(3_000_000)
+IMAGE = png_of(20_000)
+LARGE = png_of(3_000_000)
 KEY = "a-key-for-tests-of-32-characters"
 
 
@@ -110,7 +110,7 @@ async def test_cache_aiohttp_and_handlers_alternate_on_a_connection(imgkeep: Img
         for number in range(3):
             assert (await line.ask(target)).body == IMAGE
             assert (await line.ask("/healthz")).status == 200
-            new = picture_of(5000, seed=number)
+            new = png_of(5000, seed=number)
             assert (await line.ask(target_of(origin.gives(f"/{number}.png", new)))).body == new
     assert calls.number == 3
 
@@ -118,7 +118,7 @@ async def test_cache_aiohttp_and_handlers_alternate_on_a_connection(imgkeep: Img
 async def test_responses_keep_the_order_of_requests(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     gate = asyncio.Event()
-    slow = picture_of(40_000, seed=7)
+    slow = png_of(40_000, seed=7)
     slow_target = target_of(origin.on("/slow.png", gated_body(slow, gate, ahead=1000, declared=True)))
     async with connect(port_of(imgkeep)) as line:
         line.writer.write(request(slow_target, close=False))
@@ -181,7 +181,7 @@ async def test_bytes_that_left_memory_are_loaded_without_a_handler(start: Start,
     services = services_of(imgkeep)
     # As on a system that cannot read without waiting, or when the kernel has dropped the pages.
     services.image_service._dependencies.store.disk._page_cache.is_available = False  # type: ignore[attr-defined]
-    images = [picture_of(20_000, seed=number) for number in range(3)]
+    images = [png_of(20_000, seed=number) for number in range(3)]
     targets = [await cached_target(imgkeep, origin.gives(f"/{n}.png", image)) for n, image in enumerate(images)]
     calls = HandlerCalls(imgkeep)
     async with connect(port_of(imgkeep)) as line:
@@ -401,7 +401,7 @@ async def test_loaded_request_goes_to_aiohttp_once_the_fast_path_is_off(start: S
     imgkeep = await start(store={"hot_bytes_max": 25_000})
     services_of(imgkeep).image_service._dependencies.store.disk._page_cache.is_available = False  # type: ignore[attr-defined]
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
-    await cached_target(imgkeep, origin.gives("/b.png", picture_of(20_000, seed=1)))  # which evicts it from memory
+    await cached_target(imgkeep, origin.gives("/b.png", png_of(20_000, seed=1)))  # which evicts it from memory
     async with wired(imgkeep) as (connection, wire):
         connection.data_received(request(target, close=False))
         assert connection._state is State.LOADING

@@ -9,7 +9,7 @@ import pytest
 from imgkeep.web.image_headers import IMAGE_CSP, SVG_CSP
 
 from tests.support.image_requests import cached_target, fast_path_of, services_of
-from tests.support.pictures import picture_of
+from tests.support.images import png_of
 from tests.support.raw_http import ask, connect, port_of, target_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Start = Callable[..., Awaitable[Imgkeep]]
 
-IMAGE = picture_of(20_000)
+IMAGE = png_of(20_000)
 FACTS = ("client", "method", "route", "key", "outcome", "status", "bytes")
 PUBLIC = "https://img.example/base"
 

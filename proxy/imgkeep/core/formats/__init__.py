@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from imgkeep.core.formats import bmp, gif, heif, ico, jpeg, jxl, png, svg, tiff, webp
 from imgkeep.core.formats.binary_reader import HEAD_BYTES_MAX, Body, Budget, Buffer, Cut, Spent, steps_max
-from imgkeep.core.formats.completeness import Ending
+from imgkeep.core.formats.end_detection import Ending
 from imgkeep.core.records import Format
 
 if TYPE_CHECKING:

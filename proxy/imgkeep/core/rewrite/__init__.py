@@ -1,16 +1,16 @@
 """
-Rewrites links to images in HTML and Markdown so that they lead through us, and changes nothing else.
+The rewriter of links to images in HTML and Markdown: the new links lead to imgkeep, and all other text stays.
 
 Rules:
-- What a browser would take for an image's link is one, and nothing else is: `places` lists where, `tags`, `foreign`,
-  `references`, `srcset` and `css` read as the specifications say.
-- The value of a link changes, and not one character else: quotes, case, white space, broken markup stay.
-- Whatever comes in, something comes out: in linear time, in bounded memory where it comes in pieces, and without an
-  exception. What is doubtful stays as it is.
-- Rewriting twice changes nothing: links of ours are left alone.
+- A link to an image is one by the rules of browsers: `html_attributes` lists the attributes; `tags`, `foreign_content`,
+  `character_references`, `srcset` and `css` parse by the specifications.
+- Only the value of a link changes: quotes, case, white space and broken markup stay.
+- The rewriter accepts any input, takes linear time, and bounded memory for input in pieces, and raises no exception.
+  Doubtful input stays unchanged.
+- Rewriting twice changes nothing: imgkeep's own links stay.
 
-A linker decides about each link. `ImgLinks` is the one that leads to `/img`, and `SourceLinks` the way back; any
-callable will do.
+A linker decides about each link. `ImgLinks` writes links to `/img`, `SourceLinks` writes the source URLs back; a linker
+may be any callable.
 """
 
 from __future__ import annotations

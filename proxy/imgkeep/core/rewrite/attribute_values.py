@@ -1,4 +1,4 @@
-"""Rewrites one value: finds the links in it by its form, and writes new ones so that the rest stays as it is."""
+"""The rewriter of one value: it finds the links by the form of the value, replaces them, and leaves all other text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _BLANK: Final = "".join(map(chr, range(33)))
 _NOTHING: Final = re.compile(r"(?!)")
-# The three that would end an unquoted URL, or a string, in CSS; other such characters are in no link that we write.
+# Characters that would end an unquoted URL or a string in CSS; `Page.replacement` escapes all others.
 _IN_CSS: Final = re.compile(r"['()]")
 _OUTER_COMMA: Final = re.compile(r"\A,+|,+\Z")
 
@@ -33,23 +33,23 @@ class Values:
         self._charset = charset
 
     def read(self, source: str) -> str:
-        """Return what an attribute's value means; nothing if that is not certain."""
+        """Return the decoded value of an attribute; empty if the encoding is uncertain."""
         return references.read(self._charset.decode(source) or "").text
 
     def attribute(self, source: str, quote: str, form: Form) -> str:
-        """Return what to write for an attribute's value that stands in these quotes."""
+        """Return the new source of an attribute's value in these quotes."""
         return self._rewritten(source, references.read, form, lambda link, _: references.write(link, quote))
 
     def style_sheet(self, source: str) -> str:
-        """Return what to write for a style sheet."""
+        """Return the new source of a style sheet."""
         return self._rewritten(source, references.Value, Form.CSS, _as_is)
 
     def svg_style_sheet(self, source: str) -> str:
-        """Return what to write for the content of a `<style>` in SVG."""
+        """Return the new source of the content of a `<style>` in SVG."""
         return self._rewritten(source, svg_style.read, Form.CSS, svg_style.write)
 
     def json_ld(self, source: str) -> str:
-        """Return what to write for a JSON-LD script."""
+        """Return the new source of a JSON-LD script."""
         return self._rewritten(source, references.Value, Form.JSON_LD, _as_is)
 
     def _rewritten(
@@ -68,7 +68,7 @@ class Values:
         return self._charset.encode("".join((*parts, text[done:]))) if parts else source
 
     def _found(self, text: str, form: Form) -> Links:
-        """Yield what of `text` is replaced by what."""
+        """Yield start and end of each link to replace, with the new link."""
         find, unsafe = _FORMS[form]
         for start, end, link in find(text):
             new = self.page.replacement(link)
@@ -93,7 +93,7 @@ def _percent_encoded(found: re.Match[str]) -> str:
     return "".join(f"%{ord(each):02X}" for each in found[0])
 
 
-# By form, how links are found, and what of a new one would not be read as a part of it.
+# By form: the finder of links, and the characters that a new link must not contain there.
 _FORMS: Final[dict[Form, tuple[Callable[[str], Links], re.Pattern[str]]]] = {
     Form.LINK: (_whole, _NOTHING),
     Form.SRCSET: (_in_srcset, _OUTER_COMMA),

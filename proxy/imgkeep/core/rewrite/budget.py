@@ -1,8 +1,8 @@
 """
-A bound of the work on one document, counted and not timed, so that it is the same on every machine.
+A limit on the work for one document, counted and not timed, so that it is the same on every machine.
 
-A step is one thing that is looked at closely: a tag, a comment, one look of the Markdown parser at one place. What is
-read closely as a whole (a tag's attributes, a style sheet, JSON-LD) costs steps by its length. A step takes some
+A step is one item that a parser reads closely: a tag, a comment, one position in Markdown. An item that it reads
+closely as a whole (a tag's attributes, a style sheet, JSON-LD) costs steps by its length. A step takes some
 microseconds at most.
 """
 
@@ -11,15 +11,15 @@ from __future__ import annotations
 from typing import Final
 
 CHARS_PER_STEP: Final = 8
-"""Of a text that is read closely: the shortest tokens of CSS, `srcset` and JSON come in about that many a step."""
+"""Number of characters per step: about the length of the shortest tokens of CSS, `srcset` and JSON."""
 
 
 class Budget:
     """
-    Steps that may be taken.
+    A counter of steps with a limit.
 
     Args:
-        steps_max: How many; `None`: any number.
+        steps_max: Maximum number of steps; `None`: any.
     """
 
     __slots__ = ("_steps_max", "steps")
@@ -30,7 +30,7 @@ class Budget:
 
     @property
     def is_spent(self) -> bool:
-        """Return whether more steps were taken than may be."""
+        """Return whether the steps exceed the limit."""
         return self._steps_max is not None and self.steps > self._steps_max
 
     def spend(self, steps: int = 1) -> None:
@@ -38,5 +38,5 @@ class Budget:
         self.steps += steps
 
     def spend_on(self, chars: int) -> None:
-        """Count the steps of reading a text of so many characters closely."""
+        """Count the steps for a text of `chars` characters."""
         self.steps += chars // CHARS_PER_STEP

@@ -1,8 +1,8 @@
 """
-Character references of HTML: read as in an attribute's value, with the way back to the source, and written.
+A decoder and encoder of HTML's character references in attribute values, with a map from the text to the source.
 
-`html.unescape` is not enough: in an attribute `&copy=1` is what it looks like (a parameter), and whoever changes a
-part of a value has to know which characters of the source it was.
+`html.unescape` is not enough: in an attribute `&copy=1` is a parameter and no reference, and the rewriter needs the
+source position of each part of a value that it changes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from html.entities import html5
 from typing import Final
 
 NAME_CHARS_MAX: Final = max(map(len, html5))
-"""Of a named reference, its semicolon included."""
+"""Maximum length of a named reference with its semicolon."""
 
 _REFERENCE: Final = re.compile(
     rf"&(?:#(?:[0-9]++|[xX][0-9A-Fa-f]++);?|[A-Za-z][A-Za-z0-9]{{0,{NAME_CHARS_MAX - 2}}}+;?)", re.ASCII
@@ -33,26 +33,26 @@ _WRITTEN: Final = {"&": "&amp;", '"': "&quot;", "<": "&lt;", ">": "&gt;"}
 @dataclass(frozen=True, slots=True)
 class Value:
     """
-    A text and where it stands in its source.
+    A decoded text with its positions in the source.
 
     Attributes:
-        text: With references replaced.
-        offsets: For each character of `text`, and its end, the offset in the source; `None`: the same.
+        text: Text with its references decoded.
+        offsets: Offset in the source of each character of `text`, and of its end; `None`: the same offsets.
     """
 
     text: str
     offsets: list[int] | None = None
 
     def source(self, start: int, end: int) -> tuple[int, int]:
-        """Return where `text[start:end]` stands."""
+        """Return start and end of `text[start:end]` in the source."""
         return (start, end) if self.offsets is None else (self.offsets[start], self.offsets[end])
 
 
 def read(source: str, *, in_text: bool = False) -> Value:
     """
-    Read an attribute's value (https://html.spec.whatwg.org/multipage/parsing.html#character-reference-state).
+    Decode an attribute's value (https://html.spec.whatwg.org/multipage/parsing.html#character-reference-state).
 
-    In text that is not in an attribute, `&copy=1` holds a reference.
+    Outside of attributes, `&copy=1` contains a reference.
     """
     if "&" not in source:
         return Value(source)
@@ -74,7 +74,7 @@ def read(source: str, *, in_text: bool = False) -> Value:
 
 
 def _reference(source: str, match: re.Match[str], *, in_text: bool) -> tuple[int, str]:
-    """Return how many characters are a reference, 0 where none are, and what they mean."""
+    """Return length and text of a reference; a length of 0: it is none."""
     text = match[0]
     if text[1] == "#":
         return len(text), _numbered(text)
@@ -96,16 +96,16 @@ def _numbered(text: str) -> str:
     number = 0 if len(digits) > 7 else int(digits or "0", 16 if text[2] in "xX" else 10)
     if number == 0 or number > 0x10FFFF or 0xD800 <= number < 0xE000:
         return "\ufffd"
-    # What was meant by some numbers is a table of windows-1252.
+    # Some numbers mean characters of windows-1252.
     return unescape(f"&#{number};") if 0x80 <= number < 0xA0 else chr(number)
 
 
 def write(text: str, quote: str) -> str:
     """
-    Write a part of an attribute's value.
+    Encode a part of an attribute's value.
 
     Args:
-        text: what it has to mean.
+        text: The text to encode.
         quote: `"`, `'`, or nothing for an unquoted value.
     """
     return _UNSAFE[quote].sub(lambda found: _WRITTEN.get(found[0]) or f"&#{ord(found[0])};", text)

@@ -1,14 +1,15 @@
 """
-Which characters the bytes of a page mean
+The encoding of a page
 (https://html.spec.whatwg.org/multipage/parsing.html#encoding-sniffing-algorithm).
 
 Theory. All encodings of the web but UTF-16 and ISO-2022-JP leave `<`, `>`, quotes, `=` and white space as they are in
-ASCII, also within characters of several bytes. So pages are read as Latin-1, where each byte is a character and comes
-out again as it was, and only values that matter are decoded. UTF-16 is decoded as a whole; ISO-2022-JP is left alone.
+ASCII, also within characters of several bytes. So the rewriter reads pages as Latin-1, which maps each byte to a
+character and back, and decodes only the values that matter. It decodes UTF-16 as a whole, and passes ISO-2022-JP
+unchanged.
 
-A byte order mark counts most, then what the caller says, then a `<meta>` in the first 1024 bytes. Where nothing is
-said, a value that is UTF-8 is taken for it, and any other beyond ASCII is left alone, because browsers guess by the
-country of who looks.
+A byte order mark counts most, then the caller's `charset`, then a `<meta>` in the first 1024 bytes. Without any, a
+value that is valid UTF-8 counts as UTF-8, and any other value beyond ASCII stays, because browsers guess by the user's
+locale.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Final, TypeAlias
 from imgkeep.core.rewrite import tags
 
 HEAD_BYTES: Final = 1024
-"""In which a page has to say its encoding."""
+"""Maximum number of first bytes in which a page may declare its encoding."""
 
 BOM_BYTES: Final = 3
 
@@ -75,7 +76,7 @@ _LABELS: Final = {
 _CODECS: Final = {label: codec for codec, labels in _LABELS.items() for label in labels.split()}
 
 OPAQUE: Final = frozenset({"opaque", "x-user-defined"})
-"""Stand for encodings in which a `<` need not be one, or whose characters are no text."""
+"""Codecs of encodings in which a byte `<` may be no `<`, or whose characters are no text."""
 
 # What a page says of itself and browsers read as another (#prescan-a-byte-stream-to-determine-its-encoding).
 _IN_META: Final = {"utf-16-be": "utf-8", "utf-16-le": "utf-8", "x-user-defined": "cp1252"}
@@ -88,20 +89,20 @@ _CONTENT: Final = re.compile(
 
 
 _BEGUN: Final = re.compile(r"<(?:/?(?:[A-Za-z]|\Z)|!-?\Z)")
-"""A tag or comment, if only its end is missing."""
+"""The start of a tag or comment without its end."""
 
 
 def codec_of(label: str) -> str | None:
-    """Return the codec that a label means, or one of `OPAQUE`; `None` for one that browsers do not know."""
+    """Return the codec of a label, or one of `OPAQUE`; `None` for an unknown label."""
     return _CODECS.get(tags.lowered(label.strip("\t\n\f\r ")))
 
 
 def find_codec(head: bytes, told: str | None) -> str | None:
     """
-    Return the codec of a page; `None` if nothing tells it.
+    Return the codec of a page; `None` if it has no declaration.
 
     Args:
-        head: The first `HEAD_BYTES`, or all there are; where `told` names an encoding, `BOM_BYTES` will do.
+        head: The first `HEAD_BYTES`, or the whole page; if `told` names an encoding, `BOM_BYTES` suffice.
         told: The `charset` of the page's media type.
     """
     for mark, codec in _BOMS.items():
@@ -111,7 +112,7 @@ def find_codec(head: bytes, told: str | None) -> str | None:
 
 
 def tells_codec(head: bytes) -> bool:
-    """Return whether the beginning of a page says its encoding, whatever follows."""
+    """Return whether the beginning of a page declares its encoding, whatever follows."""
     return head.startswith(tuple(_BOMS)) or _from_meta(head.decode("latin-1"), is_cut=True) is not None
 
 
@@ -142,7 +143,7 @@ def _told_by(head: str, tag: tags.Tag) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The characters are those of the page."""
+    """The charset of text: its characters are those of the page."""
 
     def decode(self, source: str) -> str:
         """Return what `source` means."""
@@ -156,16 +157,16 @@ class Text:
 @dataclass(frozen=True, slots=True)
 class Bytes:
     """
-    The characters are bytes, read as Latin-1, and mean text in an encoding.
+    The charset of bytes: each character is a byte, read as Latin-1.
 
     Attributes:
-        codec: `None`: neither the page nor the caller tells one, see above.
+        codec: Codec of the bytes; `None`: neither the page nor the caller names one, see above.
     """
 
     codec: str | None
 
     def decode(self, source: str) -> str | None:
-        """Return what `source` means; `None` if that is not certain."""
+        """Return the text of `source`; `None` if the encoding is uncertain."""
         if source.isascii():
             return source
         data = source.encode("latin-1")
@@ -183,4 +184,4 @@ class Bytes:
 
 
 Charset: TypeAlias = Text | Bytes
-"""How the characters that are read stand for those of the page."""
+"""The relation between the characters that the parser reads and those of the page."""

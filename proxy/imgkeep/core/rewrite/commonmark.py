@@ -1,12 +1,11 @@
 """
-A parser of CommonMark that notes where images, HTML in a line and definitions stand.
+A parser of CommonMark that notes the positions of images, inline HTML and definitions.
 
-Theory. markdown-it-py says on which lines a block stands, but not where in them an image is. So some of its rules are
-run in a wrapper that notes where they matched.
+Theory. markdown-it-py gives the lines of a block, but not the position of an image in them. So wrappers around some of
+its rules note where these match.
 
-The parser is linear, at up to thirty microseconds a character. So its looks are counted: one step for each place in a
-line that it looks at, each line in each quotation or list item that it stands in, and each place that is skipped while
-the end of a label is looked for.
+The parser is linear, at up to thirty microseconds a character. So the wrappers count steps: one for each position in a
+line, each line of each enclosing quotation or list item, and each position in the search for the end of a label.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Found(NamedTuple):
     An image, a tag or a comment in the text that is being parsed.
 
     Attributes:
-        destination: Where that of an image stands, or the label of its definition; `None`: it is HTML.
+        destination: Start and end of an image's destination, or the label of its definition; `None`: it is HTML.
     """
 
     start: int
@@ -62,13 +61,13 @@ class TooManySteps(Exception):
 
 class Notes:
     """
-    What the rules note while they run.
+    The notes of the wrapped rules.
 
     Attributes:
-        budget: Of the text.
-        found: In the text that is being parsed, in its order.
-        definitions: By label, the line of a destination, where it begins in that line, and its text.
-        depth: Of texts in texts: an image in the description of another is none.
+        budget: Budget of the text.
+        found: Images and HTML in the current text, in order.
+        definitions: Line, column and text of each destination, by label.
+        depth: Number of image descriptions around the current text: an image inside one is none.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -83,7 +82,7 @@ class Notes:
         Count a step.
 
         Raises:
-            TooManySteps: That was one too many.
+            TooManySteps: The budget is spent.
         """
         self.budget.spend()
         if self.budget.is_spent:
@@ -143,7 +142,7 @@ def _reference(state: StateBlock, start_line: int, end_line: int, silent: bool) 
 
 
 def _with_all_lines(rule: _Rule) -> _Rule:
-    """Wrap a rule that drops lines of Unicode's white space around a text, so that the text fits the source."""
+    """Wrap a rule that drops lines of Unicode white space around a text, so that the text matches the source."""
 
     def wrapped(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:  # noqa: FBT001 - likewise
         matched = rule(state, start_line, end_line, silent)
@@ -161,7 +160,7 @@ def _skip_space(text: str, at: int) -> int:
 
 
 class _Inline(ParserInline):
-    """Counts what is skipped."""
+    """The inline parser, which counts skipped tokens."""
 
     def skipToken(self, state: StateInline) -> None:  # noqa: N802 - the parser's own name
         _notes(state.env).spend()
@@ -169,13 +168,13 @@ class _Inline(ParserInline):
 
 
 def _text(state: StateInline, silent: bool) -> bool:  # noqa: FBT001 - the parser's own form
-    """Count a place in a line: this rule is the first to look at each."""
+    """Count a position in a line: this rule runs first at each."""
     _notes(state.env).spend()
     return plain_text(state, silent)
 
 
 def _counted(rule: _Rule) -> _Rule:
-    """Wrap a rule that looks at each line: `code` where a block may begin, `blockquote` where a paragraph may end."""
+    """Wrap a rule that runs at each line: `code` where a block may begin, `blockquote` where a paragraph may end."""
 
     def wrapped(state: StateBlock, start_line: int, end_line: int, silent: bool) -> bool:  # noqa: FBT001 - likewise
         _notes(state.env).spend()

@@ -1,9 +1,9 @@
 """
-Where the links to images are in CSS (CSS Syntax 3; CSS Images 4, 2.4).
+A finder of links to images in CSS (CSS Syntax 3; CSS Images 4, 2.4).
 
-They stand in `url()`, quoted or not, and as strings in `image-set()`. No links to images are those of `@import` and
-`@namespace`, of fonts, and of properties that take a part of an SVG document: a browser asks for those by other rules.
-Comments, strings and escapes are read as the specification says; what is a bad string or a bad URL to it holds no link.
+Such a link is in `url()`, quoted or not, or a string in `image-set()`. The links of `@import` and `@namespace`, of
+fonts, and of properties that take a part of an SVG document are none: a browser fetches those by other rules. The
+finder parses comments, strings and escapes by the specification; a bad string or a bad URL contains no link.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NO_IMAGES: Final = frozenset({
     "filter", "-webkit-filter", "backdrop-filter", "-webkit-backdrop-filter", "clip-path", "-webkit-clip-path",
     "fill", "stroke", "marker", "marker-start", "marker-mid", "marker-end", "offset-path",
 })  # fmt: skip
-"""Properties whose links are none to images."""
+"""Properties whose links do not lead to images."""
 
 _NO_IMAGE_RULES: Final = frozenset({"@import", "@namespace", "@document", "@-moz-document"})
 _OF_STRINGS: Final = frozenset({"url", "image-set", "-webkit-image-set"})
@@ -36,12 +36,12 @@ _SPACE: Final = r"[\t\n\f\r ]"
 _IN_DOUBLE: Final = many(rf"[^\"\\\n\f\r]++|{_ESCAPE}|{_NEWLINE}")
 _IN_SINGLE: Final = many(rf"[^'\\\n\f\r]++|{_ESCAPE}|{_NEWLINE}")
 
-# Most style sheets hold no link at all, and then nobody needs to read them closely.
+# Most style sheets contain no link at all; this quick check spares parsing them.
 _MAYBE: Final = re.compile(r"url\(|image-set\(|\\", re.ASCII | re.IGNORECASE)
 
-# In the order that decides: what HTML hides sheets with, and a comment; a string (whole, or up to where it goes bad); a
-# name with what makes it a function or a property; a number or hash that begins like a name and is none; and whatever
-# has a meaning to us. The last group that matches tells which.
+# Alternatives in order of precedence: the marks by which HTML hides sheets, and a comment; a string (whole, or up to
+# its bad end); a hash; a name, with the mark of a function or a property; marks; and other text. The last matching
+# group gives the kind.
 _TOKEN: Final = re.compile(
     rf"""
       <!--|-->|/\*{many("[^*]++|[*](?!/)")}(?:\*/)?
@@ -63,19 +63,19 @@ _ESCAPED: Final = re.compile(r"\\(?:([0-9A-Fa-f]{1,6}+)(?:\r\n|[\t\n\f\r ])?|(\r
 
 
 def find_links(text: str) -> Iterator[tuple[int, int, str]]:
-    """Yield of each link where it begins and ends in a style sheet or a `style` attribute, and what it means."""
+    """Yield start, end and unescaped text of each link in a style sheet or a `style` attribute."""
     if _MAYBE.search(text):
         yield from _Reader(text).find()
 
 
 class _Reader:
     """
-    Reads a style sheet once.
+    A parser of one style sheet.
 
     Attributes:
-        property: The one whose value is being read; what looks like one, too: a selector's `a:hover`.
-        rule: Of the at-rule whose prelude is being read.
-        functions: That are open, the innermost last; `(` for a parenthesis.
+        property: Name of the current property; also of a selector that looks like one: `a:hover`.
+        rule: Name of the at-rule in whose prelude the parser is.
+        functions: Open functions, the innermost last; `(` for a parenthesis.
     """
 
     def __init__(self, text: str) -> None:
@@ -115,7 +115,7 @@ class _Reader:
         return self._property not in NO_IMAGES and self._rule not in _NO_IMAGE_RULES
 
     def _unquoted(self, at: int) -> tuple[tuple[int, int, str] | None, int]:
-        """Read a URL token from behind its parenthesis; return the link, if it is one, and where the token ends."""
+        """Parse a URL token behind its parenthesis; return the link, if any, and the end of the token."""
         match = _UNQUOTED.match(self._text, at)
         if match is None:
             bad = _BAD_URL.match(self._text, at)
@@ -138,7 +138,7 @@ class _Reader:
             if self._functions:
                 self._functions.pop()
         elif mark != ";" or not self._functions:
-            # A brace ends whatever was left open, as it does for a browser nearly always.
+            # A brace closes everything that is open, as in a browser nearly always.
             self._functions.clear()
             self._property = self._rule = ""
             self._at_start = True

@@ -1,13 +1,13 @@
 """
-Whether the tree builder stands in SVG or MathML, which changes how text is read.
+The tracker of SVG and MathML in a page, which changes the parsing of text.
 
 Theory. `<style>`, `<title>` and their like hold raw text in HTML and markup in SVG; `<![CDATA[` begins a section in
 SVG and a bogus comment in HTML; `<image>` is `<img>` in HTML. So what is open has to be known from the outermost
 `<svg>` or `<math>` on (https://html.spec.whatwg.org/multipage/parsing.html#tree-construction-dispatcher).
 
-What is open around it is not known, because most of a page is not looked at closely. Hence one guess: an end tag in
-foreign content that ends none of the elements in it, and has a name of HTML, ends one around it, as it does on a page
-that was written by a program with one forgotten end tag.
+The tracker does not know the elements around it, because the rewriter does not parse most of a page. Hence one guess:
+an end tag in foreign content with a name of HTML, and without an open element in it, ends an element around it, as in a
+page with one forgotten end tag.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEPTH_MAX: Final = 64
-"""Elements that are open at once in foreign content and known; drawings of programs are some twenty deep."""
+"""Maximum number of open elements in foreign content that the tracker knows; drawings are some twenty deep."""
 
 _BREAKOUT: Final = frozenset({
     "b", "big", "blockquote", "body", "br", "center", "code", "dd", "div", "dl", "dt", "em", "embed", "h1", "h2",
@@ -40,10 +40,11 @@ _AROUND: Final = _BREAKOUT - _VOID - {"body", "head"} | {
 
 class _Element(NamedTuple):
     """
-    An element that is open.
+    An open element.
 
     Attributes:
-        takes_html: It is an integration point: what starts in it is HTML, and no end tag of HTML reaches out of it.
+        takes_html: Whether it is an integration point: its content is HTML, and an end tag of HTML inside it ends
+            nothing outside.
     """
 
     name: str
@@ -52,7 +53,7 @@ class _Element(NamedTuple):
 
 
 class Foreign:
-    """The elements that are open from the outermost `svg` or `math` on."""
+    """The stack of open elements from the outermost `svg` or `math` on."""
 
     def __init__(self) -> None:
         self._open: list[_Element] = []
@@ -63,7 +64,7 @@ class Foreign:
 
     @property
     def is_in_svg(self) -> bool:
-        """Return whether what comes is read by the rules of SVG, and by nothing else."""
+        """Return whether the rules of SVG alone apply to the next text."""
         return bool(self._open) and self._open[-1].namespace == "svg" and not self._open[-1].takes_html
 
     @property

@@ -1,14 +1,14 @@
 """
-Rewrites HTML that comes in pieces: the values of links to images change, and nothing else.
+The incremental rewriter of HTML: the values of links to images change, and all other text stays.
 
 Rules:
-- The result is the same however the input is cut.
-- What is kept until its end is there is one tag, one style sheet, one JSON-LD script or one `noscript`, up to
-  `TOKEN_CHARS_MAX`; a longer one passes through unchanged. All else passes through as it comes.
-- What is kept is read again when it has doubled, so many small pieces cost no more than one large piece.
-- Work is counted, one step for each thing that is looked at closely. When the budget is spent, the rest of the page
-  passes through unchanged.
-- `noscript` is read as a browser with scripts reads it, up to the first `</noscript`, and then as HTML of its own.
+- The result does not depend on the cuts between the pieces.
+- The rewriter buffers one incomplete tag, style sheet, JSON-LD script or `noscript`, up to `TOKEN_CHARS_MAX`; a longer
+  one passes unchanged. All other text passes at once.
+- It parses the buffer again when that has doubled, so many small pieces cost no more than one large piece.
+- It counts its work, one step for each item that it parses closely. When the budget is spent, the rest of the page
+  passes unchanged.
+- It parses `noscript` like a browser with scripts, up to the first `</noscript`, and then its content as HTML.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from imgkeep.core.rewrite.tags import Tag
 
 TOKEN_CHARS_MAX: Final = 1 << 20
-"""Of a tag, or of raw text that holds links; the largest style sheets in pages have some hundred kilobytes."""
+"""Maximum length of a tag, or of raw text with links; the largest style sheets in pages have some hundred kilobytes."""
 
 _COMMENT_END: Final = re.compile(r"--!?>")
 _SECTION: Final = "<![CDATA["
 
 
 class Edit(NamedTuple):
-    """What stands from `start` to `end` becomes `text`."""
+    """A replacement of the text from `start` to `end` by `text`."""
 
     start: int
     end: int
@@ -46,7 +46,7 @@ class Edit(NamedTuple):
 
 
 def applied(text: str, edits: list[Edit]) -> str:
-    """Return `text` with edits, which are in order."""
+    """Apply edits, in order of their start, to `text`."""
     if not edits:
         return text
     parts: list[str] = []
@@ -59,14 +59,14 @@ def applied(text: str, edits: list[Edit]) -> str:
 
 class Html:
     """
-    Rewrites one page.
+    The rewriter of one page.
 
     Args:
-        values: Rewrites values and raw text.
-        token_chars_max: As the constant; for tests, and no less than 64.
-        is_page: It is none in a `noscript`: `<base>` does not count there.
-        scripting: Whether the browser runs scripts; if not, `noscript` is nothing special.
-        budget: Of the page; `None`: the caller bounds the work in another way.
+        values: Rewriter of values and raw text.
+        token_chars_max: As `TOKEN_CHARS_MAX`; at least 64, for tests.
+        is_page: Whether `<base>` counts; not inside a `noscript`.
+        scripting: Whether the browser runs scripts; without, `noscript` is an ordinary element.
+        budget: Budget of the page; `None`: the caller bounds the work in another way.
     """
 
     def __init__(
@@ -98,28 +98,28 @@ class Html:
 
     @property
     def held_chars(self) -> int:
-        """Return how much was taken and is not given out yet."""
+        """Return the length of the buffered text."""
         return self._kept_chars
 
     def feed(self, piece: str) -> str:
-        """Take a piece of the page, return what is finished."""
+        """Parse a piece of the page, and return the finished text."""
         self._kept.append(piece)
         self._kept_chars += len(piece)
         return self._run() if self._kept_chars >= self._wake_chars else ""
 
     def close(self, last: str = "") -> str:
-        """Take the last piece, return the rest."""
+        """Parse the last piece, and return the rest of the text."""
         self._kept.append(last)
         self._kept_chars += len(last)
         self._is_last = True
         return self._run()
 
     def held(self) -> str:
-        """Return what was taken and is not given out yet; after an exception, too."""
+        """Return the buffered text, also after an exception."""
         return "".join(self._kept)
 
     def edits(self, text: str) -> list[Edit]:
-        """Return the edits of a whole page, or of a part of one; what a tag of it leaves open ends with it."""
+        """Return the edits of a whole page, or of a part of one; an element that it leaves open ends with it."""
         self._is_last = True
         self._go(text)
         self._read = self._read_markup
@@ -133,7 +133,7 @@ class Html:
         return applied(text[:end], self._edits)
 
     def _go(self, text: str) -> int:
-        """Read `text` as far as that is possible; gather the edits, return where it has to be read again."""
+        """Parse `text` as far as possible and collect the edits; return where the next call must start again."""
         self._edits = []
         self._is_short = False
         at = 0
@@ -142,10 +142,10 @@ class Html:
             at = self._read(text, at) if not self._budget.is_spent else len(text)
         return len(text) if self._is_last else at
 
-    # Each of the following reads from `at` on, sets what is to be read next, and returns where to go on.
+    # Each of the following methods parses from `at` on, sets the next state in `_read`, and returns the next position.
 
     def _short(self, at: int) -> int:
-        """More has to be there, and then it goes on at `at`."""
+        """Wait for more text, and then continue at `at`."""
         self._is_short = True
         return at
 
@@ -253,14 +253,14 @@ class Html:
         self._change_closely(text, at, end, self._values.svg_style_sheet)
         return end
 
-    # What tags mean.
+    # Effects of tags.
 
     def _change(self, text: str, start: int, end: int, new: str) -> None:
         if new != text[start:end]:
             self._edits.append(Edit(start, end, new))
 
     def _change_closely(self, text: str, start: int, end: int, rewrite: Callable[[str], str]) -> None:
-        """Change raw text, if the budget allows to read it."""
+        """Rewrite raw text, if the budget suffices."""
         self._budget.spend_on(end - start)
         if not self._budget.is_spent:
             self._change(text, start, end, rewrite(text[start:end]))

@@ -1,4 +1,4 @@
-"""Where images hide in HTML: which attributes of which elements hold links to them, and in what form."""
+"""The attributes of HTML and SVG elements that contain links to images, with the form of their values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Form(Enum):
-    """How links stand in a value."""
+    """The form of a value with links."""
 
     LINK = auto()
     SRCSET = auto()
@@ -43,10 +43,10 @@ _META: Final = frozenset({
 
 def find_places(tag: str, namespace: str, value: Callable[[str], str | None]) -> Iterator[tuple[str, Form]]:
     """
-    Yield the attributes of a start tag that may hold links.
+    Yield the attributes of a start tag that may contain links.
 
     Args:
-        tag: Its name, in small letters.
+        tag: Name of the tag in small letters.
         namespace: `html`, `svg` or `math`.
         value: Returns the value of an attribute, `None` if there is none.
     """
@@ -79,7 +79,7 @@ def _of_meta(value: Callable[[str], str | None]) -> Iterator[tuple[str, Form]]:
 
 
 def _words(text: str) -> list[str]:
-    """Return the words of a list in small letters. Other white space than that of ASCII is a part of them."""
+    """Return the words of a list in small letters, split at ASCII white space alone."""
     return _WORD.findall(text.lower())
 
 

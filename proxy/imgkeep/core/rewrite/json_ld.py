@@ -1,9 +1,9 @@
 """
-Where the links to images are in JSON-LD.
+A finder of links to images in JSON-LD.
 
-They are the strings under the names in `IMAGES`, alone or in lists; of objects under these names, and of every object
-whose `@type` is `ImageObject`, also `url` and `contentUrl`. A relative one with white space in it is text, as is what
-is not JSON.
+The links are the strings under the names in `IMAGES`, alone or in lists; and `url` and `contentUrl` of objects under
+these names and of every object whose `@type` is `ImageObject`. A relative link with white space inside is a text.
+Invalid JSON contains no link.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class _Container:
     An object or a list that is being read.
 
     Attributes:
-        key: The name whose value is being read; a list has that of the object it is in, and so have `_LISTS`.
-        is_image: Whether it stands under one of `IMAGES`, or says that it is one.
-        told: The links that count if it is one.
+        key: Name of the current value; a list has the name in the object around it, and so have `_LISTS`.
+        is_image: Whether it is under one of `IMAGES`, or its `@type` says so.
+        told: Links that count if it is an image.
     """
 
     is_object: bool
@@ -49,13 +49,13 @@ class _Container:
 
 
 def find_links(text: str) -> list[tuple[int, int, str]]:
-    """Return of each link where it begins and ends, without its quotes, and what it means."""
+    """Return start, end (without the quotes) and text of each link."""
     try:
         json.loads(text)
     except (ValueError, RecursionError):
         return []
     links: list[tuple[int, int, str]] = []
-    # What stands in nothing is in a list that is in a list, so that there is always an owner.
+    # Two outer lists are the owners of a top-level value.
     open_ = [_Container(is_object=False, key="", is_image=False)] * 2
     for match in _TOKEN.finditer(text):
         inner = open_[-1]

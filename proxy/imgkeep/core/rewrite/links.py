@@ -1,11 +1,12 @@
 """
-Which links are rewritten, and to what.
+The choice of links to rewrite, and the links to write.
 
 Rules:
-- A link that expires is rewritten; others if somebody says so. A link that we could not serve is left alone, because it
-  may work where it is: one that `read_source` or the policy refuses.
-- Links of ours are left alone, so rewriting twice changes nothing.
-- What is written holds no white space, no quotes and no angle brackets, whoever made it; so it can stand anywhere.
+- The default choice is links that expire; the caller may choose others. A link that imgkeep could not serve stays,
+  because it may work unchanged: one that `read_source` or the policy refuses.
+- imgkeep's own links stay, so rewriting twice changes nothing.
+- A written link never contains white space, quotes or angle brackets, whatever the linker returns; so it is safe in any
+  context.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Source
 
 Linker: TypeAlias = "Callable[[str], str | None]"
-"""Takes an absolute http(s) URL without its fragment, gives what to write in its place; `None`: leave it alone."""
+"""A function from an absolute http(s) URL without fragment to the link to write; `None`: the link stays."""
 
 Choice: TypeAlias = "Callable[[Source], bool]"
-"""Says whether a link is rewritten."""
+"""A function that decides whether to rewrite a link."""
 
 IMG: Final = "/img?"
 OWN_PATHS: Final = (IMG, "/images/")
-"""How links of ours begin that do not name a server."""
+"""Prefixes of imgkeep's own links without a server."""
 
 _UNREADABLE: Final = re.compile(r"[\ud800-\udfff]")
-"""Bytes that are no text in the page's encoding."""
+"""Bytes that the page's encoding cannot decode."""
 
 _ILLEGAL: Final = re.compile(r"[^!#$%&'()*+,\-./0-9:;=?@A-Z\[\]_a-z~]+")
 
@@ -54,7 +55,7 @@ def every(_: Source) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Temporary:
-    """Chooses links that expire by the provider rules; the default. `now` is the present."""
+    """The default choice: links that expire by the provider rules. `now` is the present time."""
 
     now: datetime
     provider_rules: ProviderRules = BUILT_IN
@@ -65,7 +66,7 @@ class Temporary:
 
 class Hosts:
     """
-    Chooses links by host globs, as in `sources.allow`.
+    A choice of links by host globs, as in `sources.allow`.
 
     Raises:
         ValueError: A glob can match no host.
@@ -81,14 +82,13 @@ class Hosts:
 @dataclass(frozen=True, slots=True)
 class ImgLinks:
     """
-    A linker: writes `/img?src=` for the links that are chosen.
+    A linker that writes `/img?src=` for the chosen links.
 
     Attributes:
-        chosen: Which are.
-        public_url: What stands before our paths, as `server.public_url`; empty: nothing, for pages that are served
-            from the same place as we.
-        key: The first of `security.signing_keys`, if there are any: links are signed, for ever.
-        policy: What may be fetched at all, if that is known; other links are left alone.
+        chosen: The choice of links.
+        public_url: Prefix of imgkeep's paths, as `server.public_url`; empty: none, for pages on the same server.
+        key: The first of `security.signing_keys`, if any: the linker signs links, without an expiry.
+        policy: The policy of imgkeep, if known; links that it refuses stay.
 
     Raises:
         SourceRejected: `public_url` is neither empty nor an http(s) URL.
@@ -119,10 +119,10 @@ class ImgLinks:
 @dataclass(frozen=True, slots=True)
 class SourceLinks:
     """
-    A linker that undoes `ImgLinks`: writes the source URLs that links of ours hold, whether they are signed or not.
+    A linker that undoes `ImgLinks`: it writes the source URLs in imgkeep's own links, signed or not.
 
     Attributes:
-        public_url: What stands before our paths; links that begin with the path itself are ours as well.
+        public_url: Prefix of imgkeep's paths; links that begin with the path itself are imgkeep's own, too.
 
     Raises:
         SourceRejected: `public_url` is neither empty nor an http(s) URL.
@@ -146,18 +146,18 @@ class SourceLinks:
 
 
 def undoes(linker: Linker) -> bool:
-    """Return whether a linker wants to be asked about links of ours, too, as they are written."""
+    """Return whether a linker also decides about imgkeep's own links, unresolved."""
     return bool(getattr(linker, "undoes", False))
 
 
 class Page:
     """
-    Finds what to write for the links of one page.
+    The context of the links in one page.
 
     Args:
-        linker: Decides.
-        url: The page's own, if it is known.
-        query_codec: Of the page, if it is not UTF-8.
+        linker: Decides about each link.
+        url: URL of the page, if known.
+        query_codec: Encoding of the page, if it is not UTF-8.
     """
 
     def __init__(self, linker: Linker, url: str | None = None, query_codec: str | None = None) -> None:
@@ -168,13 +168,13 @@ class Page:
         self._base_is_told = False
 
     def note_base(self, text: str) -> None:
-        """Heed the first `<base href>`."""
+        """Set the base URL by the first `<base href>`, and ignore any other."""
         if not self._base_is_told:
             self._base_is_told = True
             self._base = resolve.read_base(text, self._url)
 
     def replacement(self, text: str) -> str | None:
-        """Return what to write for a link, in printable ASCII; `None`: leave it alone."""
+        """Return the new link in printable ASCII; `None`: the link stays."""
         trimmed = resolve.trimmed(text)
         if undoes(self._linker):
             return self._written(text, trimmed if trimmed.startswith(IMG) else resolve.resolve(text, self._base))

@@ -1,17 +1,18 @@
 """
-Rewrites Markdown (CommonMark): the destinations of images, and HTML that stands in it; nothing else changes.
+The rewriter of Markdown (CommonMark): the destinations of images and the links in HTML change, and all other text
+stays.
 
-Theory. The parser (`commonmark.py`) tells where an image stands in the text of a paragraph, which is the lines of the
-source without what made them a quotation or a list item. What is left of a line is its end, so a place in a paragraph
-leads back to its place in the source; where it does not, nothing is changed.
+Theory. The parser (`commonmark.py`) gives the position of an image in the text of a paragraph: the lines of the source
+without the marks of quotations and list items. The text of a line is the end of the source line, so a position in a
+paragraph maps to a position in the source; where it does not, the text stays.
 
-What a browser makes of the page that the text becomes decides, so that page is made, as far as it matters: HTML as it
-stands, an `<img>` for each image, and text that comes out as it went in. Of other text nothing is needed, because no
-tag is left in it. The page is rewritten as any other, and what changes in it is carried back. So an image behind
-`<textarea>` is none, in that paragraph or in a later one.
+A browser's reading of the rendered page decides. So the rewriter renders the relevant part of it: HTML unchanged, an
+`<img>` for each image, and text that renders unchanged. Other text does not matter, because it contains no tag. It
+rewrites this page like any other, and maps the edits back. So an image behind `<textarea>` is none, in that paragraph
+or in a later one.
 
-A reference (`![alt][label]`) is rewritten where its definition stands, if an image uses it. A link that uses the same
-definition then leads to the image that is kept.
+For a reference (`![alt][label]`) the rewriter changes the definition, if an image uses it. A link with the same
+definition then leads to the stored image.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ if TYPE_CHECKING:
     from imgkeep.core.rewrite.links import Linker
 
 MARKDOWN_CHARS_MAX: Final = 1 << 20
-"""Longer texts stay as they are: a Markdown parser takes some hundred times their memory."""
+"""Maximum length of a text; a longer one stays unchanged: a Markdown parser takes some hundred times its memory."""
 STEPS_PER_CHAR: Final = 2
-"""Texts that people write take a tenth of a step for each character, and nothing but images takes half of one."""
+"""Maximum number of steps for each character: texts of people take a tenth of one, a text of images alone a half."""
 STEPS_MIN: Final = 4096
-"""Any text may take so many."""
+"""Minimum limit of steps, for short texts."""
 STEPS_MAX: Final = 1 << 19
-"""No text may take more: they are a second or two of a thread's time."""
+"""Maximum number of steps for any text: a second or two of a thread's time."""
 
 _LINE_END: Final = re.compile(r"\r\n?|\n")
 _AMPERSAND: Final = re.compile(r"&(?=#?[A-Za-z0-9]++;)", re.ASCII)
 _SERVER: Final = re.compile(r"(?:https?:)?//[^/?#\\\x00-\x20]*+", re.IGNORECASE)
-# Bytes that are no text are not encoded, so that they are told from what is.
+# The pattern leaves undecodable bytes unencoded, so that the linker can recognise them.
 _ENCODED: Final = re.compile(r"[^!#$%&'()*+,\-./0-9:;=?@A-Z_a-z~\ud800-\udfff]+")
 
 
@@ -59,8 +60,8 @@ class _Line(NamedTuple):
     A line of a block's text.
 
     Attributes:
-        start: Where it begins in that text.
-        shift: What has to be added to find it in the source; `None`: nobody knows.
+        start: Start of the line in that text.
+        shift: Offset of the same line in the source; `None`: unknown.
     """
 
     start: int
@@ -68,7 +69,7 @@ class _Line(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """A block's text, and where its lines stand in the source."""
+    """The text of a block, with the positions of its lines in the source."""
 
     text: str
     lines: list[_Line]
@@ -76,12 +77,12 @@ class _Block(NamedTuple):
 
 class _Part(NamedTuple):
     """
-    A part of a block's text that is the same in the page.
+    A part of a block's text that the page contains unchanged.
 
     Attributes:
-        start: Where it begins in the page.
-        end: Where it ends there.
-        at: Where it begins in the text.
+        start: Start in the page.
+        end: End in the page.
+        at: Start in the text of the block.
     """
 
     start: int
@@ -95,9 +96,9 @@ class _Image(NamedTuple):
     An image of Markdown.
 
     Attributes:
-        block: Whose it is; `None`: its destination stands in a definition.
-        at: Where its destination begins in the block's text, or in the source.
-        destination: As it is written.
+        block: Block of the image; `None`: its destination is in a definition.
+        at: Start of its destination in the block's text, or in the source.
+        destination: The destination as written.
     """
 
     block: _Block | None
@@ -107,12 +108,12 @@ class _Image(NamedTuple):
 
 class _Page(Page):
     """
-    The page that a text becomes. Images of Markdown have names in it instead of links: a link in a definition may be
-    long, and used often.
+    The rendered page of a text. Images of Markdown have names in it instead of links: a link in a definition may be
+    long and used often.
 
     Attributes:
-        images: By name. Names begin with a null, which no text holds.
-        shown: What to write for those that a browser asks for.
+        images: Images by name. A name begins with a null, which no text contains.
+        shown: New links of the images that a browser would request.
     """
 
     def __init__(self, linker: Linker, url: str | None = None) -> None:
@@ -132,7 +133,7 @@ class _Page(Page):
 
 
 class _Markdown:
-    """One text."""
+    """The rewriter of one text."""
 
     def __init__(self, text: str, page: _Page, budget: Budget) -> None:
         self._text = text
@@ -167,7 +168,7 @@ class _Markdown:
             raise TooManySteps
         for edit in html_edits:
             start, end, block, at = self._parts[bisect_right(starts, edit.start) - 1]
-            # Raw text of which we do not know all is no part, but it may begin in one.
+            # Raw text beyond a known part cannot be mapped back, although it may begin in a part.
             if edit.end <= end:
                 edits += self._in_source(block, Edit(edit.start - start + at, edit.end - start + at, edit.text))
         for name, new in self._page.shown.items():
@@ -175,8 +176,8 @@ class _Markdown:
         return sorted(edits)
 
     def _add_inline(self, block: _Block, children: list[Token]) -> None:
-        # The tag ends what a block of HTML left open, as it does in a browser. The line end is part of no block, so
-        # raw text that is not closed here reaches beyond it and stays.
+        # The tag closes an element that a block of HTML left open, as in a browser. The line end is part of no block,
+        # so raw text that is not closed here reaches beyond it and stays.
         self._add("<p>")
         begin = at = 0
         end = Found(len(block.text), len(block.text))
@@ -223,7 +224,7 @@ class _Markdown:
         return [edit] if image.block is None else self._in_source(image.block, edit)
 
     def _in_source(self, block: _Block, edit: Edit) -> Iterator[Edit]:
-        """Carry an edit of a block's text over to the source, line by line."""
+        """Map an edit of a block's text to the source, line by line."""
         olds, news = block.text[edit.start : edit.end].split("\n"), edit.text.split("\n")
         number = bisect_right(block.lines, edit.start, key=lambda line: line.start) - 1
         placed = []
@@ -247,11 +248,11 @@ class _Markdown:
         return lines
 
     def _find_column(self, number: int, line: str) -> int | None:
-        """Return where in a line of the source the line of a text begins: it is its end, but for a heading's."""
+        """Return the column of a block's line in the source line: it is the end of that line, except in a heading."""
         whole = self._lines[number].replace("\0", "\ufffd") if number < len(self._lines) else ""
         core, end = line.strip(BLANK), len(whole.rstrip(BLANK))
         if not whole[:end].endswith(core):
-            # What stands before a heading's text holds neither an image nor a tag, so this is the right place.
+            # The marks before a heading's text contain neither an image nor a tag, so the first match is right.
             end = whole.find(core) + len(core)
             if end < len(core):
                 return None
@@ -259,7 +260,7 @@ class _Markdown:
 
 
 def _between(children: list[Token]) -> list[list[Token]]:
-    """Return what is before the first image or tag, between the others, and behind the last."""
+    """Return the tokens before the first image or tag, between the others, and behind the last."""
     between: list[list[Token]] = [[]]
     for child in children:
         if child.type in {"image", "html_inline"}:
@@ -270,17 +271,17 @@ def _between(children: list[Token]) -> list[list[Token]]:
 
 
 def _comes_out_as(text: str, tokens: list[Token]) -> bool:
-    """Return whether the page has `text` as it stands; white space does not count."""
+    """Return whether `text` renders unchanged, apart from white space."""
     rendered: str = PARSER.renderer.render(tokens, PARSER.options, {})
     return rendered.split() == text.split()
 
 
 def _as_rendered(link: str) -> str:
     r"""
-    Return the link that a page has for one of Markdown: with `%5C` for `\`, which browsers else read as a slash.
+    Return the rendered form of a Markdown link: with `%5C` for `\`, which browsers would read as a slash.
 
-    So do cmark and commonmark.js; the parser's own `normalizeLink` drops white space around it. Escapes stay, and so
-    does the name of a server, which is `read_source`'s business.
+    cmark and commonmark.js do the same; the parser's own `normalizeLink` drops white space around it. Escapes stay, and
+    so does the name of a server, which `read_source` checks.
     """
     server = _SERVER.match(link)
     at = server.end() if server else 0
@@ -288,7 +289,7 @@ def _as_rendered(link: str) -> str:
 
 
 def steps_max(chars: int) -> int:
-    """Return how many steps a text of this length may take."""
+    """Return the maximum number of steps for a text of this length."""
     return min(STEPS_MAX, max(STEPS_MIN, STEPS_PER_CHAR * chars))
 
 
@@ -296,15 +297,15 @@ def rewrite_markdown(
     document: AnyStr, linker: Linker, *, url: str | None = None, charset: str | None = None, insists: bool = False
 ) -> AnyStr:
     """
-    Return Markdown with its links to images rewritten, and not one other character changed.
+    Return Markdown with its links to images rewritten, and all other text unchanged.
 
-    A text that is longer than `MARKDOWN_CHARS_MAX`, or takes more than its steps (`steps_max`), stays as it is.
+    A text that is longer than `MARKDOWN_CHARS_MAX`, or takes more steps than `steps_max`, stays unchanged.
 
     Args:
-        document: As text or as bytes.
+        document: The text as text or as bytes.
         linker: Decides about each link.
-        url: Of the page that it will be, if that is known: relative links are resolved against it.
-        charset: Of bytes, if it is not UTF-8.
+        url: URL of the rendered page, if known: it is the base of relative links.
+        charset: Encoding of bytes, if it is not UTF-8.
         insists: Whether a text that takes too many steps is an error.
 
     Raises:

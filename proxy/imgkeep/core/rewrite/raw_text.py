@@ -1,4 +1,4 @@
-"""Raw text: what stands in `<script>`, `<style>`, `<title>` and their like, and where it ends."""
+"""Raw text, the content of `<script>`, `<style>`, `<title>` and the like, and its end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NAMES: Final = frozenset({"iframe", "noembed", "noframes", "noscript", "script", "style", "textarea", "title", "xmp"})
-"""Of elements in HTML that hold raw text, `noscript` for a browser with scripts."""
+"""Names of HTML elements with raw text; `noscript` is one in a browser with scripts."""
 
 _ENDS: Final = {name: re.compile(rf"</{name}[\t\n\f\r />]", re.ASCII | re.IGNORECASE) for name in NAMES}
 _SCRIPT_MARKS: Final = re.compile(r"<!--|-->|<(/?)script[\t\n\f\r />]", re.ASCII | re.IGNORECASE)
@@ -17,10 +17,10 @@ _SCRIPT_MARKS: Final = re.compile(r"<!--|-->|<(/?)script[\t\n\f\r />]", re.ASCII
 
 class Raw:
     """
-    Raw text that is being read, up to the end tag of its element.
+    A scanner of raw text, up to the end tag of its element.
 
     Attributes:
-        rewrite: What to do with it once it is whole; `None`: it passes through.
+        rewrite: Function that rewrites the complete text; `None`: the text passes unchanged.
     """
 
     def __init__(self, name: str, rewrite: Callable[[str], str] | None) -> None:
@@ -29,7 +29,7 @@ class Raw:
         self._level = 0
 
     def find_end(self, text: str, at: int) -> tuple[int | None, int]:
-        """Return where the end tag begins, if it is there, and from where on `text` is needed once more."""
+        """Return the start of the end tag, if present, and the position from which the next call needs `text` again."""
         if self.name == "script":
             return self._find_script_end(text, at)
         match = _ENDS[self.name].search(text, at)
@@ -37,7 +37,7 @@ class Raw:
 
     def _find_script_end(self, text: str, at: int) -> tuple[int | None, int]:
         """
-        Scripts know comments, and in these scripts (#script-data-double-escaped-state).
+        Find the end of a script, which may contain comments with scripts (#script-data-double-escaped-state).
 
         The level is 0 in a script, 1 in a comment in it, 2 in a script in that.
         """

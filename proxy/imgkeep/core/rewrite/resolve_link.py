@@ -1,9 +1,8 @@
 """
-What a link in a page means: an absolute http(s) URL, or nothing that we would fetch (https://url.spec.whatwg.org).
+The resolution of a link in a page to an absolute http(s) URL, or to none (https://url.spec.whatwg.org).
 
-An absolute URL that is written as one stays as it is written, because that is what its signature was made for. Only
-what every browser changes before it asks is changed: white space around it, tabs and line ends in it, backslashes,
-dot segments.
+An absolute URL stays as the page writes it, because a signature may cover it. The resolver changes only what every
+browser changes before a request: white space around it, tabs and line ends in it, backslashes, dot segments.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Url:
 
 
 def resolve(text: str, base: Url | None) -> str | None:
-    """Return the absolute http(s) URL that `text` means in a page with this base; `None` if it means none."""
+    """Resolve `text` against `base` to an absolute http(s) URL; return `None` if there is none."""
     text = trimmed(text)
     if _PLAIN.fullmatch(text):
         return text
@@ -53,12 +52,12 @@ def resolve(text: str, base: Url | None) -> str | None:
 
 
 def trimmed(text: str) -> str:
-    """Return a link without what browsers drop from it."""
+    """Return a link without the white space that browsers drop."""
     return _INSIDE.sub("", text.strip(_EDGES))
 
 
 def read(text: str, base: Url | None) -> Url | None:
-    """Read a link that is trimmed. Who it names is not checked; `read_source` does that."""
+    """Parse a trimmed link, without a check of its host; `read_source` checks that."""
     match = _SCHEME.match(text)
     if match is None:
         return None if base is None else _relative(text, base)
@@ -72,7 +71,7 @@ def read(text: str, base: Url | None) -> Url | None:
 
 def read_base(text: str, page: Url | None) -> Url | None:
     """
-    Return what links behind a `<base href>` are relative to; `None` if that is nothing that we would fetch.
+    Return the base URL of links behind a `<base href>`; `None` if it is no http(s) URL.
 
     See https://html.spec.whatwg.org/multipage/semantics.html#set-the-frozen-base-url.
     """

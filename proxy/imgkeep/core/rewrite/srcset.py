@@ -1,9 +1,8 @@
 """
-Where the links of a `srcset` are (https://html.spec.whatwg.org/multipage/images.html#parsing-a-srcset-attribute).
+A finder of links in a `srcset` (https://html.spec.whatwg.org/multipage/images.html#parsing-a-srcset-attribute).
 
-A link reaches to white space, so it may hold commas, but not begin or end with one. Descriptors reach to a comma that
-stands in no parentheses. Candidates with descriptors that nobody understands are links, too: leaving them alone would
-be of no use to anybody.
+A link ends at white space, so it may contain commas, but not begin or end with one. Descriptors end at a comma outside
+of parentheses. The finder also returns candidates with invalid descriptors, because rewriting these does no harm.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _DESCRIPTORS: Final = re.compile(many(r"[^,(]++|\([^)]*+\)?"))
 
 
 def find_links(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where each link begins and ends."""
+    """Yield start and end of each link."""
     end = 0
     while match := _CANDIDATE.match(text, end):
         start, end = match.span(1)

@@ -1,4 +1,4 @@
-"""A page in bytes that comes in pieces, and one that is there as a whole."""
+"""The rewriter of pages in bytes: in pieces, and as a whole."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 class HtmlStream:
     """
-    Rewrites a page that comes in pieces, in bounded memory. What comes out is the same however it is cut.
+    The incremental rewriter of a page, in bounded memory. The result does not depend on the cuts between the pieces.
 
     Args:
         linker: Decides about each link.
-        url: The page's own, if it is known: relative links are resolved against it.
-        charset: As the page's media type tells it, if it does.
-        token_chars_max: Of a tag, or of a style sheet or JSON-LD script in the page; longer ones stay as they are.
-        budget: Of the page; `None`: the caller feeds pieces that are small enough.
+        url: URL of the page, if known: it is the base of relative links.
+        charset: Parameter `charset` of the page's media type, if any.
+        token_chars_max: Maximum length of a tag, a style sheet or a JSON-LD script; a longer one stays unchanged.
+        budget: Budget of the page; `None`: the caller feeds small pieces.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class HtmlStream:
         self._rewriter: _Rewriter | None = None
 
     def feed(self, piece: bytes) -> bytes:
-        """Take a piece of the page, return what is finished; maybe nothing."""
+        """Parse a piece of the page, and return the finished bytes; maybe none."""
         if self._rewriter is None:
             self._head += piece
             if len(self._head) < self._head_bytes and not (b">" in piece and tells_codec(self._head)):
@@ -55,7 +55,7 @@ class HtmlStream:
         return self._rewriter.feed(piece)
 
     def close(self) -> bytes:
-        """Return the rest; nothing may be fed any more."""
+        """Return the rest of the page, and end the rewriter."""
         last = b""
         if self._rewriter is None:
             self._rewriter, last = self._begin()
@@ -63,13 +63,13 @@ class HtmlStream:
 
     @property
     def held_chars(self) -> int:
-        """Return how much is held back: with the next piece, that is what the next call may have to read."""
+        """Return the length of the buffered text, which the next call may have to parse again."""
         return len(self._head) if self._rewriter is None else self._rewriter.held_chars
 
     def held(self) -> bytes:
         """
-        Return what was taken and is not given out yet, as it came. It is what is missing behind all that was returned,
-        after an exception, too; so whoever has to end early can.
+        Return the buffered bytes, unchanged. They follow all bytes returned so far, also after an exception; so a
+        caller that must stop early can complete the page with them.
         """
         return self._head if self._rewriter is None else self._rewriter.held()
 
@@ -120,7 +120,7 @@ class _ByteRewriter:
 
 
 class _Utf16Rewriter:
-    """UTF-16, with whatever is none of it: half a character stays half a character."""
+    """The rewriter of UTF-16; invalid parts, such as half a character, stay."""
 
     def __init__(self, html: Html, codec: str) -> None:
         self._html, self._codec = html, codec
@@ -134,7 +134,7 @@ class _Utf16Rewriter:
     def feed(self, piece: bytes) -> bytes:
         data = self._rest + piece
         end = len(data) // 2 * 2
-        # A pair of surrogates is one character only if it is decoded together.
+        # The decoder needs both halves of a surrogate pair at once.
         if end and 0xD8 <= data[end - 2 + self._high_at] < 0xDC:
             end -= 2
         self._rest = data[end:]
@@ -167,14 +167,14 @@ def rewrite_html(
     steps_max: int | None = None,
 ) -> AnyStr:
     """
-    Return a page with its links to images rewritten, and not one other character changed.
+    Return a page with its links to images rewritten, and all other text unchanged.
 
     Args:
-        document: As text or as bytes.
+        document: The page as text or as bytes.
         linker: Decides about each link.
-        url: The page's own, if it is known: relative links are resolved against it.
-        charset: Of bytes, as the page's media type tells it, if it does.
-        steps_max: How much work it may take (`budget.py`); what is left of the page then stays. `None`: any.
+        url: URL of the page, if known: it is the base of relative links.
+        charset: Parameter `charset` of the page's media type, if any; for bytes.
+        steps_max: Maximum number of steps (`budget.py`); the rest of the page then stays. `None`: any.
     """
     if isinstance(document, str):
         html = Html(Values(Page(linker, url), Text()), budget=Budget(steps_max))

@@ -1,6 +1,6 @@
 """
-The style sheet of a `<style>` in SVG, where it is no raw text but markup: what stands in the text and in the CDATA
-sections right in the element, taken together. Comments between them are no part of it.
+The style sheet of a `<style>` in SVG, which is markup and no raw text: the texts and CDATA sections directly in the
+element, joined, without the comments between them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _SECTION: Final = ("<![CDATA[", "]]>")
 
 
 def find_end(text: str, at: int, *, is_last: bool) -> int | None:
-    """Return where the element whose content begins at `at` ends; `None` if it does not, or holds other elements."""
+    """Return the end of the content that begins at `at`; `None` if it is incomplete, or contains other elements."""
     match = _WHOLE.match(text, at)
     whole = match is not None and (match[2] is not None or (is_last and match.end() == len(text)))
     return match.end(1) if match is not None and whole else None
 
 
 def read(source: str) -> Value:
-    """Read what `find_end` has found."""
+    """Decode the content that `find_end` has found."""
     texts: list[str] = []
     offsets: list[int] = []
     for match in _PARTS.finditer(source):
@@ -43,6 +43,6 @@ def read(source: str) -> Value:
 
 
 def write(link: str, source: str) -> str:
-    """Write a link in the place of `source`, so that it is the same in text and in a CDATA section."""
-    # What reaches into or out of a section cannot be changed without it.
+    """Return a link to replace `source`, in a form that is valid in text and in a CDATA section."""
+    # A link across the border of a section stays.
     return source if "<" in source or _SECTION[1] in source else link.replace("&", "\\26 ")

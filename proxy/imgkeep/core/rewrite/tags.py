@@ -1,13 +1,12 @@
 """
 Tags as browsers read them (https://html.spec.whatwg.org/multipage/parsing.html#tokenization), in regular expressions.
 
-Theory. The specification tells its tokenizer as a machine that takes one character at a time. Python would run it at a
-megabyte a second, so most of a page has to pass through one call of `re`: `skip` matches text and all tags that cannot
-matter, one behind the other, and stops before the first that may. Where it stops, one tag is read closely.
+Theory. The specification describes its tokenizer as a machine over single characters. Python would run it at a megabyte
+a second, so one call of `re` must cover most of a page: `skip` matches text and all tags that cannot matter, one after
+the other, and stops before the first that may. There, `read_tag` parses one tag closely.
 
-No pattern here goes back over what it has read: all repetitions are possessive, and each alternative is told from the
-others by its first characters. So all are linear. The one thing that is looked for without an end in sight is a closing
-quote, and a tag in which there is none is the last of its page.
+No pattern here backtracks: all repetitions are possessive, and the first characters decide between alternatives. So all
+are linear. The only unbounded search is for a closing quote, and a tag without one is the last of its page.
 """
 
 from __future__ import annotations
@@ -104,9 +103,9 @@ class Tag(NamedTuple):
     A tag in the source.
 
     Attributes:
-        name: In small letters.
-        end: Where the source goes on behind it.
-        inside: Where its attributes begin.
+        name: Name in small letters.
+        end: End of the tag in the source.
+        inside: Start of its attributes.
     """
 
     name: str
@@ -117,12 +116,12 @@ class Tag(NamedTuple):
 
 
 def skip(text: str, at: int) -> int:
-    """Return the end of what cannot matter in HTML, from `at` on."""
+    """Return the end of the text and tags from `at` on that cannot matter in HTML."""
     return _end(_SKIP, text, at)
 
 
 def skip_in_svg(text: str, at: int) -> int:
-    """Return the end of what cannot matter in SVG, from `at` on, and leaves open what was open."""
+    """Return the end of the text and tags from `at` on that cannot matter in SVG and leave no element open."""
     return _end(_SKIP_IN_SVG, text, at)
 
 
@@ -132,7 +131,7 @@ def begins(text: str, at: int) -> bool:
 
 
 def read_tag(text: str, at: int) -> Tag | None:
-    """Read the tag that begins at `at`; `None` if none does that is whole."""
+    """Parse the tag at `at`; return `None` if there is no complete tag."""
     match = _TAG.match(text, at)
     if match is None:
         return None
@@ -172,7 +171,7 @@ def lowered(name: str) -> str:
     return name.lower() if name.isascii() else name
 
 
-# --- tags that are too long to be kept
+# --- tags that are too long for the buffer
 
 _MANY: Final = re.compile(many(rf"[\t\n\f\r /]++|{_ATTRIBUTE}(?=[\x00-\U0010ffff])"))
 
@@ -190,13 +189,13 @@ _STATES: Final = {
 
 
 class LongTag:
-    """Finds the end of a tag that comes in pieces, and keeps nothing of it. Begins behind its `<` or `</`."""
+    """A scanner for the end of a tag in pieces, without a buffer. It begins behind `<` or `</`."""
 
     def __init__(self) -> None:
         self._state = "tag"
 
     def find_end(self, text: str, at: int) -> int | None:
-        """Return where the source goes on behind the tag; `None` if it does not end in `text`."""
+        """Return the end of the tag; `None` if it does not end in `text`."""
         while True:
             if self._state == "gap":
                 at = _end(_MANY, text, at)

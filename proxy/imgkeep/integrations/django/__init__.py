@@ -1,11 +1,11 @@
 """
-For Django: a middleware, and template filters. Both read the options from `settings.IMGKEEP`, a dictionary.
+The integration for Django: a middleware and template filters, with their options in the dictionary `settings.IMGKEEP`.
 
     MIDDLEWARE = ["imgkeep.integrations.django.ImgkeepMiddleware", ...]
     INSTALLED_APPS = ["imgkeep.integrations.django", ...]  # for {% load imgkeep %}
     IMGKEEP = {"public_url": "https://img.example.com"}
 
-In views and models, `img_url(link)` gives the link to ask imgkeep for.
+In views and models, `img_url(link)` returns imgkeep's link for an image.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from django.apps import AppConfig
 
 
 class ImgkeepConfig(AppConfig):
-    """Has template filters and nothing else: no models, no URLs."""
+    """The application with the template filters; it has no models and no URLs."""
 
     name = "imgkeep.integrations.django"
     label = "imgkeep"

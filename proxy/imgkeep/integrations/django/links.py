@@ -1,4 +1,4 @@
-"""The links of a site as `settings.IMGKEEP` says."""
+"""The link rewriter with the options in `settings.IMGKEEP`."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
-from imgkeep.integrations.links import SiteLinks
+from imgkeep.integrations.links import LinkRewriter
 
 
 @cache
-def configured() -> SiteLinks:
+def configured() -> LinkRewriter:
     """
-    Return the links of this site.
+    Return the link rewriter of this site.
 
     Raises:
-        ImproperlyConfigured: `IMGKEEP` is missing or cannot be honoured.
+        ImproperlyConfigured: `IMGKEEP` is missing or invalid.
     """
     options = getattr(settings, "IMGKEEP", None)
     if not isinstance(options, dict):
         raise ImproperlyConfigured('IMGKEEP is missing: {"public_url": "https://img.example.com"}')
     try:
-        return SiteLinks(**options)
+        return LinkRewriter(**options)
     except (TypeError, ValueError) as error:
         raise ImproperlyConfigured(f"IMGKEEP: {error}") from error
 
 
 def img_url(url: str) -> str:
     """
-    Return the link to ask imgkeep for in the place of a link to an image, whichever link it is.
+    Return imgkeep's link for any link to an image.
 
     Raises:
-        ImproperlyConfigured: `IMGKEEP` is missing or cannot be honoured.
+        ImproperlyConfigured: `IMGKEEP` is missing or invalid.
     """
     return configured().img_url(url) if url else url
 

@@ -2,11 +2,11 @@
 The middleware for Django.
 
 Rules:
-- It works in synchronous and in asynchronous chains, and changes neither into the other.
-- Where it stands does not matter much: under `GZipMiddleware` pages need not be unpacked, under
-  `ConditionalGetMiddleware` tags are made of what is sent.
-- Who asks for a part of a page gets the page: the view is asked again, for all of it.
-- What was held back goes out when a view fails in the middle.
+- It works in synchronous and in asynchronous chains, and adapts neither to the other.
+- Its position matters little: below `GZipMiddleware` it need not decompress pages, below `ConditionalGetMiddleware` the
+  tags are those of the sent bytes.
+- A request for a part of a page gets the whole page: the middleware calls the view again without the range.
+- When a view fails in the middle of a stream, the buffered bytes go out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import StreamingHttpResponse
 
-from imgkeep.integrations import event_loop_turns as turns
+from imgkeep.integrations import cooperative
 from imgkeep.integrations.django.links import configured
 from imgkeep.integrations.response_body import Body, Streamed, Unaltered, Whole
 from imgkeep.integrations.responses import Plan, is_part, plan, revalidated, rewritten
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class ImgkeepMiddleware:
-    """Rewrites the pages of a site as `settings.IMGKEEP` says."""
+    """The middleware that rewrites the pages of a site, with the options in `settings.IMGKEEP`."""
 
     sync_capable = True
     async_capable = True
@@ -37,17 +37,17 @@ class ImgkeepMiddleware:
     def __init__(self, get_response: Callable[[HttpRequest], Any]) -> None:
         self._get_response = get_response
         self._is_async = iscoroutinefunction(get_response)
-        configured()  # what is wrong is told at start
+        configured()  # an invalid setting is an error at start
         if self._is_async:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         if self._is_async:
-            return self._later(request)
+            return self._call_async(request)
         response: Any = self._get_response(request)
-        if _asks_anew(request, response):
+        if _needs_whole_page(request, response):
             response = self._get_response(request)
-        body = _arranged(request, response)
+        body = _plan_body(request, response)
         if body is not None:
             data = response.content
             decision = body.begin(data, is_last=True)
@@ -56,75 +56,79 @@ class ImgkeepMiddleware:
         answer: HttpResponseBase = response
         return answer
 
-    async def _later(self, request: HttpRequest) -> HttpResponseBase:
+    async def _call_async(self, request: HttpRequest) -> HttpResponseBase:
         response: Any = await self._get_response(request)
-        if _asks_anew(request, response):
+        if _needs_whole_page(request, response):
             response = await self._get_response(request)
-        body = _arranged(request, response)
+        body = _plan_body(request, response)
         if body is not None:
             data = response.content
-            decision = await turns.begin(body, data, is_last=True)
+            decision = await cooperative.begin(body, data, is_last=True)
             pieces = []
             if isinstance(decision, Streamed):
-                pieces += [piece async for piece in turns.in_turns(body, body.feed(data))]
-                pieces += [piece async for piece in turns.in_turns(body, body.close())]
+                pieces += [piece async for piece in cooperative.in_steps(body, body.feed(data))]
+                pieces += [piece async for piece in cooperative.in_steps(body, body.close())]
             _replace(response, decision, b"".join(pieces))
         answer: HttpResponseBase = response
         return answer
 
 
-def _asks_anew(request: HttpRequest, response: HttpResponseBase) -> bool:
-    """Return whether this is a part of a page; then the request is for all of it from now on."""
+def _needs_whole_page(request: HttpRequest, response: HttpResponseBase) -> bool:
+    """Return whether the response is a part of a page; if so, remove the range from the request."""
     if not is_part(request.method or "", response.status_code, list(response.items())):
         return False
     response.close()
     for name in ("HTTP_RANGE", "HTTP_IF_RANGE"):
         request.META.pop(name, None)
-    vars(request).pop("headers", None)  # is made of META, once
+    vars(request).pop("headers", None)  # a cached property, made from META
     return True
 
 
-def _arranged(request: HttpRequest, response: HttpResponseBase) -> Body | None:
-    """Have a response rewritten as it streams; return what rewrites one that is there as a whole."""
-    # The answer to HEAD has its body still, but where the view has taken it out.
+def _plan_body(request: HttpRequest, response: HttpResponseBase) -> Body | None:
+    """Install the rewriter of a streaming response; return the rewriter of a complete one."""
+    # A response to HEAD still has its body here, unless the view has removed it.
     has_body = response.streaming or bool(getattr(response, "content", b""))
     headers = list(response.items())
     planned = plan("GET" if has_body else request.method or "", response.status_code, headers)
     if planned is None:
-        _tell(response, headers, revalidated(response.status_code, headers, request.headers.get("If-None-Match", "")))
+        _set_headers(
+            response, headers, revalidated(response.status_code, headers, request.headers.get("If-None-Match", ""))
+        )
     elif not planned.has_body:
-        _tell(response, headers, rewritten(headers, None))
+        _set_headers(response, headers, rewritten(headers, None))
     elif isinstance(response, StreamingHttpResponse):
         _stream(response, _body(request, planned))
-        _tell(response, headers, rewritten(headers, None))
+        _set_headers(response, headers, rewritten(headers, None))
     else:
         return _body(request, planned)
     return None
 
 
 def _body(request: HttpRequest, planned: Plan) -> Body:
-    site = configured()
-    # Not get_host(), which raises for hosts that are not allowed, on the page that says so.
+    rewriter = configured()
+    # Not get_host(), which raises for forbidden hosts, even on the error page about them.
     host = request.META.get("HTTP_HOST", "")
-    url = site.page_url(request.scheme or "http", host, request.get_full_path())
-    return Body(planned, site.of_page(url))
+    url = rewriter.page_url(request.scheme or "http", host, request.get_full_path())
+    return Body(planned, rewriter.of_page(url))
 
 
 def _replace(response: Any, decision: Unaltered | Whole | Streamed, streamed: bytes) -> None:
-    """Change a body that is there as a whole; `streamed` is the new one where it is too large to be held twice."""
+    """Replace a complete body; `streamed` is the new one if the decision is `Streamed`."""
     if isinstance(decision, Unaltered):
         return
     headers = list(response.items())
     response.content = decision.data if isinstance(decision, Whole) else streamed
-    _tell(response, headers, rewritten(headers, len(response.content)))
+    _set_headers(response, headers, rewritten(headers, len(response.content)))
 
 
 def _stream(response: Any, body: Body) -> None:
     pieces = response.streaming_content
-    response.streaming_content = _each_later(pieces, body) if response.is_async else _each(pieces, body)
+    response.streaming_content = (
+        _rewrite_pieces_async(pieces, body) if response.is_async else _rewrite_pieces(pieces, body)
+    )
 
 
-def _each(pieces: Iterable[bytes], body: Body) -> Iterator[bytes]:
+def _rewrite_pieces(pieces: Iterable[bytes], body: Body) -> Iterator[bytes]:
     try:
         for piece in pieces:
             yield from filter(None, body.feed_whole(piece))
@@ -134,20 +138,20 @@ def _each(pieces: Iterable[bytes], body: Body) -> Iterator[bytes]:
     yield from filter(None, body.close())
 
 
-async def _each_later(pieces: AsyncIterable[bytes], body: Body) -> AsyncIterator[bytes]:
+async def _rewrite_pieces_async(pieces: AsyncIterable[bytes], body: Body) -> AsyncIterator[bytes]:
     try:
         async for piece in pieces:
-            async for made in turns.in_turns(body, body.feed(piece)):
+            async for made in cooperative.in_steps(body, body.feed(piece)):
                 yield made
     except Exception:
-        async for made in turns.in_turns(body, body.abandon()):
+        async for made in cooperative.in_steps(body, body.abandon()):
             yield made
         raise
-    async for made in turns.in_turns(body, body.close()):
+    async for made in cooperative.in_steps(body, body.close()):
         yield made
 
 
-def _tell(response: HttpResponseBase, old: list[tuple[str, str]], new: list[tuple[str, str]]) -> None:
+def _set_headers(response: HttpResponseBase, old: list[tuple[str, str]], new: list[tuple[str, str]]) -> None:
     left = dict(new)
     for name, value in old:
         if name not in left:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import InvalidRequest
-from imgkeep.images.recent_failures import ENTRIES_MAX, merge_failures
+from imgkeep.images.failure_history import ENTRIES_MAX, merge_failures
 from imgkeep.web.api import schemas
-from imgkeep.web.api.context import api_context, json_response, read_query
+from imgkeep.web.api.api_services import api_context, json_response, read_query
 
 if TYPE_CHECKING:
     from aiohttp import web

@@ -13,14 +13,14 @@ from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.records import Digest, Key, Wanted
 from imgkeep.core.source_url import read_source
 from imgkeep.web.api import schemas
-from imgkeep.web.api.context import API, api_context, image_facts, json_response, read_query
+from imgkeep.web.api.api_services import API, api_context, image_facts, json_response, read_query
 from imgkeep.web.api.paging import make_cursor, read_cursor, read_limit
-from imgkeep.web.context import REQUEST_LOG
 from imgkeep.web.request_body import BODIES, has_body
+from imgkeep.web.request_state import REQUEST_LOG
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Source
-    from imgkeep.images.refetch import Refetched
+    from imgkeep.images.operator_refetch import Refetched
     from imgkeep.images.removal import Restored
 
 _FORCE: Final = "force=true makes sure that none ever will be"

@@ -9,7 +9,7 @@ import msgspec
 from imgkeep.core.policy_document import describe_policy
 from imgkeep.core.source_url import read_img_query
 from imgkeep.web.api import schemas
-from imgkeep.web.api.context import api_context, json_response
+from imgkeep.web.api.api_services import api_context, json_response
 from imgkeep.web.auth import AUTH
 
 if TYPE_CHECKING:

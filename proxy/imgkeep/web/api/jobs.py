@@ -12,13 +12,13 @@ from msgspec import UNSET
 
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.jobs import JobState
-from imgkeep.jobs.job_facts import describe_job
+from imgkeep.jobs.job_json import describe_job
 from imgkeep.jobs.runner import ITEMS_MAX
 from imgkeep.web.api import schemas
-from imgkeep.web.api.context import API, api_context, image_facts, json_response, read_query
+from imgkeep.web.api.api_services import API, api_context, image_facts, json_response, read_query
 from imgkeep.web.api.paging import make_cursor, read_cursor, read_limit
-from imgkeep.web.context import ADMISSION
 from imgkeep.web.request_body import BODIES, has_body
+from imgkeep.web.request_state import ADMISSION
 
 if TYPE_CHECKING:
     from imgkeep.core.jobs import Job, JobResult

@@ -18,12 +18,11 @@ import msgspec
 from aiohttp import web
 
 from imgkeep.core.errors import InvalidRequest
-from imgkeep.jobs.job_facts import describe_job
+from imgkeep.jobs.job_json import describe_job
 from imgkeep.jobs.runner import ITEMS_MAX
 from imgkeep.page_rewriting import MARKDOWN_BYTES_MAX, check_page_url
 from imgkeep.web.api import schemas
-from imgkeep.web.api.context import API, api_context, json_response, read_query
-from imgkeep.web.context import ADMISSION, REQUEST_LOG
+from imgkeep.web.api.api_services import API, api_context, json_response, read_query
 from imgkeep.web.request_body import (
     BODIES,
     BODY_BYTES_MAX,
@@ -33,6 +32,7 @@ from imgkeep.web.request_body import (
     read_whole,
     unsupported_media_type,
 )
+from imgkeep.web.request_state import ADMISSION, REQUEST_LOG
 
 if TYPE_CHECKING:
     from imgkeep.core.jobs import Job

@@ -16,15 +16,15 @@ from imgkeep.core.records import Wanted
 from imgkeep.core.source_url import own_path, read_source
 from imgkeep.images.upload import Saved
 from imgkeep.web.api import schemas
-from imgkeep.web.api.context import API, api_context, image_facts, json_response
-from imgkeep.web.context import ADMISSION, REQUEST_LOG
+from imgkeep.web.api.api_services import API, api_context, image_facts, json_response
 from imgkeep.web.request_body import BODIES, JSON, LARGE_BODY_BYTES, read_file, read_pieces, unsupported_media_type
+from imgkeep.web.request_state import ADMISSION, REQUEST_LOG
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from imgkeep.core.records import Source
-    from imgkeep.web.api.context import ApiContext
+    from imgkeep.web.api.api_services import ApiContext
 
 
 class SaveImage(msgspec.Struct, forbid_unknown_fields=True):

@@ -17,9 +17,9 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from imgkeep.core.jobs import JobState
 from imgkeep.core.records import Digest, Key
-from imgkeep.images.recent_failures import RecentFailure
-from imgkeep.images.record_facts import HASH, ImageFacts, ImageKey, ObjectDigest
-from imgkeep.web.error_responses import Problem
+from imgkeep.images.failure_history import RecentFailure
+from imgkeep.images.record_json import HASH, ImageFacts, ImageKey, ObjectDigest
+from imgkeep.web.error_presentation import Problem
 
 JOB_ID: Final = "^[0-9a-f]{32}$"
 

@@ -24,10 +24,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from imgkeep.images.context import CacheStatus
+from imgkeep.images.request_context import CacheStatus
 from imgkeep.web.access_log import CLIENT_LEFT
 from imgkeep.web.connection import Connection
-from imgkeep.web.context import RequestLog
+from imgkeep.web.error_to_problem import error_response
 from imgkeep.web.fastpath.request_head import (
     GET,
     HEAD,
@@ -40,8 +40,8 @@ from imgkeep.web.fastpath.request_head import (
     is_part_of_head,
 )
 from imgkeep.web.fastpath.states import BUSY, TRANSITIONS, Event, State, next_state
-from imgkeep.web.messages import BodyRange, ImageRequest
-from imgkeep.web.problems import error_response
+from imgkeep.web.request_response import BodyRange, ImageRequest
+from imgkeep.web.request_state import RequestLog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
     from multidict import CIMultiDict
 
     from imgkeep.web.connection import ConnectionContext
-    from imgkeep.web.fastpath.coalescing import SharedResponse
-    from imgkeep.web.fastpath.context import FastPath
+    from imgkeep.web.fastpath.fast_path import FastPath
     from imgkeep.web.fastpath.response_cache import CachedResponse
+    from imgkeep.web.fastpath.response_coalescing import SharedResponse
     from imgkeep.web.images import Handler
-    from imgkeep.web.messages import HttpResponse
+    from imgkeep.web.request_response import HttpResponse
 
 WAITING_BYTES_MAX: Final = HEAD_BYTES_MAX
 """Maximum number of bytes that wait behind a running request; with more, the connection stops reading."""

@@ -13,11 +13,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import ImgkeepError
-from imgkeep.core.http_headers import Span, etag_matches, range_applies, read_range
-from imgkeep.web.error_responses import present_failure
+from imgkeep.core.http_headers import etag_matches
+from imgkeep.core.range_header import Span, range_applies, read_range
+from imgkeep.web.error_presentation import present_failure
 from imgkeep.web.fastpath.request_head import NO_CONDITIONS
 from imgkeep.web.image_headers import HIT_HEADERS, SERVER_NAME, SVG_CSP, YEAR_S
-from imgkeep.web.messages import BodyRange, encode_fields, encode_response_head
+from imgkeep.web.request_response import BodyRange, encode_fields, encode_response_head
 
 if TYPE_CHECKING:
     from asyncio import Transport, WriteTransport
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
     from imgkeep.clock import Clock
     from imgkeep.storage.local.memory_cache import Bytes
-    from imgkeep.web.error_responses import Placeholder
+    from imgkeep.web.error_presentation import Placeholder
     from imgkeep.web.fastpath.request_head import RequestConditions
     from imgkeep.web.fastpath.response_cache import CachedResponse
     from imgkeep.web.flow_control import FlowControl
-    from imgkeep.web.messages import HttpResponse, ImageRequest
+    from imgkeep.web.request_response import HttpResponse, ImageRequest
 
 STATUS_LINES: Final = {200: b"OK", 206: b"Partial Content", 304: b"Not Modified"}
 """Statuses of cached responses."""

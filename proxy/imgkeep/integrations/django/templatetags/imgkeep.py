@@ -1,8 +1,8 @@
 """
 Filters for Django's templates: `{% load imgkeep %}`.
 
-`{{ picture.url|img_url }}` is for a single link, `{{ post.body|safe|imgkeep }}` for HTML. What is marked as safe
-stays so, and nothing becomes it.
+`{{ image.url|img_url }}` is for a single link, `{{ post.body|safe|imgkeep }}` for HTML. The filters keep the mark of
+safe values, and mark no other value as safe.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ register = template.Library()
 
 @register.filter
 def img_url(value: Any) -> Any:
-    """Return what a page has to say in the place of a link to an image."""
+    """Return imgkeep's link for any link to an image."""
     if not value:
         return value
     if isinstance(value, SafeData):

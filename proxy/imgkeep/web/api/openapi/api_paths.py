@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, get_args
 
 from imgkeep.core.jobs import JobState
-from imgkeep.images.recent_failures import ENTRIES_MAX, PER_HOST_MAX
+from imgkeep.images.failure_history import ENTRIES_MAX, PER_HOST_MAX
 from imgkeep.jobs.runner import ITEMS_MAX
 from imgkeep.web.api.openapi.operations import (
     EXAMPLE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from imgkeep.images.record_facts import HASH
+from imgkeep.images.record_json import HASH
 from imgkeep.web.api.schemas import JOB_ID
 
 KEY: Final = {"type": "string", "pattern": HASH}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from imgkeep.core.records import Client, Format, Record
-    from imgkeep.images.redirects import ObjectUrl
+    from imgkeep.images.object_urls import ObjectUrl
     from imgkeep.images.shared_body import SharedBody
     from imgkeep.storage.interfaces import Body
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, TypeVar
 from imgkeep.core.confirmation import is_immutable_for, read_link
 from imgkeep.core.errors import ImgkeepError, OriginError, Removed, SourceForbidden, StorageError, Yielded
 from imgkeep.core.records import Key, Record
-from imgkeep.images.context import CacheStatus, Delivery, HeldByPeer
 from imgkeep.images.fill_result import NotStored, Stored
 from imgkeep.images.fill_starter import SECOND_FILL_PREFIX, neither_available
 from imgkeep.images.negative_cache import hash_link
 from imgkeep.images.peer_fill import FillFailure, PeerFill
+from imgkeep.images.request_context import CacheStatus, Delivery, HeldByPeer
 from imgkeep.images.singleflight import SingleFlight
 from imgkeep.images.stored_images import file_name
 
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
     from imgkeep.core.confirmation import Link
     from imgkeep.core.records import Source, SourceInfo
-    from imgkeep.images.context import RequestContext
     from imgkeep.images.fill import Fill, FillHead, PutImage
     from imgkeep.images.fill_starter import FillStarter
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.record_cache import RecordCache
+    from imgkeep.images.request_context import RequestContext
     from imgkeep.images.shared_body import SharedBody
 
 T = TypeVar("T")
@@ -87,7 +87,12 @@ class FillCoalescer:
         began: float,
     ) -> T | HeldByPeer | None:
         """
+<<<<<<< HEAD:proxy/imgkeep/images/coalescing.py
         Join the fill of a key or start one; return the result of `follow`, which closes the body of the fill.
+=======
+        Join the fill of a key or start one, and return what `follow` makes of it, which closes the body unless it
+        raises.
+>>>>>>> trunk:proxy/imgkeep/images/fill_coalescing.py
 
         `None`: the caller has to repeat the lookup. The fill of another link failed, so this link gets its own fill; or
         the lookup is too old, because it started at `began`.
@@ -177,13 +182,12 @@ class FillCoalescer:
             StorageError: It is not stored.
         """
         await fill.body.wait_for_size()
-        outcome = None if fill.result is None else fill.result.outcome
-        await fill.body.aclose()
-        match outcome:
+        match None if fill.result is None else fill.result.outcome:
             case Stored(record):
+                await fill.body.aclose()
                 return record, starts
             case NotStored(fault):
-                raise fault
+                raise fault  # `join` closes the body
         raise StorageError("the image is not stored")
 
     async def wait_for_fill(self, key: Key) -> None:

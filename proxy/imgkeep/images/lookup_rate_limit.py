@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache
 
 from imgkeep.core.errors import RateLimited
-from imgkeep.images.rate_limit import TokenBucket
+from imgkeep.images.fill_rate_limit import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from imgkeep.images.shared_body import SharedBody
     from imgkeep.storage.interfaces import Body
-    from imgkeep.web.context import RequestLog
+    from imgkeep.web.request_state import RequestLog
 
 PIECE_BYTES: Final = 32_768
 """Maximum number of bytes in memory for one slow reader; the rest waits in the file."""

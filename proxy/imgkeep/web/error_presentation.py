@@ -28,7 +28,7 @@ from imgkeep.web.image_headers import csp_of
 if TYPE_CHECKING:
     from imgkeep.core.http_headers import Fields
     from imgkeep.core.records import Format
-    from imgkeep.web.messages import HttpResponse
+    from imgkeep.web.request_response import HttpResponse
 
 PLACEHOLDER_BYTES_MAX: Final = 1_048_576
 """Maximum size of `delivery.placeholder`: it stays in memory, and each client that meets a failure gets it whole."""

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from imgkeep.core.errors import InvalidRequest
-from imgkeep.web.context import ADMISSION
+from imgkeep.web.request_state import ADMISSION
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Record
     from imgkeep.database import ImageIndex
     from imgkeep.health import Health
+    from imgkeep.images.failure_history import RecentFailures
     from imgkeep.images.inspect import Inspector
-    from imgkeep.images.recent_failures import RecentFailures
-    from imgkeep.images.record_facts import ImageFacts
-    from imgkeep.images.refetch import Refetcher
+    from imgkeep.images.operator_refetch import Refetcher
+    from imgkeep.images.record_json import ImageFacts
     from imgkeep.images.removal import Remover
     from imgkeep.images.service import ImageService
     from imgkeep.images.upload import Saver

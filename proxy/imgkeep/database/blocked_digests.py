@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from imgkeep.core.records import Digest
-from imgkeep.database.tables import refused
+from imgkeep.database.schema import refused
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""Small real pictures, made once."""
+"""Small real images, made once."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL import Image
 
 
 @cache
-def picture(form: str = "PNG", *, width: int = 64, height: int = 48, seed: int = 0) -> bytes:
-    """Return a picture in a format of Pillow's, different for every seed, noisy enough not to compress to nothing."""
+def make_image(form: str = "PNG", *, width: int = 64, height: int = 48, seed: int = 0) -> bytes:
+    """Return an image in a format of Pillow's, different for every seed, noisy enough not to compress to nothing."""
     noise = Image.effect_noise((width, height), 64).convert("RGB")
     noise.putpixel((0, 0), (seed % 256, seed // 256 % 256, 7))
     file = BytesIO()
@@ -20,9 +20,9 @@ def picture(form: str = "PNG", *, width: int = 64, height: int = 48, seed: int =
 
 
 @cache
-def picture_of(size: int, *, seed: int = 0) -> bytes:
+def png_of(size: int, *, seed: int = 0) -> bytes:
     """Return a PNG of exactly `size` bytes: a small one with a padding chunk."""
-    small = picture(width=8, height=8, seed=seed)
+    small = make_image(width=8, height=8, seed=seed)
     end = small[-12:]
     padding = size - len(small) - 12
     assert padding >= 0

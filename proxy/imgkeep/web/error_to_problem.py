@@ -18,15 +18,15 @@ from imgkeep.core import errors
 from imgkeep.core.content_negotiation import FORM_FIELDS
 from imgkeep.core.http_headers import cache_status
 from imgkeep.web.aiohttp_adapter import as_aiohttp_response
-from imgkeep.web.context import IS_IMAGE, REQUEST_LOG
-from imgkeep.web.error_responses import PLACEHOLDER, PROBLEM, Problem, present_failure
+from imgkeep.web.error_presentation import PLACEHOLDER, PROBLEM, Problem, present_failure
 from imgkeep.web.image_headers import EXPOSED_HEADERS, IMAGE_HEADERS
-from imgkeep.web.messages import HttpResponse
+from imgkeep.web.request_response import HttpResponse
+from imgkeep.web.request_state import IS_IMAGE, REQUEST_LOG
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from imgkeep.web.context import RequestLog
+    from imgkeep.web.request_state import RequestLog
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from imgkeep.web.fastpath.coalescing import SharedResponses
+from imgkeep.web.fastpath.response_coalescing import SharedResponses
 
 if TYPE_CHECKING:
     from collections.abc import Callable

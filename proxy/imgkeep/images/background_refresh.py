@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from imgkeep.core.host_patterns import Globs
     from imgkeep.core.records import Key, Record, Source, SourceInfo
-    from imgkeep.images.confirmation import Confirmer
-    from imgkeep.images.context import RequestContext
+    from imgkeep.images.confirmer import Confirmer
     from imgkeep.images.fill_starter import FillStarter
+    from imgkeep.images.request_context import RequestContext
 
 ASKED_LINKS_MAX: Final = 65_536
 """Maximum number of links that are known to have been fetched, with `sources.refresh`; 150 bytes each, 10 MB."""

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from imgkeep.images.context import CacheStatus
+from imgkeep.images.request_context import CacheStatus
 from imgkeep.web.image_headers import CACHE_STATUS
-from imgkeep.web.messages import BodyRange, HttpResponse
+from imgkeep.web.request_response import BodyRange, HttpResponse
 
 if TYPE_CHECKING:
-    from imgkeep.web.context import RequestLog
+    from imgkeep.web.request_state import RequestLog
 
 PER_CLIENT_STATUSES: Final = frozenset({429})
 """Statuses of responses that depend on what the client did before."""
