@@ -9,15 +9,9 @@ The peer API: internal HTTP for the other workers, on a Unix socket in a folder 
 | `GET /metrics`, `GET /failures` | the counters and the recent failures of this worker |
 
 Rules:
-<<<<<<< HEAD
 - A request without the secret of this run is not from a peer: the API refuses it and closes the connection.
-- The name of a fill is that of its lease (`images/coalescing.py`). The worker that has the client checks access; this
-  API checks none, and starts no fill for a peer.
-=======
-- A peer is a worker of this run only if it knows the secret; any other is refused and cut off.
-- The name of a fill is that of its lease (`images/fill_coalescing.py`). The worker that has the client judges access; this
-  API judges nothing, and a peer starts no fill here.
->>>>>>> trunk
+- The name of a fill is that of its lease (`images/fill_coalescing.py`). The worker that has the client checks access;
+  this API checks none, and starts no fill for a peer.
 - A connection that has carried a body ends with the answer, whether a handler has read the body or not.
 - The worker that has the client counts and logs; this API does neither.
 

@@ -87,12 +87,7 @@ class FillCoalescer:
         began: float,
     ) -> T | HeldByPeer | None:
         """
-<<<<<<< HEAD:proxy/imgkeep/images/coalescing.py
-        Join the fill of a key or start one; return the result of `follow`, which closes the body of the fill.
-=======
-        Join the fill of a key or start one, and return what `follow` makes of it, which closes the body unless it
-        raises.
->>>>>>> trunk:proxy/imgkeep/images/fill_coalescing.py
+        Join the fill of a key or start one; return the result of `follow`, which closes the body unless it raises.
 
         `None`: the caller has to repeat the lookup. The fill of another link failed, so this link gets its own fill; or
         the lookup is too old, because it started at `began`.

@@ -11,8 +11,8 @@ Rules:
 - If the primary has another image under the key, that image stays, unless the local image is confirmed and it is not.
   The local image is stored as an object, because clients have its permanent URL, and under the one link that brought
   it.
-- An operator's removal of the key does not block the local bytes: a link may have brought other bytes here during the
-  outage than the operator removed.
+- If an operator removed the key meanwhile and the local bytes are not blocked, the worker still uploads the object: a
+  link may have brought other bytes here during the outage than the operator removed.
 """
 
 from __future__ import annotations
