@@ -26,7 +26,7 @@ def rendered(source: str, *, autoescape: bool = True, **values: Any) -> str:
     return env.from_string(source).render(**values)
 
 
-def test_a_single_link() -> None:
+def test_single_link() -> None:
     assert rendered("{{ url|img_url }}", url=LINK) == NEW_LINK
     other = "https://k.example/img?src=https%3A%2F%2Fo.example%2F%3Fa%3D1%26b%3D2"
     assert rendered("{{ url|img_url }}", url="https://o.example/?a=1&b=2") == other
@@ -35,7 +35,7 @@ def test_a_single_link() -> None:
     assert rendered("{{ url|img_url }}", url=NEW_LINK) == NEW_LINK
 
 
-def test_a_link_that_is_escaped_already() -> None:
+def test_escaped_link() -> None:
     assert rendered("{{ url|img_url }}", url=Markup(f"{LINK}?a=1&amp;b=2")) == f"{NEW_LINK}%3Fa%3D1%26b%3D2"
     assert rendered("{{ url|img_url }}", url=Markup("a.png?a=1&amp;b=2")) == "a.png?a=1&amp;b=2"
 
@@ -51,7 +51,7 @@ def test_nothing_becomes_safe() -> None:
     assert rendered("{{ html|imgkeep }}", html="<script>") == "&lt;script&gt;"
 
 
-def test_nothing_is_nothing() -> None:
+def test_empty_link_stays_empty() -> None:
     assert rendered("{{ missing|img_url }}{{ missing|imgkeep }}") == ""
 
 
@@ -88,7 +88,7 @@ def test_links_are_signed() -> None:
     assert site.rewrite(HTML).startswith(f'<img src="{NEW_LINK}&amp;sig=')
 
 
-def test_a_function_that_fails_leaves_the_link(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_function_leaves_the_link(caplog: pytest.LogCaptureFixture) -> None:
     def choose(source: Source) -> bool:
         raise LookupError(source.url)
 
@@ -121,6 +121,6 @@ def test_a_function_that_fails_leaves_the_link(caplog: pytest.LogCaptureFixture)
         ({"public_url": "", "save": "127.0.0.1:8080"}, "save: is not an absolute"),
     ],
 )
-def test_an_option_that_cannot_be_honoured_is_told(options: Any, message: str) -> None:
+def test_invalid_option_is_reported(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LinkRewriter(**options)

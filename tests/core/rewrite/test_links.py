@@ -43,7 +43,7 @@ def test_link_is_signed_with_a_key() -> None:
     assert "kkk" not in repr(ImgLinks(every, key="k" * 20))
 
 
-def test_a_public_url_has_to_be_one() -> None:
+def test_public_url_has_to_be_a_url() -> None:
     with pytest.raises(InvalidSource):
         ImgLinks(every, public_url="i.example")
 
