@@ -289,9 +289,7 @@ def test_unexpected_error_is_one_line() -> None:
     with pytest.raises(ValueError, match=secret) as raised:
         int(secret)
     line, whole = (describe_crash(raised.value, in_full=in_full) for in_full in (False, True))
-    assert re.fullmatch(
-        r"unexpected error: ValueError \(test_mistakes.py:\d+\); log.level = .*", line
-    )
+    assert re.fullmatch(r"unexpected error: ValueError \(test_mistakes.py:\d+\); log.level = .*", line)
     assert "\n" in whole
     assert "hush" not in line
     assert "invalid literal" not in whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from imgkeep.core.errors import OriginError, SourceNotFound, StorageError
 from imgkeep.core.records import Format
 from imgkeep.images.fill import FillHead
 from imgkeep.images.peer_fill import FillFailure, RemoteFill
+from imgkeep.web.api_relay import receive_relayed
 
 if TYPE_CHECKING:
     from aiohttp.test_utils import TestClient
@@ -109,6 +111,25 @@ async def test_fill_that_breaks_off_has_no_end(client: TestClient[Any, Any], ima
         assert isinstance(fill, RemoteFill)
         with pytest.raises(OriginError):
             _ = [step async for step in fill.steps]
+    assert body.is_closed
+
+
+async def test_unexpected_failure_of_a_fill_is_no_second_response(
+    aiohttp_client: AiohttpClient, images: FakeImages
+) -> None:
+    service: Any = images
+    app = make_peer_api(
+        WorkerInfo("0.1", 0, 2, "/nowhere", SECRET), service, learn=AsyncMock(), counters=bytes, failures=list
+    )
+    receive_relayed(app)
+    client = await aiohttp_client(app, headers={SECRET_FIELD: SECRET})
+    body = FakeBody(DATA, RuntimeError("a mistake"))
+    images.fills[KEY] = body, head()
+    async with client.get(f"/fills/{KEY}") as response:
+        fill = await read_fill(response.content)
+        assert isinstance(fill, RemoteFill)
+        with pytest.raises(OriginError):
+            [data async for _, data in fill.steps]
     assert body.is_closed
 
 

@@ -150,7 +150,7 @@ async def test_pause_of_all_processes_costs_no_worker() -> None:
             os.kill(pid, signal.SIGSTOP)
         await asyncio.sleep(1.2 * HEARTBEAT_TIMEOUT_S)  # the pause, as of a container
         os.kill(running.process.pid, signal.SIGCONT)
-        await asyncio.sleep(0.3)  # several looks at the clock
+        await asyncio.sleep(0.3)  # the supervisor looks at its clock several times, and must replace no worker
         for pid in workers:
             os.kill(pid, signal.SIGCONT)
         running.process.terminate()

@@ -129,7 +129,7 @@ async def test_database_of_another_version_stays_as_it_is(
 
 
 @pytest.mark.parametrize(("version", "says"), [("9999", "newer"), ("0004", "move it away"), (NEWEST, None)])
-async def test_check_tells_the_version_of_a_file(
+async def test_check_reports_the_version_of_a_file(
     connect: Connect, tmp_path: Path, version: str, says: str | None
 ) -> None:
     path = tmp_path / "imgkeep.db"

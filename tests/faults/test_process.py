@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from tests.support.origins import FakeOrigin
+    from tests.support.origins import Exchange, FakeOrigin
     from tests.support.server import Imgkeep
 
     Start = Callable[..., Awaitable[Imgkeep]]
@@ -186,10 +186,7 @@ def _all_left(running: Running) -> Callable[[], Awaitable[bool]]:
 async def test_event_loop_stays_free_for_a_large_image(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     body = png_of(20_000_000)
 
-    async def script(exchange: object) -> None:
-        from tests.support.origins import Exchange  # noqa: PLC0415 - for the type alone
-
-        assert isinstance(exchange, Exchange)
+    async def script(exchange: Exchange) -> None:
         # Nothing says where it ends, so the whole image has to be checked.
         await exchange.send_head("Connection: close")
         await exchange.send(body)

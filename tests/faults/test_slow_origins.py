@@ -46,7 +46,7 @@ def endless(data: bytes) -> Script:
     async def script(exchange: Exchange) -> None:
         while True:
             await exchange.send(data)
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # the limit on the size must not come first
 
     return script
 

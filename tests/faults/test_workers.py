@@ -138,9 +138,11 @@ async def test_workers_refetch_an_incomplete_image_once(tmp_path: Path, origin: 
     async with serving(folder, server__workers="2", TMPDIR=str(tmp_path)) as program:
         assert {answer.body for answer in await ask_all(program, url)} <= {half, whole}, "no client waits"
         await until(lambda: json.loads(path.read_bytes())["digest"] != record["digest"])
-        async with asyncio.timeout(30):
-            while {answer.body for answer in await ask_all(program, url)} != {whole}:  # noqa: ASYNC110 - nothing tells it
-                await asyncio.sleep(0.02)  # the other worker is told
+
+        async def all_workers_answer_it() -> bool:
+            return {answer.body for answer in await ask_all(program, url)} == {whole}
+
+        await until(all_workers_answer_it)
         assert origin.asked("/a.png") == 2
         assert await metric_sum(program, r'imgkeep_incomplete_refetches_total\{outcome="whole"\}') == 1
 
@@ -260,7 +262,7 @@ async def test_reload_loses_no_request(tmp_path: Path, origin: FakeOrigin) -> No
                 while not over.is_set():
                     async with session.get(f"http://{program.address}/img?src={quote(small, safe='')}") as answer:
                         answered.append(answer.status if await answer.read() == make_image() else 0)
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.01)  # a hundred requests a second leave processor time for the reload
 
         asking = [asyncio.create_task(ask(anew=anew)) for anew in (True, True, False, False)]
         (tmp_path / "config.toml").write_text("[log]\nlevel = 'loud'\n")
@@ -325,7 +327,7 @@ async def test_request_during_the_rename_gets_the_image(tmp_path: Path, origin: 
             asking = []
             while not first.done():
                 asking.append(asyncio.create_task(program.img(url)))
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # requests arrive all along the slow fsync
             answers = await asyncio.gather(*asking)
         assert len(answers) > 5
         assert {(answer.status, answer.body == body) for answer in answers} == {(200, True)}

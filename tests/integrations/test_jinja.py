@@ -35,7 +35,7 @@ def test_single_link() -> None:
     assert rendered("{{ url|img_url }}", url=NEW_LINK) == NEW_LINK
 
 
-def test_link_that_is_escaped_already() -> None:
+def test_escaped_link() -> None:
     assert rendered("{{ url|img_url }}", url=Markup(f"{LINK}?a=1&amp;b=2")) == f"{NEW_LINK}%3Fa%3D1%26b%3D2"
     assert rendered("{{ url|img_url }}", url=Markup("a.png?a=1&amp;b=2")) == "a.png?a=1&amp;b=2"
 
@@ -51,7 +51,7 @@ def test_nothing_becomes_safe() -> None:
     assert rendered("{{ html|imgkeep }}", html="<script>") == "&lt;script&gt;"
 
 
-def test_nothing_is_nothing() -> None:
+def test_empty_link_stays_empty() -> None:
     assert rendered("{{ missing|img_url }}{{ missing|imgkeep }}") == ""
 
 
@@ -77,7 +77,7 @@ def test_which_links(which: Any, rewritten: set[str]) -> None:
     assert all(site.img_url(link) != link for link in links.values())
 
 
-def test_own_provider_makes_links_temporary() -> None:
+def test_links_that_only_you_know_to_die() -> None:
     provider = {"name": "Ours", "hosts": ["h.example"], "temporary": True}
     assert LinkRewriter(public_url="https://k.example", providers=[provider]).rewrite(HTML) == REWRITTEN
 
@@ -88,7 +88,7 @@ def test_links_are_signed() -> None:
     assert site.rewrite(HTML).startswith(f'<img src="{NEW_LINK}&amp;sig=')
 
 
-def test_function_that_fails_leaves_the_link(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_function_leaves_the_link(caplog: pytest.LogCaptureFixture) -> None:
     def choose(source: Source) -> bool:
         raise LookupError(source.url)
 
@@ -121,6 +121,6 @@ def test_function_that_fails_leaves_the_link(caplog: pytest.LogCaptureFixture) -
         ({"public_url": "", "save": "127.0.0.1:8080"}, "save: is not an absolute"),
     ],
 )
-def test_invalid_option_is_an_error(options: Any, message: str) -> None:
+def test_invalid_option_is_reported(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LinkRewriter(**options)

@@ -167,7 +167,7 @@ def wait_for(rules: PolicyClient) -> Rules:
 OTHERWISE = Rules(make_policy(["known"], [], BUILT_IN))
 
 
-def test_nothing_is_rewritten_until_imgkeep_has_told_and_no_page_waits(api: Api) -> None:
+def test_links_stay_until_the_policy_is_known(api: Api) -> None:
     api.may_answer.clear()
     site = LinkRewriter(public_url=api.url, allow="ask", token="the-token\n")
     assert site.of_page(None)(KNOWN) is None
@@ -178,7 +178,7 @@ def test_nothing_is_rewritten_until_imgkeep_has_told_and_no_page_waits(api: Api)
     assert api.asked == [("/api/policy", "Bearer the-token")]
 
 
-def test_site_without_a_key_leaves_all_to_an_imgkeep_that_wants_signatures(api: Api) -> None:
+def test_site_without_a_key_rewrites_no_link_that_needs_a_signature(api: Api) -> None:
     api.body = policy_body(signature="misses")
     site = LinkRewriter(public_url="https://k.example", allow="ask", save=f"{api.url}/base/", token="t")
     signing = LinkRewriter(
@@ -218,7 +218,7 @@ def test_site_that_gets_no_answer_goes_by_its_options(
 
 
 @pytest.mark.parametrize("how", ["nothing listens", "503", "hangs up"])
-def test_site_whose_imgkeep_is_away_rewrites_nothing_until_it_tells(api: Api, how: str) -> None:
+def test_links_stay_while_imgkeep_is_unreachable(api: Api, how: str) -> None:
     """The default would rewrite links that this imgkeep denies, or wants signed."""
     url, back = api.url, None
     if how == "503":
@@ -279,7 +279,7 @@ def test_child_of_a_fork_asks_for_itself(api: Api) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-async def test_real_server_tells_what_it_would_refuse(tmp_path: Path) -> None:
+async def test_policy_of_a_real_server(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "sources__allow": "known,*.o.example",
         "sources__deny": "bad.o.example",

@@ -60,7 +60,7 @@ def test_body_may_come_in_any_pieces(coding: Coding, size: int) -> None:
 
 
 @pytest.mark.parametrize("coding", ["identity", "gzip", "deflate"])
-def test_what_is_finished_goes_out_at_once(coding: Coding) -> None:
+def test_finished_bytes_are_sent_at_once(coding: Coding) -> None:
     packer = zlib.compressobj(wbits=31 if coding == "gzip" else 15)
     unpacker = zlib.decompressobj(31 if coding == "gzip" else 15)
     streamed = body(coding, charset="utf-8")
@@ -75,7 +75,7 @@ def test_what_is_finished_goes_out_at_once(coding: Coding) -> None:
 
 
 @pytest.mark.parametrize("coding", ["identity", "gzip", "deflate"])
-def test_whole_body_is_told_at_once(coding: Coding) -> None:
+def test_whole_body_is_rewritten_at_once(coding: Coding) -> None:
     packed = PACK[coding](PAGE)
     for length, is_last in ((len(packed), False), (len(packed), True), (None, True)):
         whole = body(coding, length=length).begin(packed, is_last=is_last)
@@ -83,12 +83,12 @@ def test_whole_body_is_told_at_once(coding: Coding) -> None:
         assert UNPACK[coding](whole.data) == WANTED
 
 
-def test_gzip_body_without_links_keeps_its_bytes() -> None:
+def test_without_links_packed_bytes_stay_as_they_were() -> None:
     packed = gzip.compress(PLAIN, 1, mtime=5)
     assert body("gzip").begin(packed, is_last=True) == Whole(packed)
 
 
-def test_head_of_a_gzip_file_stays() -> None:
+def test_gzip_header_stays() -> None:
     # As Django writes it: a name of random length hides how long the page is (BREACH).
     flags = 4 | 8 | 16 | 2
     head = b"\x1f\x8b\x08" + bytes((flags,)) + b"\1\2\3\4\2\3" + b"\x03\0abc" + b"a name\0" + b"a comment\0"
@@ -101,7 +101,7 @@ def test_head_of_a_gzip_file_stays() -> None:
         assert gzip.decompress(came) == WANTED
 
 
-def test_bytes_after_a_gzip_body_stay() -> None:
+def test_bytes_behind_a_compressed_body_stay() -> None:
     packed = gzip.compress(PAGE) + b"more" + gzip.compress(PAGE)
     for pieces in ([packed], cut(packed, 10)):
         came = sent(body("gzip"), pieces)
@@ -117,7 +117,7 @@ def test_pieces_stay_small_however_much_was_packed() -> None:
 
 
 @pytest.mark.parametrize("coding", ["identity", "gzip"])
-def test_too_large_body_is_streamed(coding: Coding) -> None:
+def test_body_too_large_to_hold_is_streamed(coding: Coding) -> None:
     page = gzip.compress(LARGE) if coding == "gzip" else LARGE
     plan = Plan(has_body=True, length=len(page), coding=coding, charset=None)
     streamed = Body(plan, rewriter().of_page(None), whole_bytes_max=20_000)
@@ -138,14 +138,14 @@ def test_pages_in_other_encodings(charset: str | None, codec: str) -> None:
 # --- what goes wrong
 
 
-def test_body_without_its_coding_stays() -> None:
+def test_uncompressed_body_stays_uncompressed() -> None:
     assert body("gzip").begin(PAGE, is_last=True) == Whole(PAGE)
     assert sent(body("gzip"), cut(PAGE, 10)) == PAGE
     raw = zlib.compress(PAGE)[2:-4]
     assert sent(body("deflate"), [raw]) == raw
 
 
-def test_broken_gzip_body_breaks_at_the_same_byte() -> None:
+def test_damaged_compressed_body_is_sent_up_to_the_damage() -> None:
     packer = zlib.compressobj(wbits=31)
     packed = packer.compress(LARGE[:100_000]) + packer.flush(zlib.Z_FULL_FLUSH)
     packed += b"\xff" * 10 + packer.compress(LARGE[100_000:]) + packer.flush()
@@ -178,7 +178,7 @@ def test_wrong_checksum_stays_wrong() -> None:
         zlib.decompressobj(31).decompress(came)
 
 
-def test_truncated_gzip_body_stays_truncated() -> None:
+def test_cut_compressed_body_stays_cut() -> None:
     packed = gzip.compress(LARGE)
     came = sent(body("gzip"), cut(packed[:-1000], 5000))
     unpacker = zlib.decompressobj(31)
@@ -216,7 +216,7 @@ class Breaks:
 
 @pytest.mark.parametrize("size", [1, 10, 1000])
 @pytest.mark.parametrize("coding", ["identity", "gzip"])
-def test_internal_fault_leaves_the_rest_unchanged(coding: Coding, size: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_internal_error_leaves_the_rest_unchanged(coding: Coding, size: int, caplog: pytest.LogCaptureFixture) -> None:
     packed = gzip.compress(PAGE * 30) if coding == "gzip" else PAGE * 30
     plan = Plan(has_body=True, length=None, coding=coding, charset=None)
     came = sent(Body(plan, Breaks()), cut(packed, size))  # type: ignore[arg-type]
@@ -226,17 +226,17 @@ def test_internal_fault_leaves_the_rest_unchanged(coding: Coding, size: int, cap
     assert Body(plan, Breaks()).begin(packed, is_last=True) == Whole(packed)  # type: ignore[arg-type]
 
 
-def test_wrong_length_leaves_the_response_unchanged() -> None:
+def test_wrong_length_is_left_to_the_server() -> None:
     assert body(length=5).begin(PAGE, is_last=True) == Unaltered()
     assert body(length=5).begin(PAGE, is_last=False) == Unaltered()
     assert body(length=5000).begin(PAGE, is_last=True) == Unaltered()
 
 
-def test_bytes_beyond_the_length_are_dropped() -> None:
+def test_bytes_beyond_the_length_are_no_part_of_the_page() -> None:
     assert sent(body(length=len(PAGE)), [*cut(PAGE, 50), b"more", b"and more"]) == WANTED
 
 
-def test_truncated_body_does_not_look_whole() -> None:
+def test_cut_body_does_not_look_whole() -> None:
     short = body(length=len(PAGE) + 9)
     out = [*short.feed(PAGE)]
     rest = short.close()

@@ -36,7 +36,7 @@ ALONE = {
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_other_response_stays(name: str) -> None:
+def test_response_is_left_alone(name: str) -> None:
     method, status, headers = ALONE[name]
     assert plan(method, status, headers) is None
 
@@ -46,7 +46,7 @@ def test_pages_of_any_status_are_rewritten(status: int) -> None:
     assert plan("POST", status, [HTML]) == Plan(has_body=True, length=None, coding="identity", charset="utf-8")
 
 
-def test_answer_to_head_has_no_body() -> None:
+def test_response_to_head_has_no_body() -> None:
     assert plan("HEAD", 200, [HTML, ("Content-Length", "7")]) == Plan(
         has_body=False, length=7, coding="identity", charset="utf-8"
     )
@@ -62,7 +62,7 @@ def test_answer_to_head_has_no_body() -> None:
         ("text/html; charset=", None),
     ],
 )
-def test_media_type_tells_the_encoding(kind: str, charset: str | None) -> None:
+def test_media_type_names_the_encoding(kind: str, charset: str | None) -> None:
     planned = plan("GET", 200, [("Content-Type", kind)])
     assert planned is not None
     assert planned.charset == charset
@@ -77,7 +77,7 @@ def test_these_codings_are_undone(coding: str, known: str) -> None:
     assert planned.coding == known
 
 
-def test_headers_about_the_old_bytes_go() -> None:
+def test_fields_about_the_old_bytes_are_removed() -> None:
     headers = [
         HTML,
         ("Content-Length", "10"),
@@ -96,12 +96,12 @@ def test_headers_about_the_old_bytes_go() -> None:
     assert rewritten(headers, None) == [HTML, ("ETag", 'W/"abc"'), *stay]
 
 
-def test_missing_length_stays_missing() -> None:
+def test_length_is_absent_where_the_application_gives_none() -> None:
     assert rewritten([HTML], 12) == [HTML]
 
 
 @pytest.mark.parametrize(("tag", "kept"), [('W/"a"', ['W/"a"']), ('"a"', ['W/"a"']), ("a", []), ('"a', []), ("", [])])
-def test_tag_is_weak_or_gone(tag: str, kept: list[str]) -> None:
+def test_etag_is_weak_or_absent(tag: str, kept: list[str]) -> None:
     assert [value for _, value in rewritten([("ETag", tag)], None)] == kept
 
 
@@ -117,5 +117,5 @@ def test_tag_is_weak_or_gone(tag: str, kept: list[str]) -> None:
         (200, 'W/"a"', '"a"'),
     ],
 )
-def test_not_modified_has_the_tag_of_the_client(status: int, asked: str, told: str) -> None:
+def test_not_modified_calls_the_page_as_its_client_does(status: int, asked: str, told: str) -> None:
     assert revalidated(status, [("ETag", '"a"'), ("Vary", "x")], asked) == [("ETag", told), ("Vary", "x")]

@@ -91,7 +91,7 @@ def test_links_of_a_page_are_one_request(api: Api) -> None:
     assert body == {"urls": [link(0), link(1), link(2)], "wait": False}
 
 
-def test_image_is_sent_once_for_all_its_signatures(api: Api) -> None:
+def test_image_is_saved_once_for_all_its_signed_links(api: Api) -> None:
     saver = Saver(api.url)
     for signature in range(3):
         saver.note(link(1, signature=signature))
@@ -111,7 +111,7 @@ def test_many_links_are_many_requests(api: Api) -> None:
     assert [len(body["urls"]) for _, _, body in api.posted] == [BATCH_LINKS_MAX, 1]
 
 
-def test_server_that_is_busy_is_asked_again(api: Api) -> None:
+def test_busy_server_is_asked_again(api: Api) -> None:
     api.answers += [(503, {"Retry-After": "0"}), (429, {}), (500, {})]
     saver = Saver(api.url, retry_delays_s=(0, 0, 0))
     saver.note(link(1))
@@ -120,7 +120,7 @@ def test_server_that_is_busy_is_asked_again(api: Api) -> None:
     assert saver.dropped == 0
 
 
-def test_server_that_refuses_is_not_asked_again_for_now(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+def test_refusing_server_is_left_alone_for_a_while(api: Api, caplog: pytest.LogCaptureFixture) -> None:
     api.answers += [(401, {})]
     saver = Saver(api.url, "wrong-token")
     saver.note(link(1))
@@ -161,7 +161,7 @@ def test_unreachable_imgkeep_is_logged(caplog: pytest.LogCaptureFixture) -> None
     assert "links not sent to imgkeep: ConnectionRefusedError" in caplog.text
 
 
-def test_full_queue_drops_and_counts_links(api: Api) -> None:
+def test_queue_is_bounded_and_dropped_links_are_counted(api: Api) -> None:
     api.may_answer.clear()
     saver = Saver(api.url)
     for number in range(BATCH_LINKS_MAX):
@@ -199,7 +199,7 @@ def test_parts_of_an_application_share_one() -> None:
     assert saver_for("http://h.example", None) is saver_for("http://h.example", None)
 
 
-async def test_images_without_a_request_are_stored(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_unopened_images_are_saved(tmp_path: Path, origin: FakeOrigin) -> None:
     origin.gives("/seen.png", make_image())
     async with serving(tmp_path / "data") as program:
         url = f"http://{program.address}"

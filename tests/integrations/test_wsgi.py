@@ -92,7 +92,7 @@ class Pieces:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("started", [0, 1, 9])
-def test_iterable_is_closed_with_ours(method: str, started: int) -> None:
+def test_iterable_is_closed_with_its_wrapper(method: str, started: int) -> None:
     pieces = Pieces(PAGE, PAGE)
     result: Any = WsgiServer(wrapped(answers(pieces)), REQUEST_METHOD=method).result
     for _, _ in zip(result, range(started), strict=False):

@@ -87,7 +87,7 @@ def test_module_rewrites_as_the_rewriter_does(js: Call, link: str, public_url: s
         "https://h.example/\x01a",
     ],
 )
-def test_our_links_and_those_that_we_cannot_fetch_stay(js: Call, link: str) -> None:
+def test_own_and_unfetchable_links_stay(js: Call, link: str) -> None:
     assert js("imgUrl", link, {"publicUrl": OURS}) == link == ours(link, OURS)
 
 

@@ -37,9 +37,11 @@ async def waiting(program: Program) -> object:
 
 async def waits(program: Program, images: int) -> None:
     """Wait until so many images wait for the bucket: the worker counts them every second, or every five."""
-    async with asyncio.timeout(30):
-        while await waiting(program) != images:  # noqa: ASYNC110 - another process sets no event
-            await asyncio.sleep(0.05)
+
+    async def are_waiting() -> bool:
+        return await waiting(program) == images
+
+    await until(are_waiting)
 
 
 async def test_kills_and_outages_lose_no_image(

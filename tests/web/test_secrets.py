@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from imgkeep.core.signing import signed_path
 
 from tests.support.images import make_image
 from tests.support.program import run, serving
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,8 +109,10 @@ async def abuse_the_api(program: Program, links: list[str], origin: FakeOrigin) 
     hook = origin.gives("/hook", b"", status="500 No") + f"?t={MARK}"
     settled = [link for link in links if not any(part in link for part in ("/error", "/broken", ":1/"))]
     job = json.loads(await ask("POST", "/api/save-images", json={"urls": [*settled, 7], "webhook": hook}))["id"]
-    async with asyncio.timeout(60):
-        while json.loads(await ask("GET", f"/api/jobs/{job}"))["state"] != "done":  # noqa: ASYNC110 - as any client
-            await asyncio.sleep(0.05)
+
+    async def is_done() -> bool:
+        return bool(json.loads(await ask("GET", f"/api/jobs/{job}"))["state"] == "done")
+
+    await until(is_done, within_s=60)
     await ask("GET", f"/api/jobs/{job}/events")
     return told

@@ -168,9 +168,7 @@ HEADS = [
 
 
 @pytest.mark.parametrize("head", HEADS)
-async def test_client_that_wants_the_connection_closed_gets_the_image_and_an_end(
-    imgkeep: Imgkeep, origin: FakeOrigin, head: bytes
-) -> None:
+async def test_connection_close_is_honoured_after_the_image(imgkeep: Imgkeep, origin: FakeOrigin, head: bytes) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
     async with connect(port_of(imgkeep)) as line:
         assert (await line.ask(target)).body == IMAGE, "the fast path first"
