@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.signing import signed_path
-from imgkeep.images.fill_rate_limit import WIDE_NETWORK_SHARE
+from imgkeep.images.fill_rate_limit import WIDE_NETWORK_FACTOR
 from yarl import URL
 
 from tests.support.api_calls import problem_code
@@ -180,12 +180,12 @@ async def test_client_with_a_token_is_not_limited(start: Start, origin: FakeOrig
 
 async def test_ipv6_site_is_limited_as_a_whole(start: Start, origin: FakeOrigin) -> None:
     imgkeep = await start(**BEHIND_A_PROXY, limits={"fills_per_minute": 1})
-    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(WIDE_NETWORK_SHARE + 2)]
-    addresses = [*(f"2001:db8:0:{n:x}::1" for n in range(WIDE_NETWORK_SHARE + 1)), "2001:db8:1::1"]
+    urls = [origin.gives(f"/{n}.png", make_image(seed=n)) for n in range(WIDE_NETWORK_FACTOR + 2)]
+    addresses = [*(f"2001:db8:0:{n:x}::1" for n in range(WIDE_NETWORK_FACTOR + 1)), "2001:db8:1::1"]
     answers = [
         await imgkeep.img(url, headers=from_client(address)) for url, address in zip(urls, addresses, strict=True)
     ]
-    assert [response.status for response in answers] == [*[200] * WIDE_NETWORK_SHARE, 429, 200]
+    assert [response.status for response in answers] == [*[200] * WIDE_NETWORK_FACTOR, 429, 200]
 
 
 async def test_ipv4_mapped_address_is_the_ipv4_client(start: Start, origin: FakeOrigin) -> None:

@@ -38,10 +38,10 @@ LEADER_CHECK_INTERVAL_S: Final = 0.25
 """Interval of attempts to become the leader; at most this long after a leader's death another worker goes on."""
 
 LATE_JOBS_S: Final = 30
-"""Time in which a worker that leaves may still create jobs, for requests that it began to serve before."""
+"""Time in which a draining worker may still create jobs, for requests that it began to serve before."""
 
 LATE_JOBS_INTERVAL_S: Final = 10
-"""Interval of looks for such jobs."""
+"""Interval of reads for such jobs."""
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +51,9 @@ class BackgroundTasks:
     The background tasks of one process.
 
     Args:
-        services: What they work on.
-        platform: Timer and sleep.
-        outbox_worker: Uploads the outbox; `None`: nothing waits for a bucket here.
+        services: The services that the tasks use.
+        platform: The timer and `sleep`.
+        outbox_worker: Uploads the outbox; `None`: there is no outbox.
         leader_lock: Tells whether this worker is the leader; `None`: there is one process, which leads.
     """
 

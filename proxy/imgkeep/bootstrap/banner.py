@@ -1,5 +1,6 @@
 """
-The text that `imgkeep serve` prints on a terminal: its addresses, the place of the images, and what is open to whom.
+The text that `imgkeep serve` prints on a terminal: its addresses, the place of the images, and the permissions of
+clients.
 
 Logs get the record `listening`, with the same facts in fields.
 """
@@ -44,7 +45,7 @@ def make_banner(  # noqa: PLR0913 - each is a fact of the text
         config: The configuration of the server.
         addresses: The addresses that the server listens on.
         version: The version of the program.
-        open_to: What is open, and to whom.
+        open_to: The permissions of clients.
         log_in: A link to the page under `/` that logs a browser of this machine in.
     """
     urls = [f"{config.server.public_url.rstrip('/')}/"] if config.server.public_url else []

@@ -1,4 +1,6 @@
-"""Builds what the HTTP edge works with, on top of the services."""
+"""
+Builds the context of the HTTP handlers: authentication, limits, caches, metrics and pages, on top of the services.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,7 @@ def _make_background(services: Services, platform: Platform, worker: WorkerInfo 
 
 
 def _ignore(_key: str) -> None:
-    """Without a fast path no response is cached."""
+    """Without a fast path there is no response cache."""
 
 
 def _watch_response_cache(metrics: Metrics, cache: ResponseCache | None) -> None:
@@ -201,7 +203,7 @@ def _make_miss_limiter(config: Config, platform: Platform, services: Services) -
 
 
 def _has_external_images(config: Config) -> bool:
-    """Tell whether a page of ours has to load images from other servers."""
+    """Tell whether a page of this server has to load images from other servers."""
     delivery = config.delivery
     return delivery.mode != "serve" or bool(delivery.base_url) or config.sources.permanent == "redirect"
 

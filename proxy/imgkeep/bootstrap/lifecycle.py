@@ -3,8 +3,10 @@ Serves until a signal, then drains: as the only process, or as one of several wo
 
 Rules:
 - The listener opens last and closes first; `/readyz` says `draining` for `DRAIN_NOTICE_S` before it closes.
-- What is under way has `GRACE_S` to end; fills that peers follow end last.
-- A worker that is replaced keeps its clients until their next response, which closes the connection.
+- Responses and fills that are running have `GRACE_S` to end; fills that peers follow end last.
+- A worker that another one replaces keeps its clients until their next response, which closes the connection.
+- A single process does not reload its configuration; with several workers the supervisor does
+  (`cluster/supervisor.py`).
 """
 
 from __future__ import annotations
@@ -155,7 +157,7 @@ async def _serving_peers(app: web.Application, worker: WorkerInfo) -> AsyncGener
         access_log=None,
         shutdown_timeout=0.1,
         lingering_time=LINGER_TIMEOUT_S,
-        # Each byte of a client's target may come as three; what was judged there has room beside it.
+        # Each byte of a client's target may come as three; the result of admission needs room too.
         max_line_size=3 * REQUEST_LINE_BYTES_MAX,
         max_field_size=REQUEST_FIELD_BYTES_MAX,
         auto_decompress=False,
@@ -194,8 +196,8 @@ def _make_peer_app(context: AppContext, services: Services, worker: WorkerInfo) 
 
 async def _wait_for_end(stop: asyncio.Event, engine: DatabaseEngine) -> None:
     """
-    Wait until `stop` is set, or until the engine finds a database that it cannot use: one that was away at start may be
-    found late.
+    Wait until `stop` is set, or until the engine finds a database that it cannot use, which may be late if the database
+    was unreachable at start.
     """
     waits = [asyncio.create_task(event.wait()) for event in (stop, engine.found_incompatible)]
     try:
@@ -235,7 +237,7 @@ def _tune_interpreter() -> None:
 async def _drain(
     runner: Runner, services: Services, stop: asyncio.Event, peer_api: web.AppRunner | None = None
 ) -> None:
-    """Announce the end, wait until load balancers have seen it, close the listener, and let what is under way end."""
+    """Announce the end, wait until load balancers have seen it, close the listener, and let running requests end."""
     services.health.draining = True
     log.info("draining")
     # A second signal ends the notice early.
@@ -265,7 +267,7 @@ async def _leave(runner: Runner, services: Services, stop: asyncio.Event, peer_a
 
 
 async def _finish(runner: Runner, services: Services, peer_api: web.AppRunner | None) -> None:
-    """Close the listener, and let what is under way end: last the fills that peers follow."""
+    """Close the listener, and let running responses and fills end: last the fills that peers follow."""
     assert runner.server is not None
     for site in list(runner.sites):
         await site.stop()

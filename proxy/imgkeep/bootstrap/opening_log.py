@@ -1,4 +1,4 @@
-"""What a server tells at its start: where it listens, where images go, and which clients may do what."""
+"""The log record of a start: the addresses, the place of the images, and the permissions of clients."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _IMAGES_FOR: Final = {
 
 def tell_opening(config: Config, addresses: Sequence[tuple[str, int]], local_token: str | None) -> None:
     """
-    Log what an operator wants to see in one line: where we listen, where images go, and who may fetch what. In a
-    terminal a person is told by a banner as well.
+    Log one record: the addresses, the place of the images, and the permissions of clients. On a terminal, print a
+    banner too.
     """
     hosts_allowed = config.hosts_allowed(config.read_provider_rules())
     api_for = f"the token in {absolute(data_folder(config) / NAME)}" if local_token else "no client"

@@ -81,7 +81,7 @@ def make_runner(
     """Return a runner with the limits that keep slow and hostile clients in bounds."""
     return Runner(
         app,
-        access_log=None,  # web/access_log.py writes ours
+        access_log=None,  # web/access_log.py writes the access log of imgkeep
         keepalive_timeout=idle_timeout_s,
         lingering_time=linger_timeout_s,
         max_line_size=REQUEST_LINE_BYTES_MAX,

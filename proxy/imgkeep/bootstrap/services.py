@@ -1,7 +1,7 @@
 """
 Builds the services that work on images, on top of the storage: for the server, and for commands that save.
 
-What is opened here is closed here, in the opposite order.
+This module closes what it opens, in the opposite order.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ NAME_THREADS_PER_FETCH: Final = 2
 @dataclass(frozen=True, slots=True)
 class Services:
     """
-    What works on images.
+    The services that work on images.
 
     Attributes:
         own_ports: Ports that this server listens on, for the guard against loops; filled when they are known.
@@ -89,7 +89,7 @@ class Services:
     own_ports: set[int]
 
     async def catch_up(self) -> None:
-        """Read what peers announced before they could reach this worker."""
+        """Read the changes that peers announced before they could reach this worker."""
         await self.remover.refresh()
         if self.storage.remote is not None:
             await self.storage.remote.cache.open()
@@ -122,7 +122,7 @@ async def open_services(
     Open storage and services; no background task runs yet.
 
     Args:
-        config: What is to be opened.
+        config: The configuration of the services.
         platform: The edges of the machine.
         worker: This process among several workers; `None`: there is one.
         peers: The other workers.
@@ -156,7 +156,7 @@ async def open_services(
 
 @dataclass(frozen=True, slots=True)
 class _Builder:
-    """What every service is built on, and how each is built."""
+    """The builder of the services, with the parts that they share."""
 
     config: Config
     platform: Platform

@@ -1,8 +1,9 @@
 """
-What holds images, put together from a configuration: the half of the composition root that maintenance needs too.
+Builds the storage from a configuration: stores, caches and database. Maintenance uses this part of the composition
+root.
 
-One disk, where everything local lies: the store itself or, under a remote store, the fallback, the copies of what is in
-the bucket, and every draft. Everything that is opened here is closed here, in the opposite order.
+All local files are on one disk: those of the local store or, with a remote store, the fallback, the disk cache and
+every draft. This module closes what it opens, in the opposite order.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RemoteStorage:
-    """What there is besides the disk when the store is a bucket."""
+    """The parts of a storage whose store is a bucket, besides the disk."""
 
     bucket: S3Store
     cache: DiskCache
@@ -56,9 +57,9 @@ class RemoteStorage:
     object_urls: ObjectUrls
     fallback: LocalStore | None
     public_url: Callable[[str], str] | None
-    """Where an object is for everybody; `None`: the configuration sends nobody there."""
+    """Returns the public URL of an object in the bucket; `None`: the configuration has no public URL."""
     objects_url: str | None
-    """Under what all of them are, then."""
+    """The prefix of these URLs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class Storage:
 
     @property
     def archives(self) -> Sequence[ListableStore]:
-        """The store first, then what waits for it."""
+        """The store first, then the fallback."""
         if self.remote is None:
             return (self.local,)
         return (self.remote.bucket,) if self.remote.fallback is None else (self.remote.bucket, self.remote.fallback)
@@ -101,22 +102,22 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     Open store and database.
 
     Args:
-        config: What is to be opened.
-        clock: For times in the database.
-        timer: Monotonic seconds.
-        sleep: For what is tried again in the background.
-        observe: Is told operation, outcome and seconds of every request to a remote store.
-        share: That of the copies that one of several workers looks after, who has `cache.open` called when others can
-            tell it.
-        reading: Without making anything that is not there.
+        config: The configuration of the storage.
+        clock: Returns the time for rows of the database.
+        timer: Returns monotonic seconds.
+        sleep: Waits between attempts in the background.
+        observe: Callback with operation, outcome and seconds of every request to a remote store.
+        share: The share of the disk cache that one of several workers counts. That worker calls `cache.open` as soon as
+            its peers can reach it.
+        reading: Whether to create no file, folder or table.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
         ConfigError: The AWS settings of this machine are not usable, or a database's driver is missing.
-            Other faults are logged and looked after later.
+            Other faults are logged; the server retries later.
     """
     place = read_store_url("store.url", config.store.url)
-    # Without the row of what is in a bucket nobody finds its copy while the bucket is away, so those rows are not late.
+    # While the bucket is unreachable, a lookup finds a copy by its row only, so these rows are written soon.
     batch_delay_s = LOCAL_BATCH_DELAY_S if isinstance(place, Folder) else BATCH_DELAY_S
     database = Database(read_database_url(config.database.url), clock, batch_delay_s=batch_delay_s, read_only=reading)
     disk = Disk(
@@ -135,7 +136,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
 
 
 async def _open_parts(parts: Sequence[LocalStore | Database], *, reading: bool) -> None:
-    """Open each part; log a fault that may pass, because the server watches its parts and goes on."""
+    """Open each part; log a fault that may pass, because health checks retry the part."""
     for part in parts:
         try:
             await part.open()
@@ -190,9 +191,9 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
 
 def objects_url(config: Config, base: str | None = None) -> str | None:
     """
-    Return under which URL all objects are for everybody; `None`: the configuration sends nobody there.
+    Return the public URL prefix of all objects; `None`: the configuration has none.
 
-    Without the `base` that an open bucket has, only what is configured is known.
+    `base`: the prefix that an open bucket reports; without it the result depends on the configuration alone.
     """
     place = read_store_url("store.url", config.store.url)
     base = base or config.delivery.base_url.rstrip("/")
@@ -200,7 +201,7 @@ def objects_url(config: Config, base: str | None = None) -> str | None:
 
 
 def permanent_url(remote: RemoteStorage | None, base: str, record: Record) -> str:
-    """Return where an image is for ever; `base` stands before our own paths."""
+    """Return the permanent URL of an image; `base` is the prefix of this server's own paths."""
     public_url = None if record.pending or remote is None else remote.public_url
     return f"{base}/images/{record.object_name}" if public_url is None else public_url(record.object_name)
 
@@ -215,7 +216,7 @@ async def open_migration(
     config: Config, source: Folder | Bucket, target: Folder | Bucket, *, clock: Clock
 ) -> AsyncGenerator[Migration]:
     """
-    Open two stores, to copy the one to the other; `source` is only read, and `target` is tried at once.
+    Open two stores, to copy one to the other. `source` is only read; `target` is probed at once.
 
     Raises:
         StorageError: One of them is not usable.
@@ -223,7 +224,7 @@ async def open_migration(
     async with AsyncExitStack() as stack:
         from_store: LocalStore | S3Store
         if isinstance(source, Folder):
-            # Not opened: that would make a store where there is none, and sweep.
+            # Not opened: `open` would create a missing store, and sweep partial files.
             from_store = LocalStore(Disk(Path(source.path)))
             stack.push_async_callback(from_store.aclose)
         else:

@@ -5,7 +5,7 @@ Rules:
 - A worker sends `READY` once, and then a `HEARTBEAT` from its event loop every second: a loop that is blocked, or a
   process that is stopped, sends none.
 - The supervisor sends `DRAIN` to a worker that another one replaces.
-- The end of the stream tells either side at once that the other is gone, however it came.
+- The end of the stream tells each side at once that the other process has ended, whatever the cause.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ HEARTBEAT_INTERVAL_S: Final = 1.0
 HEARTBEAT_TIMEOUT_S: Final = 30.0
 """
 Timeout for the next heartbeat of a ready worker. gunicorn's `timeout` has the same default: no sound worker blocks its
-event loop for a tenth of it, and a machine that swaps, or a debugger that holds a process for a moment, costs none.
+event loop for a tenth of it. A machine that swaps, or a debugger that stops a process for a moment, does not reach it.
 """
 KILL_TIMEOUT_S: Final = 28.0
-"""Timeout for a worker to end after it was told to. By then it has ended itself (`bootstrap/exit_deadline.py`)."""
+"""Timeout for a worker to end after it was told to. A worker ends itself earlier (`bootstrap/exit_deadline.py`)."""
 
 
 class SupervisorLink:

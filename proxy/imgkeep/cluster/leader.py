@@ -1,5 +1,5 @@
 """
-The leader: the one worker that runs the background tasks of all, such as the outbox and jobs, and answers the API.
+The leader: the one worker that runs the background tasks of all workers, such as outbox and jobs, and answers the API.
 
 The leader holds the lock on a file, which the kernel takes from a dead process. A symbolic link names the last leader.
 """
@@ -35,7 +35,7 @@ class LeaderLock:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             new = self._folder.leader.with_name(f"leader.{self._name}")
             with suppress(FileNotFoundError):
-                new.unlink()  # of an attempt that failed between the next two lines
+                new.unlink()  # left by an attempt that failed between the next two lines
             new.symlink_to(self._name)
             new.replace(self._folder.leader)
         except BaseException as error:
@@ -47,7 +47,7 @@ class LeaderLock:
         return True
 
     def release(self) -> None:
-        """Leave the place of the leader to another worker."""
+        """Release the lock, so that another worker becomes the leader."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -1,5 +1,5 @@
 """
-The right to fill one key: one fill per key on a machine, whichever worker a client asks.
+Leases: the right to fill one key, so that one worker of a machine runs the fill of a key.
 
 A lease is a symbolic link, named by the key, to the name of the worker that holds it. To create one is atomic, tells
 which worker was first, takes ten microseconds and waits for no process, so it happens on the event loop.
@@ -8,12 +8,13 @@ The interleaving that matters, step by step:
 
 1. A looks an image up and finds nothing.
 2. B, which did the same, acquires the lease, fetches the image and stores it.
-3. A wants to acquire the lease. Had B's lease ended, A would fetch again what is stored by now.
+3. A wants to acquire the lease. If B had released it, A would fetch the stored image again.
 
-So a lease stays for a grace period after its image was stored (`grace_s`, longer than a look-up takes): A learns of B,
-asks B, and gets what is stored. A lease whose fill failed ends at once: there is nothing to find.
+So B holds the lease for a grace period after it stored the image (`grace_s`, longer than a lookup takes): A finds B as
+the holder, asks B, and gets the stored image. B releases the lease of a failed fill at once, because no image is
+stored.
 
-A worker that learns of a dead holder asks again: the supervisor removes the leases of a dead worker.
+If the holder is dead, the worker retries: the supervisor removes the leases of a dead worker.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 EXPIRED_MAX: Final = 16
 """
-Maximum number of leases that one call removes after their grace period: more than come, so that none is left, and few
-enough to take no time on the event loop.
+Maximum number of expired leases that one call removes: more than one call adds, so that their number does not grow, and
+few enough not to delay the event loop.
 """
 
 

@@ -1,5 +1,5 @@
 """
-The peer API: what a worker answers its peers, on a socket in a folder that only they can open.
+The peer API: internal HTTP for the other workers, on a Unix socket in a folder that only they can open.
 
 | route | answer |
 |---|---|
@@ -9,9 +9,9 @@ The peer API: what a worker answers its peers, on a socket in a folder that only
 | `GET /metrics`, `GET /failures` | the counters and the recent failures of this worker |
 
 Rules:
-- A peer is a worker of this run only if it knows the secret; any other is refused and cut off.
-- The name of a fill is that of its lease (`images/fill_coalescing.py`). The worker that has the client judges access; this
-  API judges nothing, and a peer starts no fill here.
+- A request without the secret of this run is not from a peer: the API refuses it and closes the connection.
+- The name of a fill is that of its lease (`images/fill_coalescing.py`). The worker that has the client checks access;
+  this API checks none, and starts no fill for a peer.
 - A connection that has carried a body ends with the answer, whether a handler has read the body or not.
 - The worker that has the client counts and logs; this API does neither.
 
@@ -69,8 +69,8 @@ def make_peer_api(
 
     Args:
         info: The worker.
-        images: Whose fills peers follow.
-        learn: Takes what a peer tells: blocked digests, changed keys, copies by name and size, unblocked digests.
+        images: The service whose fills peers follow.
+        learn: Applies the notice of a peer: blocked digests, changed keys, copies by name and size, unblocked digests.
         counters: Returns the counters of this worker.
         failures: Returns its recent failures.
     """
@@ -136,7 +136,7 @@ def _require_secret(secret: str) -> Middleware:
 
     @web.middleware
     async def require_secret(request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Let peers in; the outermost layer."""
+        """Check the secret of a peer; the outermost layer."""
         given = request.headers.getall(SECRET_FIELD, [])
         if len(given) != 1 or not compare_digest(given[0].encode("utf-8", "surrogateescape"), expected):
             response = web.Response(status=403)
@@ -148,7 +148,7 @@ def _require_secret(secret: str) -> Middleware:
 
 
 async def _stream(request: web.Request, pieces: AsyncGenerator[bytes]) -> web.StreamResponse:
-    """Send a body in chunks. One that breaks off is left without its last chunk (RFC 9112, 7.1)."""
+    """Send a body in chunks. A body that breaks off has no last chunk (RFC 9112, 7.1)."""
     response = web.StreamResponse()
     try:
         await response.prepare(request)

@@ -1,12 +1,12 @@
 """
-The client of the peer API: what this worker asks of the other workers of this run, and tells them.
+The client of the peer API: follows the fills of the other workers of this run, and sends them notices.
 
 Rules:
 - A peer is known by the name of its process. `_open_session` alone knows that it listens on a Unix socket of this
   machine, and `follow` alone that it shares files.
 - Each request carries the secret of this run (`WorkerInfo.secret`), which no log holds.
-- Nothing of a client's request goes to a peer but through `web/api_relay.py`, which says what. A fill is followed by
-  its key.
+- Only `web/api_relay.py` sends parts of a client's request to a peer, and it defines which. `follow` sends the name of
+  a lease alone.
 - A connection that has carried a body closes, and never carries another request: if its two ends disagreed about where
   that body ends, the peer would take the next request for a part of it.
 - A peer that refuses a connection is dead or about to end: retry for a moment, then report that.
@@ -42,13 +42,13 @@ CONNECT_TIMEOUT_S: Final = 2
 """Timeout for a connection to a socket on this machine, whose worker may be busy."""
 READ_TIMEOUT_S: Final = 360
 """
-Timeout for the next bytes of a peer. It has limits of its own; the longest is five minutes, for a job that is waited
-for.
+Timeout for the next bytes of a peer. A peer has its own limits; the longest is five minutes, for a client that waits
+for the end of a job.
 """
 NOTICE_TIMEOUT_S: Final = 5
 """Timeout for a peer to confirm a notice."""
 COUNTERS_TIMEOUT_S: Final = 1
-"""Timeout for a peer's counters or failures: a page shows those that came."""
+"""Timeout for a peer's counters or failures: a page shows those that arrived in time."""
 UNREACHABLE_TIMEOUT_S: Final = 3
 """Timeout for a peer that refuses connections: the supervisor notices a death at once."""
 RETRY_INTERVAL_S: Final = 0.02
@@ -59,7 +59,7 @@ SECRET_FIELD: Final = "Imgkeep-Peer-Secret"  # noqa: S105 - the name of a header
 
 
 class Notice(msgspec.Struct):
-    """What a worker tells its peers, all by digest, key or name."""
+    """A message to all peers: digests, keys, and the names of copies that a worker has changed."""
 
     blocked: list[str] = []
     changed: list[str] = []
@@ -147,11 +147,16 @@ class Peers:
         unblocked: Collection[Digest] = (),
     ) -> None:
         """
-        Tell all peers, and wait until they know: which digests are blocked from now on, under which keys something else
-        is stored, which local copies were brought or used, by name and size, and which digests are no longer blocked.
+        Send a notice to all peers, and wait until each confirms it.
+
+        Args:
+            blocked: Digests that are blocked from now on.
+            changed: Keys whose record has changed.
+            copies: Local copies that this worker has added or used, by name, with their sizes.
+            unblocked: Digests that are no longer blocked.
 
         Raises:
-            StorageError: A peer lives and did not confirm it.
+            StorageError: A live peer did not confirm the notice.
         """
         body = msgspec.msgpack.encode(Notice(list(blocked), list(changed), dict(copies), list(unblocked)))
 
@@ -175,7 +180,7 @@ class Peers:
         """Return the counters of all peers, ended ones too; how many peers sent theirs, and how many did not."""
         sent = await self._request_all("/metrics")
         ended = await asyncio.to_thread(self._read_ended)
-        for counters in ended:  # a worker that has ended since it answered stands in both
+        for counters in ended:  # a worker that has ended since its answer is in both
             for name in msgspec.msgpack.decode(counters)[0]:
                 sent.pop(name, None)
         answers = [counters for counters in sent.values() if counters is not None]

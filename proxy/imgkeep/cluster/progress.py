@@ -2,8 +2,8 @@
 The progress of a fill between peers: both ends of `GET /fills/<key>` on the wire.
 
 The body of the answer is a message and then steps. The message is the head of the fill, or why it failed. A step is two
-numbers: how many bytes of the image there are by now, and how many of these follow, because they are in no file that
-the peer reads. As with any body, an end that is cut off is none.
+numbers: the watermark, and the number of bytes that follow the step because no file that the peer reads has them. A
+body without its last chunk is an interrupted fill, never a complete one.
 
 A peer of the same machine asks with `SHARE_FILE`, and reads the file that the image grows in. Every other peer gets the
 bytes, so it may run on another machine.
@@ -61,7 +61,7 @@ class Failed(msgspec.Struct, tag=True):
     image: tuple[str, bytes] | None = None
     place: str = ""
     cause: str = ""
-    """Of a `StorageError`, for the access log of the follower."""
+    """The cause of a `StorageError`, for the access log of the follower."""
 
 
 async def write_fill(body: SharedBody[FillHead], head: FillHead, *, share_file: bool) -> AsyncGenerator[bytes]:
@@ -112,7 +112,7 @@ def _encode(message: Head | Failed) -> bytes:
 def _make_error(message: Failed) -> ImgkeepError:
     kind = getattr(errors, message.error, None)
     if not (isinstance(kind, type) and issubclass(kind, ImgkeepError)):
-        return StorageError("another worker could not fetch the image")  # an error that only a newer version knows
+        return StorageError("another worker could not fetch the image")  # an error of a newer version
     facts = message.facts if issubclass(kind, OriginError | Busy) else {}
     error: ImgkeepError = kind(message.detail, **facts)  # as its own constructor took them
     if isinstance(error, OriginError):

@@ -2,14 +2,16 @@
 The parent of several workers: holds the port, starts them, and replaces those that end or hang.
 
 Rules:
-- The supervisor serves nothing and knows nothing of images: plain blocking code that waits for signals and children.
+- On SIGHUP the supervisor reloads the configuration and replaces the workers one by one. On SIGTERM or SIGINT all
+  workers drain.
+- The supervisor serves no client and reads no image: plain blocking code that waits for signals and children.
 - A listening socket for each worker stays open as long as the supervisor lives. A client that connects while a worker
   is replaced waits for the next one and is not refused. The kernel spreads connections over the sockets
   (`SO_REUSEPORT`, man 7 socket).
-- Each worker is a new interpreter, so a worker that starts on SIGHUP runs the program and the configuration of today.
-  It gets the configuration from the supervisor and reads none: a worker never starts with an invalid one.
-- A worker's death is noticed at once, and the supervisor's by every worker (`control.py`). A worker that lives and
-  sends no heartbeats is replaced, because its clients would wait for ever.
+- Each worker is a new interpreter, so a worker that replaces another one runs the installed version of the program. It
+  gets the configuration from the supervisor and reads no file, so it never starts with an invalid one.
+- The supervisor notices the death of a worker at once, and so does each worker that of the supervisor (`control.py`).
+  The supervisor replaces a live worker without heartbeats, because its clients would wait for ever.
 """
 
 from __future__ import annotations
@@ -146,7 +148,7 @@ class Supervisor:
             return self._status
 
     def _lock_folder(self, stack: ExitStack) -> None:
-        """Keep programs that tidy up temporary folders out of ours (man 5 tmpfiles.d)."""
+        """Keep programs that delete old temporary files out of the shared folder (man 5 tmpfiles.d)."""
         descriptor = os.open(self._folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         stack.callback(os.close, descriptor)
         with suppress(OSError):
@@ -232,7 +234,7 @@ class Supervisor:
             if slot.worker is not None:
                 self._dismiss(slot.worker)
             slot.worker, slot.early_deaths, slot.start_at = worker, 0, None
-            # After another reload meanwhile, a further worker has to replace this one.
+            # If another reload came meanwhile, another worker has to replace this one.
             if self._to_replace and self._to_replace[0] == worker.slot and worker.config is self._config:
                 self._to_replace.popleft()
             self._replace_next()
@@ -292,7 +294,7 @@ class Supervisor:
         slot = self._slots[worker.slot]
         slot.worker = None
         if self._status is not None:
-            # A worker that SIGTERM ended before it could handle signals has done as it was told.
+            # A worker that SIGTERM ended before it could handle signals has ended as requested.
             is_well = status == -signal.SIGTERM and not worker.was_ready
             self._status = self._status or (0 if is_well else _exit_status(status))
         elif not self._is_open:

@@ -1,4 +1,4 @@
-"""The place of one worker among those that share a port."""
+"""Worker info: the name, slot and secret that the supervisor gives each worker, and the layout of the shared folder."""
 
 from __future__ import annotations
 

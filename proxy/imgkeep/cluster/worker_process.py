@@ -41,7 +41,7 @@ LAST_TIMEOUT_S: Final = 5.0
 
 
 class WorkerState(enum.Enum):
-    """What a worker does."""
+    """The state of a worker."""
 
     STARTING = "starting"
     READY = "ready"
@@ -54,7 +54,7 @@ class WorkerState(enum.Enum):
 
 
 class WorkerEvent(enum.Enum):
-    """What happens to a worker."""
+    """An event in the life of a worker."""
 
     READY = "ready"
     HEARTBEAT = "heartbeat"
@@ -101,7 +101,7 @@ _MESSAGES: Final = {READY[0]: WorkerEvent.READY, HEARTBEAT[0]: WorkerEvent.HEART
 
 
 class WorkerSetup(msgspec.Struct):
-    """What a worker reads from its standard input: arguments are visible to every user of the machine (man 5 proc)."""
+    """The input of a worker on its standard input: arguments are visible to every user of the machine (man 5 proc)."""
 
     config: Config
     secret: str

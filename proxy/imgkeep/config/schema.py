@@ -169,8 +169,9 @@ class Security(Section, frozen=True):
 
 EXPOSED_FILL_BYTES_PER_DAY: Final = 2_147_483_648
 """
-Maximum of `limits.fill_bytes_per_day` by default where strangers can start fills: a thousand generated images of 2 MB,
-many times what a visitor looks at in a day, while a hundred addresses need five days to fill a disk of a terabyte.
+Maximum of `limits.fill_bytes_per_day` by default where untrusted clients can start fills: a thousand generated images
+of 2 MB, many times what a visitor looks at in a day, while a hundred addresses need five days to fill a disk of a
+terabyte.
 """
 
 
@@ -262,7 +263,7 @@ class Config(Section, frozen=True):
         The patterns of `sources.allow` with `auto`, `known` and `shared` resolved.
 
         `auto` is `*` if only this machine can reach the server or if it requires signatures, and `known` otherwise: an
-        open server must not fetch from any host for any stranger.
+        open server must not fetch from any host for an untrusted client.
         """
         private = not self.server.is_open or self.security.signature != "off"
         words = {"auto": "*" if private else "known", "known": "known", "shared": "shared"}

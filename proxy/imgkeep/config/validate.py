@@ -240,7 +240,7 @@ def _is_address(host: str) -> bool:
 
 _OPEN_REDIRECT: Final = (
     "'redirect' sends clients to the target of the link, image or not. Where others can ask without a signature "
-    "(another server.host than loopback, server.public_url or server.trusted_proxies), strangers could put your name "
+    "(another server.host than loopback, server.public_url or server.trusted_proxies), any client could put your name "
     "in front of any page: require signatures (security.signature), or write out the hosts of sources.allow, without * "
     "and groups"
 )
@@ -252,7 +252,7 @@ _FORMER_REFRESHES: Final = frozenset({"never", "resigned"})
 
 
 def _is_open_redirect(config: Config) -> bool:
-    """Whether strangers can redirect clients to hosts that the operator has not written out."""
+    """Whether untrusted clients can make redirects to hosts that the operator has not written out."""
     if config.sources.permanent == "store" or config.security.signature != "off":
         return False
     if not config.server.is_open:

@@ -1,1 +1,1 @@
-"""What imgkeep decides: values in, values out; no I/O, no clock, no event loop, no logging, no randomness."""
+"""The decisions of imgkeep as pure functions of values: no I/O, clock, event loop, logging or randomness."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from cachetools import LRUCache, TTLCache
 
+from imgkeep.images.fill_starter import HTTPS_REFRESH_PREFIX, REFRESH_PREFIX
 from imgkeep.images.negative_cache import hash_link
 from imgkeep.images.source_order import PLAIN_HTTP_TTL_S
 
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
 ASKED_LINKS_MAX: Final = 65_536
 """Maximum number of links that are known to have been fetched, with `sources.refresh`; 150 bytes each, 10 MB."""
 HTTPS_TRIED_MAX: Final = 16_384
-"""Maximum number of keys that are known to have been fetched over https lately."""
+"""Maximum number of keys that are known to have been fetched over https recently."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceRules:
-    """What the operator wants besides storing images: `sources.permanent`, and the hosts of `sources.refresh`."""
+    """The settings of refreshes and redirects: `sources.permanent`, and the hosts of `sources.refresh`."""
 
     redirect_permanent: bool = False
     refresh: Globs | None = None
@@ -69,7 +70,7 @@ class Refresher:
             self._start_over_https(source, info, known, request_context)
         elif self._wants_newer(source, info, known) and self._fills.may_start(source, request_context):
             put = partial(self._confirmer.put_refreshed, known)
-            name = f"refresh.{known.key}"
+            name = f"{REFRESH_PREFIX}{known.key}"
             if self._fills.start_in_background(name, source, info, sources=(source,), put=put, known=known):
                 self.note_asked(source)
 
@@ -80,13 +81,14 @@ class Refresher:
         if twin is not None and self._fills.may_start(source, request_context):
             self._https_tried[known.key] = True
             put = partial(self._confirmer.put_secure, known)
-            self._fills.start_in_background(f"secure.{known.key}", source, info, sources=(twin,), put=put)
+            name = f"{HTTPS_REFRESH_PREFIX}{known.key}"
+            self._fills.start_in_background(name, source, info, sources=(twin,), put=put)
 
     def _wants_newer(self, source: Source, info: SourceInfo, known: Record) -> bool:
         """Tell whether a link was signed anew, verifiably, to an image that the operator wants refreshed."""
         if self._rules.refresh is None or not self._rules.refresh.match(source.host):
             return False
-        # A stranger can write the shape of a signature: the host has to be known to check it.
+        # An untrusted client can invent a signature of the right form, so the host has to be known to check signatures.
         is_verified = info.permission and info.enforced_by_host and info.enforced
         if not (is_verified and info.is_fresh(self._fills.dependencies.clock())):
             return False

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 SEEN_LINKS_MAX: Final = 65_536
 """Maximum number of links that are known to have been compared; 300 bytes each, 20 MB."""
 PROBES_MAX: Final = 8
-"""Maximum number of probes at a time: each is up to four requests, and the links of strangers cause them."""
+"""Maximum number of probes at a time: each is up to four requests, and links of untrusted clients cause them."""
 UNPROVEN_TTL_S: Final = 600
 """Time for which equal bytes cause no other probe of a key, once a wrong signature has brought them too."""
 UNPROVEN_MAX: Final = 16_384

@@ -1,4 +1,4 @@
-"""What every fill works with; the composition root builds it once."""
+"""Dependencies of every fill, such as the store, the spools and the format checker; one instance per process."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class FillDependencies:
     """
-    What every fill, refetch and upload works with.
+    The dependencies of every fill, refetch and upload.
 
     Attributes:
-        disk: Where drafts begin.
-        memory: Where drafts continue when the disk fails.
+        disk: The spool in which drafts begin.
+        memory: The spool in which drafts continue when the disk fails.
         draw_etag: Returns a new strong entity tag.
         pixels_max: Maximum number of pixels of an image.
         blocked: The digests of removed images.
-        suspects: What may be a placeholder; `None`: nothing is suspected.
+        suspects: The bytes that may be a placeholder; `None`: imgkeep suspects none.
         show_errors: Whether clients are shown the images that come with errors.
     """
 

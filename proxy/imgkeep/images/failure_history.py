@@ -5,7 +5,7 @@ Rules:
 - An entry holds the key, host, provider and detail of a failure, and never a link.
 - Failures of one key with one code are one entry with a count, so a page that shows a dead link again and again
   displaces no others.
-- The memory is bounded and each host has a share of it, so links that a stranger invents for one host displace no
+- The memory is bounded and each host has a share of it, so links that a client invents for one host displace no
   entries of other hosts. Links that the policy refuses have one share together: they may name any host.
 """
 
@@ -44,7 +44,7 @@ class RecentFailure(msgspec.Struct, frozen=True, kw_only=True):
         host: The host of the link.
         provider: The service behind the link, where the provider rules know it.
         code: The code of the problem, as clients see it.
-        detail: What happened, for people.
+        detail: The description of the failure, for people.
         origin_status: The status that the origin answered, if it did.
         count: The number of failures since `first_at`.
     """

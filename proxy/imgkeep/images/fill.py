@@ -71,11 +71,11 @@ REACHED_ORIGIN: Final = (NotAnImage, TooLarge, OriginRefused, SourceNotFound)
 @dataclass(frozen=True, slots=True)
 class FillHead:
     """
-    What is known of an image after its first bytes.
+    The facts of an image after its first bytes.
 
     Attributes:
         storing: Whether the image is going to be stored, or only passed on because no store can take it.
-        doubts: What is doubted about it.
+        doubts: The doubts about the image.
     """
 
     format: Format
@@ -91,8 +91,8 @@ class _Fetched:
     A whole image in the draft.
 
     Attributes:
-        record: Under which it goes into the store; `None`: no store can take it.
-        fault: Why.
+        record: The record for the store; `None`: no store can take the image.
+        fault: The reason for that.
     """
 
     record: Record | None
@@ -105,9 +105,9 @@ class Fill(Call):
 
     Attributes:
         source: The link that this fill tries; followers with another link may want a fill of their own.
-        link: What counts of it.
-        body: What readers read; its head is resolved with what the first bytes say, or with the failure.
-        lookup_fault: As given: with it, a failure of the fill is no miss.
+        link: The properties of that link that records depend on.
+        body: The body of the readers. Its head resolves to the result of the first bytes, or to the failure.
+        lookup_fault: As the argument: with it, a failure of the fill is no miss.
         result: How the fill ended; `None`: it runs.
 
     Args:
@@ -117,8 +117,8 @@ class Fill(Call):
         put: Stores the image; as a rule under the key of `info`.
         lookup_fault: Why no store could tell whether the image is stored. An image that the primary may have is
             fetched for its readers, and not stored: what an origin sends now must not replace it.
-        known: What is stored already, when this fill looks whether it changed. Such a fill has no readers.
-        client: Whose share of the fetch slots the fill takes.
+        known: The stored record, if this fill checks whether the image has changed. Such a fill has no readers.
+        client: The client whose share of the fetch slots the fill takes.
         background: Whether the fill starts without readers: it yields, and checks what it brings to the last byte.
         is_due: Asked before the fetch; `False`: the fill ends at once.
     """
@@ -212,7 +212,7 @@ class Fill(Call):
         return await self._store(fetched.record)
 
     def _explain(self, error: BaseException) -> BaseException:
-        """Return what an exception means for readers and listeners."""
+        """Return the error of this program for an exception of the fill."""
         if isinstance(error, asyncio.CancelledError):
             return StorageError("the server is being shut down")
         if not isinstance(error, ImgkeepError):

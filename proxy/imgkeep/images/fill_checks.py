@@ -1,4 +1,4 @@
-"""What a fill finds out about the bytes that come: what they are, how large, and whether anything is missing."""
+"""Checks of the bytes of a fill: the format, the number of pixels, and whether bytes are missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 GATHERED_BYTES_MAX: Final = 2_097_152
 """Maximum size of an image whose head goes out after the bytes that have come already."""
 GATHERING_S: Final = 0.005
-"""Maximum time for which the fill takes these bytes."""
+"""Maximum time in which the fill gathers these bytes."""
 IDLE_ITERATIONS_MAX: Final = 4
 """Maximum number of iterations of the loop, one after the other, that bring no byte: some 100 us."""
 ERROR_IMAGE_BYTES_MAX: Final = 1_048_576
@@ -34,7 +34,7 @@ class FillChecks:
     Checks of one fill.
 
     Args:
-        client: Whose share of the format checker's threads they take.
+        client: The client whose share of the format checker's threads the checks take.
         background: Whether the whole image is checked, even where its first bytes and its framing show its end.
     """
 
@@ -44,7 +44,7 @@ class FillChecks:
         self._background = background
 
     async def read_head(self, response: OriginResponse, chunks: AsyncIterator[bytes]) -> tuple[bytes, Seen]:
-        """Return the first bytes, and what they say of the image."""
+        """Return the first bytes, and the format and size that they show."""
         try:
             first, seen = await self._dependencies.format_checker.read_head(chunks, self._client)
         except NotAnImage as error:
@@ -59,9 +59,11 @@ class FillChecks:
         self, response: OriginResponse, chunks: AsyncIterator[bytes], ending: Ending, size: int
     ) -> tuple[list[bytes], bool]:
         """
-        Take what has come of a body, as long as the next iterations of the loop bring more, until its end is seen;
-        return it, and whether the image is complete. The first client of an image whose end is known before its head
-        goes out may keep it for ever. No reader waits for an origin that lets us wait.
+        Take the bytes that have arrived, as long as the next iterations of the loop bring more, up to the end of the
+        image. Return them, and whether the image is complete.
+
+        If the end is known before the head goes out, the first client gets the image as `immutable`. The fill does not
+        wait for an origin that sends slowly, so no reader does.
         """
         if await self._foresees_end(ending, response.size):
             return [], True
@@ -87,7 +89,7 @@ class FillChecks:
         return await self._dependencies.format_checker.foresees_end(ending, size)
 
     async def is_complete(self, response: OriginResponse, ending: Ending, draft: Draft) -> bool:
-        """Tell whether the image is complete by its format. What its framing does not prove whole has to be."""
+        """Tell whether the image is complete by its format; if its framing has no end, raise unless it is whole."""
         checker, client = self._dependencies.format_checker, self._client
         if response.framed:
             if not self._background and await self._foresees_end(ending, draft.size):

@@ -2,13 +2,14 @@
 One fill for concurrent requests, in this worker or in another one.
 
 Rules:
-- A request joins the running fill of its key, or starts one. Between the last word of its look-up and the start there
-  is no `await` (`images/singleflight.py`).
-- Among several workers the one that has the lease fetches; the others follow it there (`cluster/leases.py`). A look-up
-  that began before the grace period of a lease says nothing: the image may have been stored since, and the lease
-  released.
-- A fill fails by its own link only: a follower with another link looks again, and may start a fill of its own.
-- What a peer may see or cause was authorised in that worker, so nothing is authorised here, and nothing is started.
+- A request joins the running fill of its key, or starts one. There is no `await` between
+  the result of its lookup and `join` (`images/singleflight.py`).
+- Among several workers the one that has the lease fetches; the others follow it there (`cluster/leases.py`). A lookup
+  that began before the grace period of a lease is too old: another worker may have stored the image since then and
+  released the lease.
+- A fill fails by its own link only: a follower with another link repeats its lookup, and may start its own fill.
+- The worker that has the client authorises the request. So this worker authorises no request of a peer, and starts no
+  fill for one.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from __future__ import annotations
 import copy
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from imgkeep.core.confirmation import is_immutable_for, read_link
 from imgkeep.core.errors import ImgkeepError, OriginError, Removed, SourceForbidden, StorageError, Yielded
 from imgkeep.core.records import Key, Record
 from imgkeep.images.fill_result import NotStored, Stored
-from imgkeep.images.fill_starter import neither_available
+from imgkeep.images.fill_starter import SECOND_FILL_PREFIX, neither_available
 from imgkeep.images.negative_cache import hash_link
 from imgkeep.images.peer_fill import FillFailure, PeerFill
 from imgkeep.images.request_context import CacheStatus, Delivery, HeldByPeer
@@ -42,19 +43,16 @@ if TYPE_CHECKING:
     from imgkeep.images.request_context import RequestContext
     from imgkeep.images.shared_body import SharedBody
 
-TRY_PREFIX: Final = "try."
-"""What the name of a fill begins with that tries a link beside what is stored under its key."""
-
 T = TypeVar("T")
 
 
 class FillCoalescer:
     """
-    Joins fills, here and in other workers.
+    The joining of requests to fills, in this worker and in other workers.
 
     Args:
-        cluster: `None`: this is the only worker.
-        link_asked: Called with a link when its origin is asked by it.
+        cluster: Leases and peers; `None`: this is the only worker.
+        link_asked: Callback with each link that a fill sends to its origin.
         timer: Gives monotonic seconds.
     """
 
@@ -78,7 +76,7 @@ class FillCoalescer:
     async def aclose(self) -> None:
         await self._peer_fills.aclose()
 
-    async def join(  # noqa: PLR0913 - what was found so far, and when
+    async def join(  # noqa: PLR0913 - the result of the lookup, and its time
         self,
         source: Source,
         info: SourceInfo,
@@ -89,14 +87,13 @@ class FillCoalescer:
         began: float,
     ) -> T | HeldByPeer | None:
         """
-        Join the fill of a key or start one, and return what `follow` makes of it, which closes the body unless it
-        raises.
+        Join the fill of a key or start one; return the result of `follow`, which closes the body unless it raises.
 
-        `None`: look again. Another link failed, and this one gets a fill of its own; or the look-up, which `began`
-        then, is too old to be believed.
+        `None`: the caller has to repeat the lookup. The fill of another link failed, so this link gets its own fill; or
+        the lookup is too old, because it started at `began`.
         """
         self._fills.require_start(source, request_context, fault)
-        # No await between the look-up's last word and the start.
+        # No await between the result of the lookup and `join`.
         if self._cluster is not None and info.key not in self._fills.running:
             holder = self._fills.acquire(info.key)
             if holder is not None:
@@ -111,7 +108,7 @@ class FillCoalescer:
             return await follow(fill, source, info, starts)
         except Yielded:
             await fill.body.aclose()
-            return None  # this request came when the fill had just yielded, because all readers had left
+            return None  # the fill yielded just before this request joined, because all its readers had left
         except (OriginError, SourceForbidden, Removed) as error:
             await fill.body.aclose()
             if fill.source != source:
@@ -133,11 +130,12 @@ class FillCoalescer:
         put: PutImage,
     ) -> T | HeldByPeer | None:
         """
-        Let a link make a fill of its own beside what is stored; `None`: the client has to be content with that.
+        Start or join a second fill: the fill of a link whose key has an image already.
 
-        Args as those of `join`; `put` stores what the link brings.
+        `None`: no second fill is allowed, or it failed, so the client gets the stored image. The arguments are those of
+        `join`; `put` stores the image that the link brings.
         """
-        name = f"{TRY_PREFIX}{hash_link(source).hex()}"
+        name = f"{SECOND_FILL_PREFIX}{hash_link(source).hex()}"
         with suppress(ImgkeepError):
             self._fills.require_start(source, request_context)
             holder = self._fills.acquire(name)
@@ -188,7 +186,7 @@ class FillCoalescer:
         raise StorageError("the image is not stored")
 
     async def wait_for_fill(self, key: Key) -> None:
-        """Wait until this worker fetches nothing for a key any more, however that ends."""
+        """Wait until this worker runs no fill of a key, whether the fill succeeds or fails."""
         fill = self._fills.running.find(key)
         if fill is None:
             return
@@ -227,10 +225,10 @@ class FillCoalescer:
         fault: StorageError | None,
     ) -> Delivery | None:
         """
-        Deliver what another worker fetches; `None`: look again.
+        Deliver the image that another worker fetches; `None`: the caller has to repeat the lookup.
 
         Raises:
-            ImgkeepError: The fill failed by this link, or would by any.
+            ImgkeepError: The fill failed because of this link, or because of a cause that every link shares.
         """
         assert self._cluster is not None
         peers, memory = self._cluster.peers, self._fills.dependencies.memory
@@ -259,14 +257,14 @@ class FillCoalescer:
         return _deliver(info.key, head, body, CacheStatus.COLLAPSED, self._read_link(source, info))
 
     async def wait_for_peer(self, held: HeldByPeer) -> None:
-        """Wait until another worker does not fetch the image any more. Raises as `Peers.wait`."""
+        """Wait until the fill in another worker has ended. Raises as `Peers.wait`."""
         assert self._cluster is not None
         await self._cluster.peers.wait(held.holder, held.lease)
 
     async def _release_unused(self, name: str) -> None:
-        """Let others fetch what a lease says to be here, unless a look-up finds it (`cluster/leases.py`)."""
+        """Release a lease of this worker that has no fill and no stored image, so that a peer can acquire it."""
         record = None
-        if not name.startswith(TRY_PREFIX):
+        if not name.startswith(SECOND_FILL_PREFIX):
             try:
                 record = await self._records.find(Key(name))
             except Removed:

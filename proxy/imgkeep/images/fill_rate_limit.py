@@ -1,12 +1,12 @@
 """
-How much each client may have fetched: fills a minute, fills at a time, bytes a day.
+Rate limiter: the limits on the fills of each client, per minute, at a time, and in bytes per day.
 
 Rules:
 - Only a fill counts, for the client that causes it: hits and followers cost their client nothing.
-- A minute and a day are buckets that run full again evenly, so no client waits for the hour to strike. The size of a
-  fill is known afterwards only, so the fills that run may overdraw a bucket.
+- The limits per minute and per day are token buckets, which refill continuously: no limit resets at a fixed time. The
+  size of a fill is known at its end only, so running fills may overdraw a bucket.
 - An IPv6 client is its /64. The /48 around it may be one site that chooses among 65,536 of them, or thousands of
-  telephones: it has `WIDE_NETWORK_SHARE` times as much as one client.
+  telephones: its limits are `WIDE_NETWORK_FACTOR` times those of one client.
 - Memory is bounded: the network that was not seen for longest is forgotten first, and gets full buckets.
 """
 
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 NETWORKS_MAX: Final = 65_536
 """Maximum number of networks in memory, 400 bytes each: 26 MB."""
 DAY_S: Final = 86_400
-WIDE_NETWORK_SHARE: Final = 16
-"""Factor for a /48: a site that uses all of it is then no stronger than sixteen addresses, which are cheap to rent."""
+WIDE_NETWORK_FACTOR: Final = 16
+"""
+Factor of the limits for a /48: a site that uses all of it is then no stronger than sixteen addresses, which are cheap
+to rent.
+"""
 
 
 class TokenBucket:
-    """An even flow of tokens. Holds `size` at most, and runs full again within `period_s`. 0: there is no limit."""
+    """A token bucket: holds `size` tokens at most, and refills continuously within `period_s`. 0: there is no limit."""
 
     __slots__ = ("_at", "_left", "_rate", "_size")
 
@@ -56,7 +59,7 @@ class TokenBucket:
 
 
 class _Network:
-    """What one network has left."""
+    """The buckets of one network, and the number of its running fills."""
 
     __slots__ = ("bytes", "concurrent_max", "fills", "running")
 
@@ -74,7 +77,7 @@ class Permit:
     _networks: tuple[_Network, ...]
 
     async def fill_ended(self, result: FillResult) -> None:
-        """Charge what the fill brought. A `FillListener`."""
+        """Take the bytes of the fill from its buckets. A `FillListener`."""
         for network in self._networks:
             network.running -= 1
             network.bytes.take(result.size)
@@ -82,11 +85,11 @@ class Permit:
 
 class RateLimiter:
     """
-    The limits of all clients. 0 anywhere: no limit.
+    The limits of all clients; 0 means no limit.
 
     Args:
         timer: Gives monotonic seconds.
-        refused: Called with the name of the limit when a client has reached it.
+        refused: Callback with the name of the limit that a client has reached.
     """
 
     def __init__(
@@ -110,11 +113,11 @@ class RateLimiter:
         Give a client a permit for a fill; `networks` are those of the client, the narrowest first.
 
         Raises:
-            RateLimited: The client has caused enough fills for now.
+            RateLimited: The client has reached one of its limits.
         """
         now = self._timer()
         found = tuple(
-            self._find(network, WIDE_NETWORK_SHARE if number else 1, now) for number, network in enumerate(networks)
+            self._find(network, WIDE_NETWORK_FACTOR if number else 1, now) for number, network in enumerate(networks)
         )
         for network in found:
             self._check(network, now)
@@ -134,18 +137,18 @@ class RateLimiter:
             if wait_s > 0:
                 raise self._refuse(setting, math.ceil(wait_s))
 
-    def _find(self, name: str, share: int, now: float) -> _Network:
+    def _find(self, name: str, factor: int, now: float) -> _Network:
         network = self._networks.get(name)
         if network is None:
-            fills = TokenBucket(self._fills_per_minute * share, 60, now)
-            size = TokenBucket(self._bytes_per_day * share, DAY_S, now)
-            network = self._networks[name] = _Network(fills, size, self._fills_concurrent * share)
+            fills = TokenBucket(self._fills_per_minute * factor, 60, now)
+            size = TokenBucket(self._bytes_per_day * factor, DAY_S, now)
+            network = self._networks[name] = _Network(fills, size, self._fills_concurrent * factor)
         return network
 
     def _refuse(self, setting: str, retry_after_s: int) -> RateLimited:
         self._refused(setting)
         return RateLimited(
-            f"this address has had enough images fetched for now (limits.{setting}); behind a proxy of yours, see "
+            f"this address has reached limits.{setting}: retry later; if clients reach imgkeep through a proxy, set "
             "server.trusted_proxies",
             retry_after_s=max(1, retry_after_s),
         )

@@ -51,7 +51,7 @@ class FillResult:
     How a fill ended.
 
     Attributes:
-        subject: What was fetched, for counters and logs.
+        subject: The key, host and provider of the image, for counters and logs.
         size: How many bytes came.
     """
 

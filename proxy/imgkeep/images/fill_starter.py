@@ -1,15 +1,15 @@
 """
 Starting fills: one at a time for each name in this process, and one for each lease among all workers.
 
-A fill has the name of its lease: the key of its image; `try.` and the hash of a link that is tried beside what is
-stored; `refresh.` or `secure.` and the key, for fills that no client waits for.
+A fill has the name of its lease: the key of its image for a fill of a miss, or one of the prefixes below and a key or
+the hash of a link.
 """
 
 from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import ImgkeepError, LoopDetected, RateLimited, SourceRejected, StorageError
 from imgkeep.core.policy import judge
@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     from imgkeep.images.record_changes import RecordChanges
     from imgkeep.images.request_context import RequestContext
     from imgkeep.images.singleflight import SingleFlight
+
+SECOND_FILL_PREFIX: Final = "try."
+"""Prefix of the name of a second fill, before the hash of its link: its key has an image already."""
+REFRESH_PREFIX: Final = "refresh."
+"""Prefix of the name of a fill or refetch in the background that may replace the image of a key."""
+HTTPS_REFRESH_PREFIX: Final = "secure."
+"""Prefix of the name of a fill in the background that fetches the image of a key over https."""
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +79,7 @@ class FillStarter:
         Raise what spares the origin a request.
 
         Raises:
-            ImgkeepError: The link failed a moment ago, or a node of ours asks.
+            ImgkeepError: The link failed a moment ago, or another node of this installation asks.
         """
         error = self.negative_cache.find(source)
         if error is not None:

@@ -1,7 +1,7 @@
 """
 Format checks of images: their type, their size in pixels, and whether they are complete.
 
-A stranger's bytes decide how long a check takes, so:
+The bytes come from untrusted servers and decide how long a check takes, so:
 - The event loop checks the first bytes: within `LOOP_STEPS_MAX` steps for all passes over one image, and within
   `ITERATION_STEPS_MAX` for all images in one iteration of the loop. An image that takes more is checked again in a
   thread, once its whole head is there. Threads also check whole files.
@@ -71,7 +71,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class CheckedImage:
-    """What a check found in a file that is framed whole. `is_incomplete`: by its format, bytes are missing."""
+    """The result of a check of a file that is framed whole. `is_incomplete`: by its format, bytes are missing."""
 
     format: Format
     pixel_size: PixelSize | None

@@ -51,6 +51,7 @@ from imgkeep.core.incomplete_image import (
 from imgkeep.core.records import Doubt
 from imgkeep.images.confirmer import is_continuation
 from imgkeep.images.fill_result import Failed
+from imgkeep.images.fill_starter import REFRESH_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,10 +83,10 @@ class IncompleteRefetch:
 
     Attributes:
         source: The link.
-        info: What identifies its image.
+        info: The identity of its image.
         known: The record of the incomplete image.
         counts: Whether the record counts the refetch.
-        may_be_forged: Whether a stranger may have written the link, so that its refusal does not count.
+        may_be_forged: Whether an untrusted client may have written the link, so that its refusal does not count.
     """
 
     source: Source
@@ -137,7 +138,7 @@ class IncompleteRefetcher:
     def _start(self, refetch: IncompleteRefetch, request_context: RequestContext) -> bool:
         """Start a fill without readers, unless there is one; return whether it was started."""
         started = self._fills.start_in_background(
-            f"refresh.{refetch.known.key}",
+            f"{REFRESH_PREFIX}{refetch.known.key}",
             refetch.source,
             refetch.info,
             request_context,

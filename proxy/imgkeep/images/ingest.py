@@ -72,6 +72,6 @@ def require_pixels(dependencies: FillDependencies, pixel_size: PixelSize | None)
 
 
 async def undo_put(store: Store, record: Record) -> None:
-    """Delete what the store put while an operator removed its bytes. What a fault leaves is never shown."""
+    """Delete what the store put while an operator removed its bytes. Bytes that a fault leaves are never shown."""
     with suppress(StorageError):
         await store.delete_object(record.digest)

@@ -1,4 +1,4 @@
-"""What the fills of several workers need of the layer above: leases, and other workers that can be asked."""
+"""Protocols for fills with several workers: leases and peers. `imgkeep.cluster` implements them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 class Leases(Protocol):
     """
-    The right to fetch an image, which one of several workers has at a time.
+    The right to fetch an image, which one worker has at a time.
 
     Attributes:
-        grace_s: How long other workers see a lease after its image was stored. An older look-up says nothing.
+        grace_s: Time for which other workers see a lease after its image was stored. An older lookup is too old.
     """
 
     grace_s: float
@@ -38,16 +38,16 @@ class Peers(Protocol):
         Follow a fill in another worker, by the name of its lease; `None`: there is no fill to follow, or not any more.
 
         Raises:
-            Busy: The worker cannot be asked.
+            Busy: The worker cannot be reached.
             StorageError: It fails unexpectedly.
         """
 
     async def wait(self, holder: str, key: str) -> None:
         """
-        Wait until a worker does not fetch the image of a key any more.
+        Wait until a worker has ended the fill of a key.
 
         Raises:
-            Busy: The worker cannot be asked.
+            Busy: The worker cannot be reached.
         """
 
     async def notify(
@@ -74,7 +74,7 @@ class Peers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What several workers share fills with."""
+    """The means by which several workers share fills."""
 
     leases: Leases
     peers: Peers

@@ -2,7 +2,7 @@
 Limit on the lookups of a client that find nothing: a lookup may be a request to a bucket, which the operator pays for.
 
 Rules:
-- Only lookups that find nothing count. What is found costs its client nothing.
+- Only lookups that find nothing count. A hit costs its client nothing.
 - A client that has reached its limit is refused before a lookup.
 - Each network of a client counts by itself, a /48 with `WIDE_NETWORK_FACTOR` times the number of a /64, of which its
   owner has 65,536.

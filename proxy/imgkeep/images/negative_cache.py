@@ -1,9 +1,9 @@
 """
-Failed fetches, remembered for a short time by cause, so that a dead link does not cost its origin a request per page
-view.
+Negative cache: failed fetches in memory for a short time, so that a dead link does not cost its origin a request per
+page view. The cause of a failure decides how long.
 
-They stand under the exact source URL and not under the identity: a freshly signed link may work. The service looks for
-the image first, so an image stored in the meantime always wins.
+The key of an entry is the exact source URL, not the identity: a link with a new signature may work. The service looks
+for the image first, so an image that was stored in the meantime always wins.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ IMAGES_BYTES_MAX: Final = 16_777_216
 """Maximum size of all images that came with failures (`fetch.show_errors`); 16 of the largest."""
 
 _TTL_S: Final[tuple[tuple[type[ImgkeepError], int], ...]] = (
-    (SourceExpired, 300),  # the link does not come back to life
-    (Removed, 300),  # it brings an image that an operator removed
+    (SourceExpired, 300),  # an expired link stays expired
+    (Removed, 300),  # an operator removed the image of the link
     (SourceNotFound, 120),  # may still be uploaded
     (OriginRefused, 60),
     (NotAnImage, 60),
     (TooLarge, 60),
-    (SourceForbidden, 30),  # its owner may correct a name
+    (SourceForbidden, 30),  # the owner of the host may correct its DNS records
     (OriginTimeout, 5),
 )
 TOO_MANY_REQUESTS_S: Final = 60

@@ -46,7 +46,7 @@ class ObjectUrls:
     Finds the URLs by `delivery.mode`.
 
     Args:
-        has_object: Tells whether the primary can be reached and was seen to have an object lately.
+        has_object: Tells whether the primary can be reached and was seen to have an object recently.
         presign: Returns a URL that works for a while, and for how many seconds, as `S3Store.presign`.
         public_url: Returns the permanent URL of an object in the primary; `None`: the configuration names none.
         timer: Gives monotonic seconds.
@@ -76,7 +76,7 @@ class ObjectUrls:
         return self._mode != "serve"
 
     def permanent(self, name: str) -> str | None:
-        """Return the permanent URL of an object that is in the primary; `None`: our own `/images/<name>`."""
+        """Return the permanent URL of an object that is in the primary; `None`: `/images/<name>` of this server."""
         return None if self._public_url is None else self._public_url(name)
 
     async def find(self, name: str, *, head: bool) -> ObjectUrl | None:

@@ -1,4 +1,6 @@
-"""What is counted and noted of fills, removals of doubt, and refusals."""
+"""
+Fill observer: the metrics, the recent failures and the health of the store, as fills and confirmations change them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class FillObserver:
-    """Counts how fills end, notes their failures, and notes at once the store's faults that they meet."""
+    """The observer of fills: counts their results, notes their failures, and reports faults of the store at once."""
 
     def __init__(self, metrics: Metrics, health: Health, failures: RecentFailures) -> None:
         self._metrics = metrics

@@ -39,6 +39,7 @@ from imgkeep.core.policy import judge
 from imgkeep.core.records import Doubt, Key, Provenance, Record, Subject, Trust
 from imgkeep.core.source_url import read_source
 from imgkeep.images.fill_result import Failed, FillResult, Stored, Unchanged
+from imgkeep.images.fill_starter import REFRESH_PREFIX
 from imgkeep.images.ingest import begin_draft, check_image, require_complete
 from imgkeep.images.singleflight import Call, SingleFlight
 from imgkeep.origin.demand import Demand
@@ -81,7 +82,7 @@ class Refetched:
 
 @dataclass(frozen=True, slots=True)
 class _Fetched:
-    """What a link has brought, whole by its framing."""
+    """The image that a link brought, whole by its framing."""
 
     source: Source
     info: SourceInfo
@@ -335,4 +336,4 @@ def _require_framing(response: OriginResponse) -> None:
 
 def _lease_name(key: Key) -> Key:
     """Return the name of the lease: that of a refresh, so that the two do not run at once."""
-    return Key(f"refresh.{key}")
+    return Key(f"{REFRESH_PREFIX}{key}")

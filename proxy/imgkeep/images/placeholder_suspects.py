@@ -3,8 +3,8 @@ Suspected placeholders: bytes that a host sends under many names, likely for wha
 
 Rules:
 - The measure is the number of identities of one host that had the same bytes within a day, each counted once.
-- A suspicion is reported; fills of suspected bytes fail only where the operator says so (`sources.placeholders`). What
-  is stored stays.
+- A suspicion is reported; fills of suspected bytes fail only if the operator configures it (`sources.placeholders`).
+  Stored images stay.
 - Memory is bounded: the least recently seen entry is forgotten first. Each process counts what it fetches itself.
 """
 

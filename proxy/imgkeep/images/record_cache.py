@@ -1,7 +1,7 @@
 """
 Records of what is stored, looked up in this order: memory, image index, store.
 
-The store has the last word: the image index is a view that may lag, and memory forgets what other workers change.
+The store decides: the image index is a view that may lag, and memory drops the records that other workers change.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ PROVISIONAL_TTL_S: Final = 300
 TOMBSTONES_MAX: Final = 65_536
 TOMBSTONES_TTL_S: Final = 60
 """
-Lifetime of the memory that a key has a tombstone, 150 bytes each, 10 MB: within it another node notices that a removal
-was undone, as soon as it notices that a digest is blocked no longer (`removal.REFRESH_EVERY_S`).
+Lifetime of an entry for a key with a tombstone; 150 bytes each, 10 MB. It ends with the interval in which a node
+learns that another node has undone a removal (`blocked_digests.REFRESH_INTERVAL_S`).
 """
 
 log = logging.getLogger(__name__)
@@ -69,13 +69,13 @@ class RecordCache:
             RECORDS_BYTES_MAX, getsizeof=lambda record: RECORD_BYTES + len(record.identity)
         )
         self._provisional: TTLCache[Key, Record] = TTLCache(PROVISIONAL_MAX, PROVISIONAL_TTL_S, timer=timer)
-        """Records of which another node may learn more."""
+        """Records that another node may confirm, split or replace."""
         self._rechecked: TTLCache[Key, bool] = TTLCache(PROVISIONAL_MAX, PROVISIONAL_TTL_S, timer=timer)
-        """Keys whose record the store was asked for lately, though memory has it."""
+        """Keys in memory whose record was recently read from the store again."""
         self._lookups: dict[Key, set[_Lookup]] = {}
         """Look-ups under way: what they bring is out of date when the key changes meanwhile."""
         self._tombstones: TTLCache[Key, bool] = TTLCache(TOMBSTONES_MAX, TOMBSTONES_TTL_S, timer=timer)
-        """Keys under which the store was seen to have a tombstone."""
+        """Keys that have a tombstone in the store."""
 
     async def find(self, key: Key) -> Record | None:
         """Return the record under a key, whether its object is there or not. Raises as `Store.find`."""
@@ -88,10 +88,10 @@ class RecordCache:
 
     async def recheck(self, record: Record) -> Record:
         """
-        Return what the store says of an image whose record, as memory has it, does not stand for a link.
+        Return the store's own record of an image, if the record in memory does not stand for the link.
 
-        Memory keeps a record that most links may rely on for good, and another node may have learned more: now and then
-        the store is asked.
+        A record in memory may be old: another node may have confirmed, split or replaced it. So the cache asks the
+        store again, once per key in an interval.
 
         Raises:
             Removed: It was removed meanwhile.
@@ -114,7 +114,7 @@ class RecordCache:
         return current
 
     def put(self, record: Record) -> None:
-        """Have a record in memory from now on."""
+        """Put a record into memory."""
         self._outdate_lookups(record.key)
         self._remember(record)
 
@@ -126,7 +126,7 @@ class RecordCache:
             return  # a view that lags: the next look-up that has to ask the store corrects it
 
     def forget(self, key: Key) -> None:
-        """Drop what memory says of a key: that an image is stored, or that it was removed."""
+        """Drop the record or the tombstone of a key from memory."""
         self._outdate_lookups(key)
         self._records.pop(key, None)
         self._provisional.pop(key, None)

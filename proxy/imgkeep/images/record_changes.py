@@ -1,4 +1,4 @@
-"""What follows when another image is stored under a key, or none: memory changes, here and in other workers."""
+"""Record changes: when the record of a key changes, drops it from memory and notifies the other workers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 class RecordChanges:
     """
-    Passes on changes of what is stored under keys.
+    Announces changes of the records of keys.
 
     Args:
-        changed: Called with every key under which another image is stored, or whose image is elsewhere.
+        changed: Callback with every key whose record has changed, or whose image has moved.
         peers: The other workers; `None`: there are none.
     """
 
@@ -40,7 +40,7 @@ class RecordChanges:
             await self.notify_peers(record.key)
 
     def forget(self, key: Key) -> None:
-        """Drop what memory says of a key: that an image is stored, or that it was removed."""
+        """Drop the record or the tombstone of a key from memory."""
         self.records.forget(key)
         self._changed(key)
 

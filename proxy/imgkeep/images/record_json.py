@@ -30,7 +30,7 @@ class SourceFacts(Struct, kw_only=True):
 
 
 class ImageLocation(Struct, kw_only=True):
-    """Where a stored image is found."""
+    """The places of a stored image."""
 
     success: Literal[True] | UnsetType = UNSET
     url: Annotated[
@@ -65,7 +65,7 @@ class ImageFacts(ImageLocation, kw_only=True):
     suspect: Annotated[
         bool,
         Meta(
-            description="Whether its host sent the same bytes under many names lately, as hosts do with placeholders."
+            description="Whether its host sent the same bytes under many names recently, as hosts do with placeholders."
         ),
     ]
     source: SourceFacts

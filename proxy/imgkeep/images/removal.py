@@ -56,7 +56,7 @@ KEYS_CONCURRENT_MAX: Final = 16
 """Maximum number of tombstones of one digest that are written or deleted at once: one request to a bucket each."""
 
 PLAIN_DOUBTS: Final = frozenset({Doubt.UNSIGNED, Doubt.PLAINTEXT})
-"""The doubts of a record that say nothing against the link that brought it."""
+"""The doubts of a record that do not concern the link that brought it."""
 
 log = logging.getLogger(__name__)
 
@@ -195,18 +195,18 @@ class Remover:
             return await self._restore(digest, None)
 
     async def learn(self, blocked: Collection[Digest], unblocked: Collection[Digest]) -> None:
-        """Take notice of the removals and undos of another worker."""
+        """Apply the removals and undos of another worker to this worker's memory."""
         await self._blocked.learn(blocked)
         with suppress(StorageError):  # the next refresh rechecks
             await self._recheck(unblocked)
 
     async def refresh(self) -> None:
-        """Take notice of the removals and undos of other nodes, by the store."""
+        """Read the removals and undos of other nodes from the store, and apply them."""
         refreshed = await self._blocked.refresh()
         if refreshed.rechecked:
             self._image_service.forget_removals()
         for digest in refreshed.blocked:
-            with suppress(StorageError):  # the bytes that are left are never shown
+            with suppress(StorageError):  # no client is shown the remaining bytes
                 await self.delete_late_object(digest)
 
     async def run(self, sleep: Sleep) -> None:
@@ -215,7 +215,7 @@ class Remover:
             await sleep(REFRESH_INTERVAL_S)
             try:
                 await self.refresh()
-            except Exception:  # this loop must not end, whatever the store's answer holds
+            except Exception:  # no answer of the store may end this loop
                 log.exception("refresh of blocked digests failed unexpectedly")
 
     async def _recheck(self, digests: Collection[Digest]) -> None:
@@ -256,7 +256,7 @@ class Remover:
         try:
             record = await self._store.find(key)
         except Removed:
-            return None  # another task put a tombstone this very moment
+            return None  # another task has just put a tombstone
         if record is None or await self._store.find_block(record.digest) is None:
             return None
         return record.digest
@@ -281,14 +281,24 @@ class Remover:
             keys = named.union(others, before)
             await self._store.block(digest, self._now(), keys)
             await self._blocked.block(digest)
-            closed = await _filter(keys, lambda key: self._close(key, digest, named=key in named, force=force))
-            await self._image_index.drop(closed)
+
+            async def put_tombstone(key: Key) -> bool:
+                return await self._put_tombstone_unless_provisional(key, digest, named=key in named, force=force)
+
+            removed = await _filter(keys, put_tombstone)
+            await self._image_index.drop(removed)
             log.info("image removed", extra={"digest": digest})
             if fault is not None:
                 raise fault
 
-    async def _close(self, key: Key, digest: Digest, *, named: bool, force: bool) -> bool:
-        """Put a tombstone on a key, unless its record is provisional; `False`: the key shows other bytes, or none."""
+    async def _put_tombstone_unless_provisional(self, key: Key, digest: Digest, *, named: bool, force: bool) -> bool:
+        """
+        Put a tombstone on a key; a key whose record is provisional gets one only by force.
+
+        Returns:
+            `True`: the key shows these bytes no more, so the caller drops its row from the image index, also where no
+            tombstone was put. `False`: the key has a record of other bytes, which stays, and so does its row.
+        """
         try:
             record = await self._store.find(key)
         except Removed:
@@ -335,13 +345,14 @@ async def _filter(keys: Collection[Key], work: Callable[[Key], Awaitable[bool]])
 
 def in_doubt(record: Record, *, named: bool) -> bool:
     """
-    Tell whether a stranger may have brought the bytes of a record to its key.
+    Tell whether an untrusted client may have brought the bytes of a record to its key.
 
-    An operator who names a key that a plain link filled has seen what that link shows, and means it. Of a key that is
-    only found to have the same bytes the operator has said nothing: there every doubt counts.
+    If the operator `named` the key and a plain link filled it, the operator has seen the image of that link and wants
+    it removed. For a key that the removal found by its bytes, the operator has made no such decision, so every doubt
+    counts.
     """
     if not named:
         return bool(record.doubts)
-    # That another link was seen to bring the same bytes says nothing against the plain one.
+    # A second link that brought the same bytes is no doubt about the plain link.
     agreed = {Doubt.SCHEME} if Doubt.UNSIGNED in record.doubts else set()
     return bool(record.doubts - PLAIN_DOUBTS - agreed)

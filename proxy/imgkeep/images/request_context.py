@@ -1,4 +1,6 @@
-"""The context of a request for an image, and what the service hands back."""
+"""
+Inputs and results of the image service: the context of a request, and its delivery, redirect or holder of a lease.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,9 @@ class RequestContext:
 
     Attributes:
         head: The client wants only the head of the answer.
-        from_own_node: A node of ours asks; it is answered from the store and never causes a fill.
+        from_own_node: Another node of this installation asks: imgkeep answers from the store and starts no fill.
         authorize_fetch: Raises a `SourceRejected` if this client may see what is stored, but cause no fetch.
-        client: Whose limits a fill counts against, and whose share of the fetch slots it takes.
+        client: The client whose limits a fill counts against, and whose share of the fetch slots it takes.
         wait: Waits for something as long as the client is there; raises `ConnectionError` when it has left.
     """
 
@@ -73,7 +75,7 @@ class Delivery:
         etag: Strong, the same for hit and miss.
         name: A file name for people who save the image.
         object_name: `<digest>.<ext>` once it is known: the last part of the permanent URL.
-        permanent_url: The permanent URL of the object, when that is known and not with us.
+        permanent_url: The permanent URL of the object, when that is known and at another server.
         growing: The body, while it still grows.
         immutable: Whether the client may keep it for ever; else it may turn out to be another image.
         repeatable: Whether later requests by the same link get the same answer; else the link is still to be tried.

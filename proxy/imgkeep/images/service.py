@@ -1,12 +1,13 @@
 """
-The service: find the image, or fill; then deliver.
+The image service: finds the image of a link or fills it, and delivers it.
 
-The order of a look-up is fixed: memory, image index, store, negative cache, origin. What is stored always wins over
-what once failed, and what an unverified link brings never takes the place of what is stored (`core/confirmation.py`).
+The order of a lookup is fixed: memory, image index, store, negative cache, origin. A stored image takes precedence over
+a failure in the negative cache, and the image of an unverified link never replaces a stored image
+(`core/confirmation.py`).
 
-A link that is not known to be entitled to what is stored is tried: it makes a fill of its own beside the key's, under
-the same permissions, limits and leases as any other. Where one of them or the origin refuses, its client gets what is
-stored.
+If the service does not know whether a link may get the stored image, it starts a second fill by that link, under the
+same permissions, limits and leases as any other fill. If one of them or the origin refuses, the client gets the stored
+image.
 """
 
 from __future__ import annotations
@@ -52,25 +53,25 @@ T = TypeVar("T")
 DEFAULT_RULES: Final = SourceRules()
 
 FOLLOW_ATTEMPTS_MAX: Final = 50
-"""Maximum number of times that a request looks for a fill in the worker that had it a moment ago."""
+"""Maximum number of times that a request follows a lease to another worker and repeats its lookup."""
 
 
 def _make_no_signature(_source: Source) -> Source | None:
-    """Return no link with another signature."""
+    """Return no link: without probes, no signature is altered."""
 
 
 class ImageService:
     """
-    Finds, fills and delivers images. One per process.
+    The service that finds, fills and delivers images. One per process.
 
     Attributes:
         identify: Returns which image a link names, and what kind of link it is.
-        changes: Passes on that something else is stored under a key.
-        stored: What is stored.
+        changes: Announces changes of records.
+        stored: The stored images.
 
     Args:
-        rules: What the operator wants besides storing images for ever.
-        object_urls: Where clients can be sent; `None`: every image is served.
+        rules: The settings of refreshes and redirects.
+        object_urls: The URLs for redirects of clients; `None`: imgkeep serves every image.
         rate_limiter: `None`: no client has limits.
         cluster: `None`: this is the only worker.
         make_invalid_signature: Returns a link with another, random signature; `None` if there is none.
@@ -139,7 +140,7 @@ class ImageService:
 
         Args:
             source: The link, read but not checked against the policy.
-            info: What `identify` says of it.
+            info: The result of `identify` for the link.
             request_context: The client, and how it asks.
 
         Raises:
@@ -164,7 +165,7 @@ class ImageService:
                 joined = await self._coalescer.follow_peer(joined, source, found.info, request_context, fault)
             if joined is not None:
                 return joined
-        raise Busy("the image is fetched now by this worker, now by another")
+        raise Busy("the fill of the image moved between workers too often: retry the request")
 
     async def save(self, source: Source, info: SourceInfo) -> tuple[Record, bool]:
         """
@@ -200,7 +201,7 @@ class ImageService:
                 record, starts = joined
                 if starts or not record.doubts:
                     return joined
-                # What another link has brought meanwhile may not stand for this one: look again.
+                # The image of another link may not stand for this one: repeat the lookup.
 
     async def deliver_object(self, name: str, *, head: bool = False) -> Delivery | RedirectToObject | None:
         """Deliver an object under its permanent URL. As `StoredImages.open_object`."""
@@ -249,20 +250,20 @@ class ImageService:
         return info.key, own_info(info, read_link(source, info, self._dependencies.clock()).fingerprint).key
 
     def forget(self, key: Key) -> None:
-        """Drop what memory says of a key: that an image is stored, or that it was removed."""
+        """Drop the record or the tombstone of a key from memory."""
         self.changes.forget(key)
 
     def forget_removals(self) -> None:
-        """Refuse no link any more for removed bytes that it brought: an operator undid a removal."""
+        """Forget which links brought removed bytes, because an operator undid a removal."""
         self._fills.negative_cache.forget_removals()
 
     def learn(self, name: str) -> None:
-        """Learn from another worker that another image is stored under a key, or that a link was tried."""
+        """Apply the notice of another worker: the record of a key has changed, or a link was tried."""
         if not self._confirmer.learn(name):
             self.changes.forget(Key(name))
 
     async def wait_for_fill(self, key: Key) -> None:
-        """Wait until this worker fetches nothing for a key any more, however that ends."""
+        """Wait until this worker runs no fill of a key, whether the fill succeeds or fails."""
         await self._coalescer.wait_for_fill(key)
 
     async def join_for_peer(self, name: str) -> tuple[SharedBody[FillHead], FillHead] | FillFailure | None:
@@ -287,14 +288,14 @@ class ImageService:
         record: Record,
         request_context: RequestContext,
     ) -> tuple[Delivery | RedirectToObject | None, StorageError | None]:
-        """Show a link what is stored, or what it brings itself where that does not stand for it."""
+        """Deliver the stored image to a link, or start a second fill if that image does not stand for the link."""
         if found.use is RecordUse.SECOND_FILL:
             follow = partial(self._coalescer.follow, request_context)
             tried = await self._try(source, found.info, record, request_context, follow)
             if isinstance(tried, HeldByPeer):
                 tried = await self._follow_try(tried, source, found.info, request_context)
                 if tried is None:
-                    found = await self.stored.look_up(source, info)  # with what the other worker has stored
+                    found = await self.stored.look_up(source, info)  # the other worker may have stored the image
                     if found.record is None:
                         return None, found.fault
                     record = found.record
@@ -315,7 +316,7 @@ class ImageService:
         request_context: RequestContext,
         follow: Callable[[Fill, Source, SourceInfo, bool], Awaitable[T]],
     ) -> T | HeldByPeer | None:
-        """Let a link make a fill of its own beside what is stored; `None`: it may not, or it brought nothing."""
+        """Start or join a second fill; `None`: it is not allowed, or the link brought no image."""
         if self._rules.redirect_permanent and not info.temporary:
             return None  # the operator wants no more such images
         with suppress(ImgkeepError):
@@ -328,13 +329,13 @@ class ImageService:
     async def _follow_try(
         self, held: HeldByPeer, source: Source, info: SourceInfo, request_context: RequestContext
     ) -> Delivery | None:
-        """Deliver what another worker fetches by the same link; `None`: the client gets what is stored."""
+        """Deliver the image that another worker fetches by the same link; `None`: the client gets the stored image."""
         with suppress(ImgkeepError):
             return await self._coalescer.follow_peer(held, source, info, request_context, None)
         return None
 
     async def _find_object_of(self, record: Record) -> tuple[Record | None, StorageError | None]:
-        """Find a record whose object is there. A fault comes back beside the `None`."""
+        """Find a record whose object is there. With a fault, return the fault beside `None`."""
         try:
             return await self.stored.find_object_of(record), None
         except StorageError as fault:

@@ -34,7 +34,7 @@ searches."""
 COPY_BYTES: Final = 1_048_576
 """Size of the pieces in which a body moves from a disk that failed into memory."""
 STEP_BYTES: Final = 65_536
-"""Size of the pieces of what no file holds, for another process."""
+"""Size of the pieces of a draft in memory that another process reads."""
 
 H = TypeVar("H")
 
@@ -46,8 +46,9 @@ class SharedFile:
 
     Attributes:
         path: The file that it grows in, for now: the store moves it when it puts the image.
-        steps: The number of bytes, whenever there are more: in the file, as long as no bytes come with the number. A
-            disk may fail; then the rest comes along, each time the bytes before the number. Raises as `read` does.
+        steps: The watermark after each growth, with the new bytes if no file holds them. As long as the file grows, a
+            step has no bytes. After a failure of the disk, each step has the bytes up to its watermark. Raises as
+            `read` does.
     """
 
     path: Path
@@ -69,7 +70,7 @@ class Watermark:
         self._wake()
 
     def end(self, error: BaseException | None = None) -> None:
-        """Say that nothing more will come, because this is the end or because of `error`."""
+        """End the body: at its last byte, or because of `error`."""
         if not self.ended:
             self.ended = True
             self.error = error
@@ -80,7 +81,7 @@ class Watermark:
         Wait until readers may read more than `offset` bytes, or the end is reached; return the position.
 
         Raises:
-            BaseException: What ended the body; bytes below the position can be read nevertheless.
+            BaseException: The failure that ended the body. Readers can still read the bytes below the watermark.
         """
         while self.position <= offset and not self.ended:
             # A future for each reader: a reader that is cancelled cancels no other one.
@@ -111,7 +112,7 @@ class SharedBody(Generic[H]):
     A body that one producer feeds and many readers read. Implements `Body`.
 
     Attributes:
-        head: What readers wait for before the first byte: resolved once, with the head or with the failure.
+        head: The future for which readers wait before the first byte: resolved once, with the head or the failure.
         size: The size in bytes, as the source declares it or, at the end, as it is; `None`: not known yet.
         written: How many bytes the newest draft holds.
 
@@ -152,7 +153,7 @@ class SharedBody(Generic[H]):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the body has ended."""
         return self._watermark.ended
 
     @property
@@ -164,7 +165,7 @@ class SharedBody(Generic[H]):
         Wait for the head.
 
         Raises:
-            BaseException: A copy of what the producer failed with.
+            BaseException: A copy of the failure of the producer.
         """
         try:
             return await asyncio.shield(self.head)
@@ -211,7 +212,7 @@ class SharedBody(Generic[H]):
                 await part.bytes.aclose()
 
     async def share_file(self) -> SharedFile | None:
-        """Let another process read along in the file that the body grows in; `None`: no file of ours holds it."""
+        """Share the growing file with another process; `None`: this process has no file of the body."""
         if not self._drafts:
             return None
         draft = self._drafts[-1]
@@ -225,7 +226,7 @@ class SharedBody(Generic[H]):
 
     @property
     def draft(self) -> Draft:
-        """Where the bytes go now."""
+        """The draft that takes the next bytes."""
         return self._drafts[-1]
 
     @property
@@ -284,20 +285,20 @@ class SharedBody(Generic[H]):
         self._watermark.advance(position)
 
     def finish(self, size: int) -> None:
-        """Let readers have everything, and end."""
+        """Let readers read all bytes, and end the body."""
         self._readers_changed = None
         self.size = size
         self._watermark.advance(size)
         self._watermark.end()
 
     def end(self) -> None:
-        """End without more bytes. Readers that wait for the head are cancelled."""
+        """End the body at the present watermark; cancel the readers that wait for the head."""
         self._readers_changed = None
         self.head.cancel()
         self._watermark.end()
 
     def fail(self, error: BaseException) -> None:
-        """Have `error` raised at each reader that wants more than there is."""
+        """End the body with `error`: each reader gets it after the bytes below the watermark."""
         self._readers_changed = None
         if isinstance(error, asyncio.CancelledError):
             error = StorageError("the server is being shut down")

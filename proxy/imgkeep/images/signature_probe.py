@@ -42,7 +42,7 @@ class SecondFill:
 
     Attributes:
         source: The link.
-        info: What identifies its image.
+        info: The identity of its image.
         known: The record that the link found.
         new: The record of the image that the link brought.
     """

@@ -1,4 +1,4 @@
-"""What the operator's policy forbids: links, and what is stored from them."""
+"""The source policy: refuses links, and images of denied hosts, as the operator's policy says."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class SourcePolicy:
         return judge(source, self._policy) is None
 
     def require_not_denied(self, source: Source, info: SourceInfo) -> None:
-        """Raise `SourceForbidden` for a link that shows nothing, whatever is stored."""
+        """Raise `SourceForbidden` for a denied link, even if its image is stored."""
         self._require(_subject_of(source, info), self._policy.denial(source, info.places))
 
     def require_fetch_allowed(self, source: Source, info: SourceInfo) -> None:
         """
         Raise `SourceForbidden` for a link that must not be fetched.
 
-        Asked only before a fetch: what is stored stays, whatever may be fetched today.
+        Called only before a fetch: a stored image stays, whichever sources the policy allows now.
         """
         self._require(_subject_of(source, info), judge(source, self._policy))
 

@@ -1,9 +1,9 @@
 """
-What is stored: found for a link, opened or referred to, and described.
+Stored images: finds the record of a link, opens its object or redirects to it, and describes it.
 
 Rules:
 - A fault of the store is no miss. Where a fill can still answer, the fault comes back beside the `None`.
-- What an operator removed or denied is never shown, by whichever link it came, and by whichever it is found.
+- An image that an operator removed or denied is never shown, neither by the link that brought it nor by another one.
 - The object of a record may be missing or damaged: then the store's own record may name another object.
 """
 
@@ -43,13 +43,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class LookupResult:
     """
-    What is stored for a link.
+    The result of a lookup for a link.
 
     Attributes:
-        info: What identifies its image: its own identity where the key does not stand for it.
+        info: The identity of its image: the identity of the link alone where the shared key does not stand for it.
         record: `None`: nothing is stored, or the store cannot tell.
-        link: What counts of the link; `None`: the record stands for every link.
-        use: What to do with the record.
+        link: The properties of the link that the record depends on; `None`: the record stands for every link.
+        use: The use of the record: whether to serve it, or to try the link first.
         fault: Why the store cannot tell.
     """
 
@@ -196,7 +196,7 @@ class StoredImages:
             raise Removed(REMOVED)
 
     def permanent_url(self, record: Record) -> str | None:
-        """Return the permanent URL of an image; `None`: our own `/images/<name>`."""
+        """Return the permanent URL of an image; `None`: `/images/<name>` of this server."""
         return None if record.pending else self._permanent_url(record.object_name)
 
     def storage_of(self, record: Record) -> str:
@@ -204,7 +204,7 @@ class StoredImages:
         return "local" if record.pending else self._store.name
 
     def describe(self, record: Record, *, base: str) -> ImageFacts:
-        """Return the facts of a record, whatever the store; `base` stands before our own paths."""
+        """Return the facts of a record, whatever the store; `base` is the prefix of this server's own paths."""
         suspects = self._dependencies.suspects
         return describe_record(
             record,

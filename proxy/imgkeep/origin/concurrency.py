@@ -307,8 +307,8 @@ class FetchLimiter:
         if owner.share is not None and owner.waiting >= self._queue_share:
             self._refuse(
                 "client_queue",
-                "too many images are being fetched for this address at the moment; behind a proxy of yours, see "
-                "server.trusted_proxies",
+                "too many images are being fetched for this address: retry later; if clients reach imgkeep through a "
+                "proxy, set server.trusted_proxies",
             )
         if self.waiting >= self._slots * QUEUE_PER_SLOT or self._waiting[own] >= self._queue_of_class:
             self._refuse("fetch_queue", "too many images are being fetched at the moment")

@@ -1,10 +1,11 @@
 """
 A circuit breaker: one failure of the primary opens it, and only a probe in the background closes it again.
 
-A failure that may concern one object alone opens nothing: a probe at once decides, and calls go on meanwhile.
+A failure that may concern one object alone does not open the circuit breaker: it starts a probe at once, and calls go
+on until the probe fails.
 
-So an outage costs the clients that meet it the store's timeout once, and later clients nothing; no client's request is
-the one that tests whether the primary is back.
+In an outage only the clients whose requests are running wait for the store's timeout. Later requests do not wait, and
+no client's request serves as the probe.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
 DELAY_MIN_S: Final = 1
 """Delay before the first probe."""
 DELAY_MAX_S: Final = 15
-"""Maximum delay between two probes, and up to half of it: an outage lasts so much longer for clients."""
-CALM_S: Final = 60
-"""How long a primary has to work after a probe: one that fails sooner gets more time before the next probe."""
+"""Maximum delay between two probes, before up to half of it is added at random: clients notice the end of an outage so
+much later."""
+STABLE_S: Final = 60
+"""
+Minimum time between two outages for the second to start with the shortest delay; an earlier one doubles the delay.
+"""
 LOG_INTERVAL_S: Final = 60
-"""Interval of logging an outage, at most."""
+"""Minimum interval of log messages about an outage."""
 
 log = logging.getLogger(__name__)
 
@@ -39,14 +43,14 @@ class CircuitBreaker:
 
     Args:
         probe: Raises a `StorageError` as long as the primary does not work.
-        place: What a fault says of where it happened, where it does not say so itself.
+        place: The place that a fault names, unless the fault has its own.
         draw: Returns a random number from 0 to 1.
-        timer: Monotonic seconds.
-        sleep: Waits.
+        timer: Returns monotonic seconds.
+        sleep: Waits for a number of seconds.
 
     Attributes:
-        reason: Why it is open, as clients may read it; `None`: it is closed.
-        in_full: Why it is open, as operators read it.
+        reason: The reason for the open state, for clients; `None`: it is closed.
+        in_full: The reason for the open state, for operators.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class CircuitBreaker:
         self._wake = asyncio.Event()
 
     def report_failure(self, fault: RemoteFault) -> None:
-        """Open because of `fault`, or have a probe decide whether to."""
+        """Open because of `fault`, or start a probe if the fault may concern one object alone."""
         if fault.general:
             self.trip(fault)
         elif self._timer() - self._probed_at >= DELAY_MIN_S:
@@ -85,15 +89,15 @@ class CircuitBreaker:
         self.reason, self.in_full = str(fault), fault.in_full
         if not was_closed:
             return
-        restless = self._timer() - self._closed_at < CALM_S
-        self._failures = self._failures + 1 if restless else 0
+        reopened_soon = self._timer() - self._closed_at < STABLE_S
+        self._failures = self._failures + 1 if reopened_soon else 0
         self._wake.set()
         if self._timer() - self._logged_at >= LOG_INTERVAL_S:
             self._logged_at = self._timer()
             log.error("circuit breaker opened: the primary store failed", extra={"reason": self.in_full})
 
     async def run(self) -> None:
-        """Probe the primary, for ever: while the breaker is open, and where a failure asks for it."""
+        """Probe the primary, for ever: while the circuit breaker is open, and after a failure that asks for a probe."""
         while True:
             await self._wake.wait()
             if self.reason is not None:
@@ -103,7 +107,7 @@ class CircuitBreaker:
                 await self._probe()
             except StorageError as fault:
                 self._fail(fault)
-            except Exception:  # this loop must not end, whatever an answer holds
+            except Exception:  # no answer may end this loop
                 log.exception("probe of the primary store failed unexpectedly")
                 self._fail(StorageError("the primary store gave an unexpected answer"))
             else:

@@ -1,17 +1,18 @@
 """
-The outbox worker: uploads what the fallback holds to the primary, as soon as that answers again.
+The outbox worker: uploads the images of the fallback to the primary, as soon as the primary works again.
 
 Rules:
-- The fallback's folder is the truth about what waits, the outbox its order. At start the worker enlists what is in the
-  one and not in the other, so neither a kill between two writes nor a lost database loses anything.
-- The local record goes when the primary was seen to have the image, and the row of the outbox goes last: whatever a
-  kill leaves is done again, harmlessly.
-- An outage is the circuit breaker's affair and costs an image no attempt; an image that fails by itself waits longer
-  each time.
-- Where the primary has another image under the key, that one stays, unless ours is confirmed and it is not. Ours is
-  stored as an object, because clients have its permanent URL, and for the one link that brought it.
-- The same holds where an operator removed the key meanwhile, and our bytes are not blocked for that: what a link
-  brought here during an outage may be other bytes than the operator has removed.
+- The fallback's folder decides which images wait; the outbox holds their order. At start and in an interval the worker
+  enlists the images that the outbox lacks. So neither a kill between two writes nor a lost database loses an image.
+- The worker deletes the local record after the primary has the image, and the row of the outbox last. An upload that a
+  kill interrupts is repeated, which is idempotent.
+- In an outage the worker does not try to upload, because the circuit breaker is open. So an outage does not count as a
+  failed attempt. After a failed attempt of one image, the delay for that image doubles.
+- If the primary has another image under the key, that image stays, unless the local image is confirmed and it is not.
+  The local image is stored as an object, because clients have its permanent URL, and under the one link that brought
+  it.
+- If an operator removed the key meanwhile and the local bytes are not blocked, the worker still uploads the object: a
+  link may have brought other bytes here during the outage than the operator removed.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ if TYPE_CHECKING:
     from imgkeep.storage.local.store import LocalStore
 
 CONCURRENT_MAX: Final = 6
-"""Maximum number of images at a time: enough to keep a line busy, few enough to leave room for visitors."""
+"""Maximum number of concurrent uploads: enough to use the network, few enough to leave bandwidth for clients."""
 BATCH: Final = 64
-"""Maximum number of images in one look into the outbox."""
+"""Maximum number of images in one read of the outbox."""
 POLL_INTERVAL_S: Final = 1
-"""Interval of looking into the outbox: the longest wait of a new image, and the back-off's resolution."""
+"""Interval of reads of the outbox: a new image waits that long at most. It is also the resolution of the back-off."""
 ENLIST_INTERVAL_S: Final = 600
-"""Interval of enlisting the fallback: a database that was away or full may have missed an image."""
+"""Interval of enlisting the fallback: an unreachable or full database may have missed an image."""
 DELAY_MIN_S: Final = 2
 """Delay after the first failed upload of an image."""
 DELAY_MAX_S: Final = 60
@@ -59,14 +60,14 @@ class OutboxWorker:
 
     Args:
         tiered_store: The primary, its disk cache and its circuit breaker.
-        fallback: Where the images are.
-        outbox: Their order.
-        image_index: Takes the records that are enlisted.
+        fallback: The store of the images that wait.
+        outbox: The order of the uploads.
+        image_index: The index that takes the enlisted records.
         blocked_digests: The digests of removed images.
         uploaded: Receives the record that the primary has under the key then.
         dropped: Receives the key of an image that the fallback has dropped because an operator removed it.
         draw: Returns a random number from 0 to 1.
-        sleep: Waits.
+        sleep: Waits for a number of seconds.
         count: Counts an attempt by whether it succeeded.
     """
 
@@ -99,7 +100,7 @@ class OutboxWorker:
         self._count = count
 
     async def run(self) -> None:
-        """Enlist what waits, and upload it, for ever."""
+        """Enlist and upload the images of the fallback, for ever."""
         loop = asyncio.get_running_loop()
         next_enlist = loop.time()
         while True:
@@ -115,7 +116,7 @@ class OutboxWorker:
                     continue
             except StorageError:
                 pass  # the database or the disk of the fallback: they report their own failures
-            except Exception:  # this loop must not end, whatever an answer holds
+            except Exception:  # no answer may end this loop
                 log.exception("outbox worker failed unexpectedly")
             await self._sleep(POLL_INTERVAL_S)
 
@@ -169,7 +170,7 @@ class OutboxWorker:
             else:
                 await self._outbox.remove(entry.key)  # another process has uploaded it, or an operator removed it
         except Removed:
-            # While it waited an operator has removed its key, or its bytes, maybe on another node.
+            # An operator has removed its key or its bytes meanwhile, maybe on another node.
             if record is not None:
                 await self._drop(record)
             await self._outbox.remove(entry.key)
@@ -207,7 +208,7 @@ class OutboxWorker:
             self._count(True)
 
     async def _keep_both(self, standing: Record, record: Record) -> Record:
-        """Store each of two images for its links, as a second fill would; return what the key has then."""
+        """Store each of two images for its links, as a second fill would; return the record that the key has then."""
         replaces = compare_records(standing, record) is Comparison.REPLACE
         other, first = (standing, record) if replaces else (record, standing)
         is_another = other.brought_by not in {"", first.brought_by}

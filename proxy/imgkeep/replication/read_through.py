@@ -1,10 +1,10 @@
 """
-One read of an object of the primary, which copies it to this machine while any number of readers follow.
+Read-through: one read of an object of the primary, which copies the object to this machine for any number of readers.
 
 Rules:
-- No reader has the last byte before the bytes were found to be those that the object's name says, so a body that is cut
-  or wrong never passes for the image.
-- A whole copy stays in the disk cache; a disk that takes nothing costs us the copy, and not the reader.
+- The read holds the last byte back until the hash of all bytes is the digest in the object's name. So no reader takes a
+  truncated or wrong body for the image.
+- A whole copy stays in the disk cache. If the disk fails, the readers get the object and no copy stays.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class RemoteRead(Call):
     A read of one object, which runs once and feeds the body that its readers read from.
 
     Attributes:
-        body: Its head is resolved with whether the primary has the object, or with why it cannot tell.
+        body: The body of the readers. Its head tells whether the primary has the object, or fails with the fault.
 
     Args:
         name: The object `<digest>.<ext>`.
         fetch: Opens it at the primary.
-        cache: Where the copy goes.
-        memory: Where it goes when the disk fails.
-        report_failure: Called with a fault of the primary.
-        quarantine: Called with the name, and the digest of the bytes that the primary gave in place of those put.
+        cache: The disk cache, which takes the copy.
+        memory: The spool that takes the bytes when the disk fails.
+        report_failure: Callback with a fault of the primary.
+        quarantine: Callback with the name, and the digest of the wrong bytes that the primary returned.
     """
 
     def __init__(  # noqa: PLR0913 - the last two by keyword
@@ -88,7 +88,7 @@ class RemoteRead(Call):
         if draft.digest != self._name.partition(".")[0]:
             await source.aclose()
             await self._quarantine(self._name, draft.digest)
-            raise StorageError("the store gave other bytes than were put")
+            raise StorageError("the primary store returned other bytes than were stored: retry the request")
         await self._cache.put(draft, self._name)
         body.finish(draft.size)
 

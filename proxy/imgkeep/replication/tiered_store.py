@@ -1,12 +1,15 @@
 """
-The primary, its cache and its fallback as one store.
+Tiered store: a remote store as the primary, a read-through disk cache before it, and a local fallback during an outage.
+
+A put is write-through: it returns when the primary has the image. During an outage the fallback stores the image, and
+the outbox worker uploads it later.
 
 Rules:
-- Look in the fallback first: it is near, and the primary does not have its images yet.
-- Do not call a primary that has failed until a probe finds it working (`CircuitBreaker`); the fallback stores what
-  comes meanwhile. A miss of a primary that cannot be called is no miss, but `Unreachable`.
-- Concurrent look-ups of one key are one request to the primary, and so are concurrent reads of one object.
-- Redirect clients only to an object that the primary was seen to have, lately.
+- A lookup asks the fallback first: it is near, and the primary does not have its images yet.
+- After a failure the store does not call the primary until a probe succeeds (`CircuitBreaker`). Meanwhile a lookup that
+  finds nothing in the fallback raises `Unreachable`: it is no miss.
+- Concurrent lookups of one key are one request to the primary, and so are concurrent reads of one object.
+- Clients are redirected only to an object that the primary was recently seen to have.
 """
 
 from __future__ import annotations
@@ -38,12 +41,12 @@ if TYPE_CHECKING:
 SEEN_MAX: Final = 100_000
 """Maximum number of names that the primary was seen to have: 200 bytes each, 20 MB."""
 SEEN_TTL_S: Final = 3600
-"""How long the primary is taken to have an object that was seen there: an operator may empty the bucket."""
+"""Time for which this node relies on an object that it saw in the primary: an operator may empty the bucket."""
 ABSENT_TTL_S: Final = 30
 """
-How long a permanent URL that leads to nothing costs no further request: a stranger can invent such URLs. This node
-finds at once what it puts itself; what another node puts meanwhile under a URL that was requested here in vain, after
-this time.
+Time for which a permanent URL without an object causes no further request to the primary: an untrusted client can
+invent such URLs. This node finds an object that it puts itself at once. It finds an object that another node puts
+after this time at the latest.
 """
 COPY_BYTES: Final = 1_048_576
 """Size of the pieces in which a draft is copied to the disk of the fallback."""
@@ -58,8 +61,8 @@ class TieredStore:
     Attributes:
         primary: The remote store.
         cache: The disk cache of its objects.
-        fallback: The local store for an outage; `None`: what the primary does not take is not stored.
-        breaker: Whether the primary can be called.
+        fallback: The local store for an outage; `None`: an image that the primary does not take is not stored.
+        breaker: The circuit breaker of the primary.
     """
 
     local_drafts_only = False
@@ -85,7 +88,7 @@ class TieredStore:
         self._checks: dict[str, asyncio.Task[bool]] = {}
         self._absent: TTLCache[str, bool] = TTLCache(SEEN_MAX, ABSENT_TTL_S, timer=timer)
         self._recently_put: TTLCache[str, bool] = TTLCache(SEEN_MAX, ABSENT_TTL_S, timer=timer)
-        """Names that this process has put lately."""
+        """Names that this process has put recently."""
         self._seen: TTLCache[str, bool] = TTLCache(SEEN_MAX, SEEN_TTL_S, timer=timer)
 
     async def aclose(self) -> None:
@@ -258,7 +261,7 @@ class TieredStore:
         await self.cache.delete(digest)
 
     async def has(self, name: str) -> bool:
-        """Return whether the primary can be called and was seen to have the object lately; call it, if need be."""
+        """Return whether the primary can be called and was recently seen to have the object; call it, if need be."""
         if self.breaker.reason is not None:
             return False
         if name not in self._seen:
@@ -293,7 +296,7 @@ class TieredStore:
     async def _look_in_fallback(
         self, verb: Callable[[LocalStore], Awaitable[T | None]]
     ) -> tuple[T | None, StorageError | None]:
-        """Look in the fallback, and return its failure with a miss: the primary may have what is looked for."""
+        """Look in the fallback, and return its failure with a miss: the primary may have the record or object."""
         if self.fallback is None:
             return None, None
         try:
@@ -327,7 +330,7 @@ class TieredStore:
         return is_there
 
     def _note_absent(self, name: str) -> None:
-        # The answer may be older than a put of ours that ended before it came.
+        # The answer may be older than a put of this process that ended before the answer came.
         if name not in self._recently_put:
             self._absent[name] = True
 

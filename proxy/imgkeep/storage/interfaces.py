@@ -1,8 +1,8 @@
 """
-What the services need of a store, and of the bytes that go into it and come out of it.
+Protocols of the stores: `Store` and `ListableStore`, `Spool` and `Draft` for writing, `Body` for reading.
 
 Rules for an implementation:
-- A miss is `None`; a fault is a typed error of `core.errors`; the two never meet.
+- A miss is `None`; a fault is a typed error of `core.errors`; a fault is never reported as a miss.
 - No call blocks the event loop, and every call ends: a call that may hang has a time limit of its own.
 - A large body is never held whole in memory: it is read in pieces.
 """
@@ -73,7 +73,7 @@ class Draft(Protocol):
         Append `data`.
 
         Raises:
-            StorageError: It could not be written. What was written before can still be read.
+            StorageError: It could not be written. The bytes before them can still be read.
         """
 
     async def read(self, offset: int, size: int) -> bytes:

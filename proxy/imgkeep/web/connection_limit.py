@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from imgkeep.core.ip_ranges import Network
 
 WIDE_NETWORK_FACTOR: Final = 4
-"""How many times the limit of one network its wider network has."""
+"""Factor of the limit for a /48, which may be a company or a carrier with many clients."""
 RETRY_AFTER_S: Final = 10
 """Time after which a refused client may come back."""
 

@@ -38,7 +38,7 @@ STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
     (errors.SignatureInvalid, 403, "The signature is wrong"),
     (errors.SignatureExpired, 403, "The signature has expired"),
     (errors.Forbidden, 403, "Not allowed from there"),
-    (errors.Unauthorized, 401, "Not allowed to ask this"),
+    (errors.Unauthorized, 401, "The request needs a valid token"),
     (errors.LoopDetected, 508, "The source is this server"),
     (errors.Removed, 410, "The image was removed"),
     (errors.RateLimited, 429, "Too many images for one address"),
@@ -56,7 +56,7 @@ STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
 _ACCEPT_FIELDS: Final = ("Allow", "Accept", "Accept-Encoding")
 """Header fields that state what the server would accept instead."""
 
-# Codes of the framework's own errors that our routes can cause.
+# Codes of the framework's own errors that the routes of imgkeep can cause.
 _HTTP_CODES: Final = {
     400: "bad_request",
     404: "not_found",

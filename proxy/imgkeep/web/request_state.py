@@ -1,4 +1,4 @@
-"""What handlers know about one request: what its log record will state, and what was decided before they run."""
+"""State of one request: the facts for its log record, and the result of admission."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DETAIL_CHARS_MAX: Final = 300
 @dataclass(slots=True)
 class RequestLog:
     """
-    What the record of a request will state.
+    The facts for the log record of a request.
 
     Attributes:
         key: The key of the image.
@@ -30,7 +30,7 @@ class RequestLog:
         sent: Number of bytes of the body that were sent.
         host: The host of the link, stated with a failure.
         provider: The service behind the link, stated with a failure.
-        detail: What happened in a failure, for people.
+        detail: The description of a failure, for people.
         permitted_until: When the permission to see the image ends, in epoch seconds; `None`: never.
     """
 
@@ -58,7 +58,7 @@ class RequestLog:
 
 class Admission(msgspec.Struct, frozen=True):
     """
-    What `admission.py` decided about a request to the API, in the process that holds the client's connection.
+    The result of `admission.py` for a request to the API, in the process that holds the client's connection.
 
     Attributes:
         base: Prefix of this server's own paths in the response: `Auth.base_url`.

@@ -1,10 +1,10 @@
 """
-What a file is, how large its image is, and whether all of it is there: judged by the bytes and by nothing else.
+The format of a file, the size of its image, and its completeness, judged by the bytes alone.
 
-Each format is a module of three functions (`Kind`). They read on as if the file never ended and raise `Cut` where it
-does; here is decided what that means. Structure is checked, not the magic alone, so that a script which begins like
-an image is refused as far as its first bytes can tell. Whatever they read costs steps of a budget, and `Spent` is
-raised where it ends: a file takes no more than one step for each of its bytes.
+Each format is a module of three functions (`Kind`). They read on as if the file never ended, and raise `Cut` at its
+end; the functions here decide what that means. They check the structure, not the magic alone, so that they refuse a
+script that begins like an image, as far as its first bytes show. Every read costs steps of a budget, and raises `Spent`
+when that is used up: a file takes at most one step for each of its bytes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ UNDECIDED: Final = Undecided.UNDECIDED
 
 
 class Kind(Protocol):
-    """What a format's module can do. Each function may raise `Cut`."""
+    """The interface of a format's module. Each function may raise `Cut`."""
 
     def recognise(self, head: Body, /) -> Format | None: ...
     def measure(self, body: Body, /) -> PixelSize | None: ...
@@ -83,10 +83,10 @@ _EACH_KIND: Final = tuple(dict.fromkeys(_KINDS.values()))
 @dataclass(frozen=True, slots=True)
 class Seen:
     """
-    What the first bytes of a file tell.
+    The findings in the first bytes of a file.
 
     Attributes:
-        is_measured: More bytes would not tell the size; without it `pixel_size` is None, and the whole file may.
+        is_measured: Whether `pixel_size` is final; otherwise it is None, and the whole file may give it.
     """
 
     format: Format
@@ -96,14 +96,14 @@ class Seen:
 
 class HeadReader:
     """
-    Tells what a file is, and how large its image is, by its first bytes as they come.
+    An incremental detector of a file's format and image size, by its first bytes.
 
-    A look begins at the first byte, but a format that was ruled out is not tried again, and there is none before the
-    head has grown by a quarter and holds what was missing: all looks together take some five times the steps of the
-    last one, and take them from one budget.
+    Each look begins at the first byte, but skips formats that an earlier look ruled out. The next look waits until the
+    head has grown by a quarter and contains the missing bytes: all looks together take some five times the steps of the
+    last one, from one budget.
 
     Attributes:
-        look_at: With fewer bytes, unless they are all, a look would tell nothing new.
+        look_at: Minimum number of bytes at which the next look can find more, unless the file ends before.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -115,15 +115,15 @@ class HeadReader:
 
     @property
     def may_be(self) -> bool:
-        """Return whether it may still be an image."""
+        """Return whether the file may still be an image."""
         return bool(self._kinds)
 
     def look(self, head: bytes | bytearray, *, ended: bool) -> Seen | Undecided | None:
         """
-        Look at the first bytes, which are more each time; beyond `HEAD_BYTES_MAX` nothing counts.
+        Look at the first bytes, more of them with each call; bytes beyond `HEAD_BYTES_MAX` do not count.
 
         Returns:
-            None for what is no image of a kind that we keep. `UNDECIDED` if more bytes may tell more.
+            None for no image of a known format. `UNDECIDED` if more bytes may show more.
 
         Raises:
             Spent: The budget is used up.
@@ -141,7 +141,7 @@ class HeadReader:
         return seen
 
     def recognise(self, body: Body, *, is_all: bool) -> Format | None:
-        """Which format it is, if any may be told yet. Raises: Spent."""
+        """Return the format, if the bytes so far show one. Raises: Spent."""
         undecided = []
         for kind in self._kinds:
             try:
@@ -167,15 +167,15 @@ def sniff(
     head: bytes | bytearray | memoryview, *, ended: bool, budget: Budget | None = None
 ) -> Format | Undecided | None:
     """
-    Return what a file is by its first bytes.
+    Return the format of a file by its first bytes.
 
     Args:
-        head: the first bytes of the file, more of them with each call; beyond `HEAD_BYTES_MAX` nothing counts.
-        ended: nothing follows.
-        budget: what the look takes its steps from; None: `steps_max` of the head.
+        head: The first bytes of the file, more of them with each call; bytes beyond `HEAD_BYTES_MAX` do not count.
+        ended: Whether the file ends here.
+        budget: Budget of the look; None: `steps_max` of the head.
 
     Returns:
-        None for what is no image of a kind that we keep. Once it is not `UNDECIDED`, more bytes change nothing.
+        None for no image of a known format. More bytes change no result but `UNDECIDED`.
 
     Raises:
         Spent: The budget is used up.
@@ -190,7 +190,7 @@ def sniff(
 
 def measure(fmt: Format, data: Buffer, budget: Budget | None = None) -> PixelSize | None:
     """
-    Return the size in pixels that the header states; None if it does not, or not yet. `data` may be a head.
+    Return the size in pixels that the header states; None without one. `data` may be the first bytes of a file.
 
     Raises:
         Spent: The budget is used up; without one, `steps_max` of the data.
@@ -205,8 +205,8 @@ def is_whole(fmt: Format, data: Buffer, budget: Budget | None = None) -> bool:
     """
     Return whether the format's own end proves the file complete, for bodies whose framing proves nothing.
 
-    What follows a complete image is tolerated, but for SVG, where it would be an error. A naked JPEG XL codestream
-    is never proved: only a decoder finds its end. No call into C holds the interpreter for more than some 5 ms.
+    Bytes behind a complete image are allowed, except in SVG, where they are an error. Nothing proves a naked JPEG XL
+    codestream complete: only a decoder finds its end. No call into C holds the interpreter for more than some 5 ms.
 
     Raises:
         Spent: The budget is used up; without one, `steps_max` of the data.
@@ -219,8 +219,8 @@ def is_whole(fmt: Format, data: Buffer, budget: Budget | None = None) -> bool:
 
 def is_incomplete(fmt: Format, data: Buffer, budget: Budget | None = None) -> bool:
     """
-    Return whether a file that is framed whole is incomplete by its format. A naked JPEG XL codestream never is: nothing
-    in it says where it ends, so framing has to do.
+    Return whether a file is incomplete by its format, although its framing is complete. A naked JPEG XL codestream
+    never is: it does not state its end, so the framing must suffice.
 
     Raises:
         Spent: As `is_whole`.
@@ -232,7 +232,7 @@ def is_incomplete(fmt: Format, data: Buffer, budget: Budget | None = None) -> bo
 
 def foresees_end(ending: Ending, size: int, budget: Budget) -> bool:
     """
-    Tell by the first bytes of a body whether it is complete, if its framing brings `size` bytes; False says nothing.
+    Return whether the first bytes of a body prove it complete, given a framing of `size` bytes; False proves nothing.
 
     Raises:
         Spent: The budget is used up.

@@ -1,13 +1,12 @@
 """
-Fields of a binary file: read whole or not at all, and each at the cost of a step.
+A reader of fields in a binary file: it reads a field as a whole, and each costs a step.
 
-A reader of a format never asks how many bytes there are. It reads on, and where the bytes end before the structure
-does, `Cut` is raised. What that means is decided once, in the package's functions: more bytes are needed, the size was
-not found, the file is not whole.
+A parser of a format never asks for the number of bytes. It reads on, and the reader raises `Cut` if the bytes end
+before the structure does. The package's functions decide what that means: more bytes are needed, the size is unknown,
+or the file is incomplete.
 
-A parser gets the bytes as a `Body` alone, and whatever that does takes steps from a `Budget`: no format can forget to
-count. A step is one field, in about half a microsecond; what C code does with many bytes at once costs as many steps as
-it takes time.
+A parser gets the bytes only as a `Body`, whose methods take steps from a `Budget`: no format can forget to count. A
+step is one field, in about half a microsecond; C code on many bytes at once costs as many steps as it takes time.
 """
 
 from __future__ import annotations
@@ -22,10 +21,12 @@ if TYPE_CHECKING:
     import re
     from collections.abc import Callable
 
-# How far into a file we look for what it is. PNGs of AI services carry tens of kB of provenance (C2PA) before the
-# first pixel, and drawing programs as much licence text before an SVG's root; four times that is generous, and
-# little enough to hold for every fetch in flight.
 HEAD_BYTES_MAX: Final = 262_144
+"""
+Maximum number of first bytes that decide the format. PNGs of AI services have tens of kB of provenance (C2PA) before
+the first pixel, and drawing programs as much licence text before an SVG's root; four times that is generous, and little
+enough to buffer for every running fetch.
+"""
 
 STEPS_MIN: Final = 4_096  # for files so small that their structure is most of them
 STEPS_MAX: Final = 1_048_576  # half a second; 50 MB of GIF are 200,000 sub-blocks, the largest HEIF grid 65,536 items
@@ -43,7 +44,7 @@ class Cut(Exception):
     """
     The bytes end before the structure does, or it goes on beyond a limit.
 
-    `so_far` is what the file is if nothing follows; with fewer than `needs` bytes nothing more is to be learned.
+    `so_far` is the format if the file ends here; fewer than `needs` bytes show nothing more.
     """
 
     def __init__(self, needs: int = 0, so_far: Format | None = None) -> None:
@@ -53,17 +54,17 @@ class Cut(Exception):
 
 
 class Spent(Exception):
-    """A judgement has used up its budget: no image that a program has made takes so many steps."""
+    """The budget is used up: no image from a real program takes so many steps."""
 
 
 class Budget:
     """
-    Counts the steps of one judgement and ends it when there are none left.
+    A counter of steps that ends a check when none are left.
 
     Args:
-        steps_max: So many steps it may take.
-        pause: Is called after `STEPS_BETWEEN_PAUSES` steps each time, in the thread that judges. What it raises ends
-            the judgement.
+        steps_max: Maximum number of steps.
+        pause: Function to call after each `STEPS_BETWEEN_PAUSES` steps, in the checking thread. An exception that it
+            raises ends the check.
     """
 
     __slots__ = ("_left", "_pause", "_pause_below", "steps_max")
@@ -76,7 +77,7 @@ class Budget:
 
     @property
     def taken(self) -> int:
-        """Steps that were taken. The last call may have gone on beyond the budget; it is not counted."""
+        """Return the number of steps, without a last call that exceeded the budget."""
         return self.steps_max - self._left
 
     def spend(self, steps: int = 1) -> None:
@@ -94,19 +95,19 @@ class Budget:
 
 
 def _go_on() -> None:
-    """Pause for no time."""
+    """Do nothing."""
 
 
 def steps_max(size: int) -> int:
     """
-    Return how many steps the judgement of a file of `size` bytes may take: one a byte, and no more than `STEPS_MAX` for
-    structure. What is scanned costs its bytes, however many they are, so a photograph is never too large.
+    Return the maximum number of steps for a file of `size` bytes: one for each byte, and at most `STEPS_MAX` for
+    structure. Scanning costs steps by the number of bytes, so a photograph is never too large.
     """
     return min(STEPS_MIN + size, STEPS_MAX + size * 2 // BYTES_SCANNED_PER_STEP)
 
 
 class Body:
-    """The bytes of a file, to be read at the cost of a budget. Each method may raise `Spent`."""
+    """The bytes of a file, which cost steps of a budget. Each method may raise `Spent`."""
 
     __slots__ = ("_data", "_spend", "budget", "size")
 
@@ -141,13 +142,13 @@ class Body:
         return found == magic
 
     def piece(self, at: int, size: int) -> bytes:
-        """As many of the `size` bytes from `at` on as there are."""
+        """Return the `size` bytes from `at` on, or fewer at the end."""
         piece = bytes(self._data[at : at + size])
         self._spend(1 + len(piece) // BYTES_COPIED_PER_STEP)
         return piece
 
     def part(self, at: int, size: int) -> Body:
-        """A file within this one, of at most `size` bytes from `at` on, on the same budget."""
+        """Return a file within this one, of at most `size` bytes from `at` on, with the same budget."""
         return Body(self.piece(at, size), self.budget)
 
     def crc32(self, at: int, size: int) -> int:
@@ -171,12 +172,12 @@ class Body:
 
 
 def pixel_size(width: int, height: int) -> PixelSize | None:
-    """A size, unless a side is zero: then the header says nothing."""
+    """Return the size; None if a side is zero: then the header does not state it."""
     return PixelSize(width, height) if width and height else None
 
 
 class Cursor:
-    """Reads big-endian numbers one after the other; a number of no bytes is 0, as ISO-BMFF has it."""
+    """A reader of consecutive big-endian numbers; a number of no bytes is 0, as in ISO-BMFF."""
 
     __slots__ = ("at", "body")
 

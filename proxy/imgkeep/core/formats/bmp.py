@@ -41,7 +41,7 @@ _BYTES_OF_RUN: Final = {(_RLE8, 8): 8, (_RLE4, 4): 4, (_RLE24_OR_JPEG, 24): 24}
 
 
 class Dib(NamedTuple):
-    """A DIB header at `at`. Each side is above zero, or there is no picture."""
+    """A DIB header at `at`. Without an image a side is zero."""
 
     at: int
     size: int
@@ -52,7 +52,7 @@ class Dib(NamedTuple):
 
     @property
     def row_bytes(self) -> int:
-        """Rows end at four bytes."""
+        """Return the length of a row, padded to four bytes."""
         return (self.width * self.depth + 31) // 32 * 4
 
     @property
@@ -124,7 +124,7 @@ def is_whole(body: Body) -> bool:
 
 
 def _sides(body: Body, at: int, size: int) -> tuple[int, int]:
-    """Width and height; a negative height says that the top row comes first. Raises: Cut."""
+    """Return width and height; a negative height means that the top row comes first. Raises: Cut."""
     if size == _OLD:
         return body.uint(at + 4, 2, "little"), body.uint(at + 6, 2, "little")
     width, height = (number - (number >> 31 << 32) for number in (body.uint(at + n, 4, "little") for n in (4, 8)))

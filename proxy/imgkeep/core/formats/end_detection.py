@@ -1,15 +1,15 @@
 """
-Seeing the end of an image while its bytes come, so that most bodies need no second look.
+The detection of an image's end while its bytes come, so that most bodies need no second look.
 
-`is_whole` reads a whole file. Here each piece is looked at once, as it comes, on the event loop:
-- PNG, GIF and WebP are walked from chunk to chunk, exactly as `is_whole` does; animated PNGs are left to it.
-- Of a JPEG the segments before the first scan are walked; then its last bytes have to be EOI, which entropy-coded data
-  cannot hold (T.81, B.1.1.5). Of an SVG the last bytes have to be the end tag of the root.
-- Formats that say in their first bytes how large they are (BMP, ICO, the boxes of AVIF, HEIF and JPEG XL) are judged by
-  `is_whole` on these bytes alone, with the size that the framing tells.
+`is_whole` reads a whole file. The walks here read each piece once, as it comes, on the event loop:
+- For PNG, GIF and WebP a walk goes from chunk to chunk, exactly as `is_whole` does; animated PNGs are left to it.
+- For JPEG a walk goes over the segments before the first scan; then the last bytes must be EOI, which entropy-coded
+  data cannot contain (T.81, B.1.1.5). For SVG the last bytes must be the end tag of the root.
+- For formats that state their size in the first bytes (BMP, ICO, the boxes of AVIF, HEIF and JPEG XL), `is_whole`
+  judges these bytes alone, with the size from the framing.
 
-A yes can be relied on. A no says nothing: then `is_whole` has to look. A walk has a budget of steps, which grows with
-the bytes; a file that takes more of them is left to `is_whole` as well.
+A yes is reliable. A no says nothing: then `is_whole` must look. A walk has a budget of steps, which grows with the
+bytes; a file that takes more steps is left to `is_whole`, too.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from imgkeep.core.formats.binary_reader import Budget
 
 STEPS_MIN: Final = 256
-"""Steps of a walk whatever the size: under 0.2 ms."""
+"""Minimum budget of a walk in steps: under 0.2 ms."""
 BYTES_PER_STEP: Final = 256
-"""Bytes that bring a walk one more step: GIF has a sub-block in 256 bytes, PNG a chunk in 8 KiB; 0.2 ms a MiB."""
+"""Number of bytes that add one step: GIF has a sub-block in 256 bytes, PNG a chunk in 8 KiB; 0.2 ms a MiB."""
 HEAD_BYTES_MAX: Final = 65_536
-"""Maximum number of first bytes that are held for a look at them: headers and the directory of boxes."""
+"""Maximum number of buffered first bytes for a look: headers and the directory of boxes."""
 TAIL_BYTES: Final = 64
-"""Number of last bytes that are held: an end and some padding behind it."""
+"""Number of buffered last bytes: an end and some padding behind it."""
 
 _PADDING: Final = b"\0\r\n\t "
 _OPENING_BYTES: Final = 8  # length and type of a chunk
@@ -43,11 +43,11 @@ _IDAT_CRC: Final = zlib.crc32(b"IDAT")
 
 class _Walk(Protocol):
     """
-    What follows the bytes of one format.
+    A walk over the bytes of one format.
 
     Attributes:
         is_seen: Whether the end of the image was among the bytes so far.
-        end: Where the image ends, once the bytes so far tell that.
+        end: End of the image, once the bytes so far show it.
     """
 
     @property
@@ -61,10 +61,10 @@ class _Walk(Protocol):
 
 class Ending:
     """
-    Follows the body of one image.
+    The end detector of one body.
 
     Attributes:
-        format: What the image is.
+        format: Format of the image.
     """
 
     def __init__(self, fmt: Format) -> None:
@@ -75,7 +75,7 @@ class Ending:
 
     @property
     def is_walked(self) -> bool:
-        """Return whether the bytes are walked as they come; else only a look at the first ones (`look`) may tell."""
+        """Return whether a walk reads the bytes; without one, only `look` may detect the end."""
         return self._walk is not None
 
     @property
@@ -91,13 +91,13 @@ class Ending:
             self._head += data[: HEAD_BYTES_MAX - len(self._head)]
 
     def is_foreseen(self, size: int) -> bool:
-        """Return whether the bytes so far tell where the image ends, and a body of `size` bytes reaches that far."""
+        """Return whether the bytes so far show the end of the image, and a body of `size` bytes reaches it."""
         end = None if self._walk is None else self._walk.end
         return end is not None and end <= size
 
     def look(self, size: int, is_whole: Callable[[Body], bool], budget: Budget) -> bool:
         """
-        Tell by the first bytes whether a body of `size` bytes is whole; `is_whole` is that of the format.
+        Return whether the first bytes prove a body of `size` bytes complete, by the format's own `is_whole`.
 
         Raises:
             Spent: The budget is used up.
@@ -111,7 +111,7 @@ class Ending:
 
 
 class _Beginning(Body):
-    """The first bytes of a body of `size` bytes. What reads further raises `Cut`."""
+    """The first bytes of a body of `size` bytes. A read beyond them raises `Cut`."""
 
     __slots__ = ()
 
@@ -133,14 +133,14 @@ class _Beginning(Body):
 
 
 class _Chunks(ABC):
-    """Walks over chunks that begin with eight bytes; `_step` says how far each one reaches."""
+    """A walk over chunks that begin with eight bytes; `_step` returns the length of each."""
 
     def __init__(self) -> None:
         self._size = 0
         self._next = 0
-        """Where the next chunk begins, from the first of the next bytes on."""
+        """Offset of the next chunk from the next byte."""
         self._begun = b""
-        """What has come of it, where `_next` is negative."""
+        """Bytes of it so far, if `_next` is negative."""
         self._steps_left: float = STEPS_MIN
         self.is_walking = True
         self.end: int | None = None
@@ -167,16 +167,16 @@ class _Chunks(ABC):
 
 
 class _Png(_Chunks):
-    """Besides walking, checks each IDAT, as a decoder stops at one that is wrong. Animations are left to `is_whole`."""
+    """A walk that checks the CRC of each IDAT, because a decoder stops at a wrong one. It leaves animations alone."""
 
     def __init__(self) -> None:
         super().__init__()
         self._has_pixels = False
         self._is_sound = True
         self._idats: deque[tuple[int, int]] = deque()
-        """Where the data of those begin and end whose CRC has not come."""
+        """Start and end of the data of each IDAT whose CRC has not come yet."""
         self._crc = _IDAT_CRC
-        """Of what has come of the first of them."""
+        """CRC of the first one's bytes so far."""
         self._crc_field = b""
 
     @property
@@ -191,7 +191,7 @@ class _Png(_Chunks):
             self.is_walking, self.end = False, None
 
     def _check(self, data: bytes, begin: int) -> None:
-        """Take the bytes from `begin` on into the checksums."""
+        """Add the bytes from `begin` on to the checksums."""
         while self._idats and self._is_sound:
             start, end = self._idats[0]
             with memoryview(data)[max(start - begin, 0) : max(end - begin, 0)] as piece:
@@ -205,7 +205,7 @@ class _Png(_Chunks):
 
     def _step(self, opening: bytes, at: int) -> int:
         if at == 0:
-            return 8  # the signature, which was recognised
+            return 8  # the signature
         length, kind = int.from_bytes(opening[:4], "big"), opening[4:]
         if length >> 31 or not kind.isalnum() or kind == b"acTL":
             return 0
@@ -245,7 +245,7 @@ class _Webp(_Chunks):
 
 
 class _Jpeg(_Chunks):
-    """Eight bytes are more than the four of a segment's beginning; a scan that is shorter than that is none."""
+    """A walk over segments. It reads eight bytes, more than a segment's header; no valid scan is shorter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -276,15 +276,15 @@ class _Jpeg(_Chunks):
 
 
 class _Gif:
-    """Walks over blocks and sub-blocks, each led by one byte."""
+    """A walk over blocks and sub-blocks, each led by one byte."""
 
     def __init__(self) -> None:
         self.is_seen = False
         self.end = None
         self._look: Callable[[int], int] = self._at_screen
-        """What to make of the next byte that counts; it returns how far the one after it is."""
+        """Handler of the next relevant byte; it returns the distance to the one after it."""
         self._next = 10
-        """Where the next byte that counts is, from the first of the next bytes on."""
+        """Offset of the next relevant byte from the next byte."""
         self._has_image = False
         self._steps_left: float = STEPS_MIN
         self._is_walking = True
@@ -336,7 +336,7 @@ def _table_size(flags: int) -> int:
 
 
 class _Svg:
-    """Of an SVG the last tag counts."""
+    """A walk that looks at the last tag alone."""
 
     def __init__(self) -> None:
         self.end = None

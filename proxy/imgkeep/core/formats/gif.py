@@ -57,7 +57,7 @@ def is_whole(body: Body) -> bool:
 
 
 def _blocks(body: Body) -> Iterator[tuple[int, int]]:
-    """Introducer and place of each block up to the trailer, until something is none. Raises: Cut."""
+    """Yield introducer and offset of each block up to the trailer or an invalid block. Raises: Cut."""
     at = _blocks_at(body)
     left = BLOCKS_MAX
     while left > 0:
@@ -94,5 +94,5 @@ def _blocks_at(body: Body) -> int:
 
 
 def _table_size(flags: int) -> int:
-    """Bytes of the colour table that the packed fields announce: a flag, and the number of colours in three bits."""
+    """Return the size of the colour table in the packed fields: a flag, and the number of colours in three bits."""
     return 3 << (flags & 0b111) + 1 if flags & 0x80 else 0

@@ -157,7 +157,10 @@ def is_whole(body: Body) -> bool:
 
 
 def _minimal_size(body: Body, at: int) -> PixelSize | None:
-    """Version and flags, 11 bits; two of chroma, three of orientation; one for long sides; sides, less one."""
+    """
+    Read the size: version and flags in 11 bits, chroma in two, orientation in three, one for long sides, the sides less
+    one.
+    """
     bits = body.uint(at, 6, "big")
     long = bits >> 31 & 1
     width, height = (bits >> 16 & 0x7FFF, bits >> 1 & 0x7FFF) if long else (bits >> 24 & 0x7F, bits >> 17 & 0x7F)
@@ -172,7 +175,7 @@ def _primary_item(body: Body, pitm: Box | None) -> int | None:
 
 
 def _of_primary_item(body: Body, properties: list[Box], pitm: Box | None, ipma: Box | None) -> list[Box]:
-    """Return the properties that `ipma` ties to the primary item; none if there is no telling."""
+    """Return the properties that `ipma` ties to the primary item; none if that is unknown."""
     primary = _primary_item(body, pitm)
     if primary is None or ipma is None:
         return []
@@ -182,7 +185,7 @@ def _of_primary_item(body: Body, properties: list[Box], pitm: Box | None, ipma: 
 
 
 def _associations(body: Body, ipma: Box) -> Iterator[tuple[int, int]]:
-    """Item and property, counted from 1, of each association (23008-12, 9.3.1)."""
+    """Yield item and property, counted from 1, of each association (23008-12, 9.3.1)."""
     cursor = Cursor(body, ipma.start)
     version, flags = cursor.uint(1), cursor.uint(3)
     size = 2 if flags & 1 else 1

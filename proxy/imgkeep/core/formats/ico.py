@@ -1,9 +1,9 @@
 """
 ICO and CUR: a directory of images, each a PNG file or a BMP without its file header (Microsoft, "Icons").
 
-A cursor differs by its type, 2, and says its hot spot where an icon says planes and depth. The first four bytes are
-weak, so every image must lie behind the directory, and one of them must begin as one. How long an image is tells the
-image: the directory's own number is often wrong, and decoders pass over it.
+A cursor differs by its type, 2, and has its hot spot where an icon has planes and depth. The first four bytes are weak,
+so every image must lie behind the directory, and one of them must begin as one. The length of an image comes from the
+image itself: the directory's number is often wrong, and decoders ignore it.
 
 In an icon the height of a BMP counts the rows of a mask below the image. An image with an alpha channel does
 without.
@@ -90,7 +90,7 @@ def _entries(body: Body) -> list[_Entry]:
 
 
 def _size(body: Body, entry: _Entry) -> PixelSize:
-    """A PNG may be larger than the 256 that the directory can say, so its own word counts."""
+    """Return the size of an entry; a PNG states its own, because it may exceed the directory's maximum of 256."""
     try:
         if body.begins(png.SIGNATURE, entry.start):
             inner = png.measure(body.part(entry.start, 33))

@@ -62,7 +62,7 @@ def is_whole(body: Body) -> bool:
 
 
 def _segments(body: Body) -> Iterator[tuple[int, int]]:
-    """Each marker up to EOI, and where its segment begins. Raises: Cut."""
+    """Yield each marker up to EOI, with the start of its segment. Raises: Cut."""
     at = 2
     for _ in range(SEGMENTS_MAX):
         at = _next_marker(body, at) + 2

@@ -79,7 +79,7 @@ def _side(bits: _Bits, *, is_small: bool) -> int:
 
 
 class _Bits:
-    """Takes bits off a few bytes, lowest first."""
+    """A reader of bits from a few bytes, lowest first."""
 
     def __init__(self, source: bytes) -> None:
         self._bits = int.from_bytes(source, "little")

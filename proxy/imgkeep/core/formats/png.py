@@ -1,11 +1,11 @@
 """
 PNG and APNG (PNG third edition, 5: a signature, then chunks of length, type, data, CRC).
 
-An APNG differs by an `acTL` chunk before the first `IDAT` (11.3.6), so neither is decided before one of the two is
-seen. An APNG is a PNG as well: where we cannot see that far, PNG is never wrong.
+An APNG differs by an `acTL` chunk before the first `IDAT` (11.3.6), so the first of these chunks decides. An APNG is a
+PNG, too: if the head ends before either, PNG is never wrong.
 
-Whole is what ends with `IEND`, and whose pixels are what was written: a decoder stops at the first `IDAT` with a wrong
-CRC, and shows half an image. An animation's chunks are numbered, and each frame has data (11.3.6.2).
+A complete file ends with `IEND` and has valid CRCs of its pixels: a decoder stops at the first `IDAT` with a wrong CRC,
+and shows half an image. An animation's chunks are numbered, and each frame has data (11.3.6.2).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def is_whole(body: Body, at: int = 0) -> bool:
 
 
 class _Frames:
-    """The frames of an animation, as their chunks come; of what is none nothing is asked."""
+    """A check of the frames of an animation, chunk by chunk; a file without an animation passes."""
 
     def __init__(self) -> None:
         self._is_animation = False
@@ -87,7 +87,7 @@ class _Frames:
         return not self._is_animation or (self._is_sound and self._has_data)
 
     def take(self, kind: bytes, body: Body, start: int, *, has_pixels: bool) -> None:
-        """Take the next chunk. Raises: Cut."""
+        """Check the next chunk. Raises: Cut."""
         if kind == b"IDAT":
             self._has_data = True
         elif kind == b"acTL":
@@ -116,7 +116,7 @@ def _is_header(chunk: bytes) -> bool:
 
 
 def _chunks(body: Body, at: int = 0) -> Iterator[tuple[bytes, int, int]]:
-    """Type, start of the data and end of each chunk, until something is no chunk. Raises: Cut."""
+    """Yield type, start of the data and end of each chunk up to an invalid one. Raises: Cut."""
     at += len(SIGNATURE)
     for _ in range(CHUNKS_MAX):
         opening = body.take(at, 8)

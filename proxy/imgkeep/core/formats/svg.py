@@ -1,15 +1,15 @@
 """
 SVG (SVG 2, XML 1.0): an XML document whose root element is `svg`, in SVG's namespace or in none.
 
-The parser is expat, kept on a short leash:
+The parser is expat, with these limits:
 - It never resolves an external entity and never reads an external DTD.
-- Entities hold plain text (Illustrator writes its namespaces that way) and expand to little in one call, so that no
+- Entities contain plain text (Illustrator writes its namespaces that way) and expand to little in one call, so that no
   entity multiplies another.
-- It never asks Python for a codec by the name in the document: UTF-8 and UTF-16 it knows, and everything else that
-  is written today holds ASCII, so its markup reads the same as Latin-1.
-- Everything that it keeps for the whole document is bounded: open elements and namespaces, and different names.
-- It holds the interpreter while it works on a piece, so pieces are small, and a tag may not hold too much for one call.
-- Nothing that it calls knows the parser: a cycle would keep both until the garbage collector comes by, if ever.
+- It never asks Python for a codec by the name in the document: it knows UTF-8 and UTF-16, and every other encoding in
+  use contains ASCII, so its markup reads the same as Latin-1.
+- All memory for the whole document is bounded: open elements and namespaces, and different names.
+- It holds the interpreter while it parses a piece, so pieces are small, and a tag must not be too large for one call.
+- Its handlers hold no reference to the parser: a cycle would keep both in memory until a garbage collection.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OPEN_MAX: Final = 4_096  # elements and namespaces at a time; libxml2 reads 256 
 NAMES_MAX: Final = 4_096  # different ones of elements, attributes and prefixes; SVG has some 300
 NAME_CHARS_MAX: Final = 1_024  # with its namespace, which expat puts in front
 QUOTES_MAX: Final = 16_384  # in one tag: two for each attribute, which takes expat about a third of a microsecond
-TOKEN_BYTES_MAX: Final = 524_288  # one tag, without what is passed over; expat takes 1 ms for it at once
+TOKEN_BYTES_MAX: Final = 524_288  # one tag, without skipped pieces; expat takes 1 ms for it at once
 PASS_OVER_AFTER_BYTES: Final = 65_536  # of one tag: no name is as long, so what goes on must be a value
 PIECE_BYTES: Final = 16_384  # given to expat in one call: well under a millisecond
 PROLOG_PIECE_BYTES: Final = 1_024  # as long as entities may be declared: what they expand to is not known yet
@@ -90,7 +90,7 @@ def _root(body: Body) -> _Root | None:
 
 
 def _read(body: Body, *, root_only: bool = False) -> _Document | None:
-    """Read a document to its end, or to its root; None if it is none of the kind that we read. Raises: Cut."""
+    """Parse a document to its end, or to its root; return None if it is not valid for us. Raises: Cut."""
     opening = _opening(body.piece(0, HEAD_BYTES_MAX))
     if opening is None:
         return None
@@ -110,7 +110,7 @@ def _read(body: Body, *, root_only: bool = False) -> _Document | None:
         elif not token:
             token = body.piece(fed - pending_bytes, len(_COMMENT))
         fed += len(piece)
-        # A piece from the middle of a value says nothing about the end: a photograph in base64 is passed over.
+        # A piece from the middle of a value says nothing about the end: skip a photograph in base64.
         if token and fed < end and _is_inside(token, piece, document):
             continue
         if not document.feed(piece, is_last=fed == end and not root_only):
@@ -151,7 +151,7 @@ def _begins(head: bytes, magic: bytes) -> bool:
 
 
 def _pixels(length: str) -> int:
-    """A length in pixels at 96 to the inch (CSS Values 3, 6.2); 0 if it is relative or none."""
+    """Return a length in pixels at 96 to the inch (CSS Values 3, 6.2); 0 if it is relative or none."""
     found = _LENGTH.fullmatch(length)
     if found is None:
         return 0
@@ -161,7 +161,7 @@ def _pixels(length: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Root:
-    """The root element as its start tag says."""
+    """The root element, by its start tag."""
 
     is_svg: bool
     attributes: dict[str, str]
@@ -169,15 +169,15 @@ class _Root:
 
 @dataclass(slots=True)
 class _Reports:
-    """What expat reports of a document, within limits. It does not know the parser, which knows it."""
+    """The handlers of expat, with their limits. They hold no reference to the parser."""
 
     budget: Budget
     root_only: bool
     root: _Root | None = None
     entity_chars: int = 0
-    """Of the longest entity."""
+    """Length of the longest entity."""
     names: dict[str, str] = field(default_factory=dict)
-    """All names of elements and attributes: pyexpat keeps each once, and here."""
+    """All names of elements and attributes, which pyexpat interns here."""
     _prefixes: set[str] = field(default_factory=set)
     _open: int = 0
     _declarations: int = 0
@@ -235,8 +235,8 @@ class _Document:
         self._quotes = 0
         self._reports = reports = _Reports(budget, root_only)
         self._parser = parser = expat.ParserCreate(encoding, " ", reports.names)
-        # From 2.6 on expat holds back what it could tell, so as not to read a long tag over and over: pieces grow with
-        # it here, and a root that is told late would be none.
+        # From 2.6 on expat defers its reports, so as not to parse a long tag again and again. Here the pieces grow with
+        # the tag instead, and a late report would hide the root.
         getattr(parser, "SetReparseDeferralEnabled", bool)(False)
         parser.specified_attributes = True
         parser.StartElementHandler = reports.begin
@@ -252,19 +252,19 @@ class _Document:
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes of the last token, which has no end yet."""
+        """Return the number of bytes of the last, incomplete token."""
         return self._fed - max(self._parser.CurrentByteIndex, 0)
 
     @property
     def piece_bytes(self) -> int:
         """
-        Return how much to feed next. A tag that does not end is read again from its start, so it gets more each time.
+        Return the size of the next piece. Expat parses an incomplete tag again from its start, so its pieces grow.
         """
         least = PROLOG_PIECE_BYTES if self.root is None else PIECE_BYTES
         return max(least, min(self.pending_bytes, TOKEN_PIECE_BYTES_MAX))
 
     def feed(self, piece: bytes, *, is_last: bool) -> bool:
-        """Return whether the document is still well-formed XML of the kind that we read. Raises: Spent."""
+        """Parse a piece; return whether the document is still well-formed and within the limits. Raises: Spent."""
         pending_bytes = self.pending_bytes
         size = pending_bytes + len(piece)
         # An entity may be declared in the same piece as it is used, before the root alone.
@@ -282,7 +282,7 @@ class _Document:
         return True
 
     def _count_quotes(self, piece: bytes) -> None:
-        """Keep account of the quotes in the tag that has no end yet."""
+        """Count the quotes in the incomplete tag."""
         pending_bytes = self.pending_bytes
         if pending_bytes <= len(piece):
             self._quotes = 0

@@ -25,7 +25,7 @@ _LISTS: Final = frozenset({"@list", "@set"})
 """An object with one of these means the list in it (JSON-LD 1.1, 4.3)."""
 
 _TEXT: Final = re.compile(r"\s*+(?![A-Za-z][A-Za-z0-9+.-]*+:)\S++\s++\S")
-"""No scheme, and white space within."""
+"""A text: it has no scheme, and white space inside."""
 
 _STRING: Final = '"' + many(r'[^"\\]++|\\.') + '"'
 _TOKEN: Final = re.compile(rf"(?P<string>{_STRING})(?P<colon>[\t\n\r ]*+:)?|(?P<mark>[\[\]{{}}])", re.DOTALL)

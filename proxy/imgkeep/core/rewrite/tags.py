@@ -84,7 +84,7 @@ _SKIP_IN_SVG: Final = re.compile(many(rf"[^<]++|<(?:{_any_case(*_SHAPES)}){_ENDS
 _TAG: Final = re.compile(rf"<(/?+)([A-Za-z][^\t\n\f\r />]*+)({_ATTRIBUTES})>")
 _ONE: Final = re.compile(rf"({_NAME})(?:{_S}*+={_S}*+(?:\"([^\"]*+)\"|'([^']*+)'|(?=>)|({_UNQUOTED})))?")
 _QUOTES: Final = ("", "", '"', "'", "")
-"""By the groups of `_ONE`."""
+"""Quote of each group of `_ONE`."""
 
 _OPENING: Final = re.compile(r"</?+[A-Za-z]")
 _NAME_OF: Final = re.compile(r"</?+([A-Za-z][^\t\n\f\r />]*+)")

@@ -1,4 +1,4 @@
-"""Files that are open for reading in pieces."""
+"""The body of a stored object on the local disk: implements `Body` on an open file."""
 
 from __future__ import annotations
 

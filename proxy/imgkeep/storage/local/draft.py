@@ -1,4 +1,8 @@
-"""Drafts on a disk that may be slow, full or hung."""
+"""
+Drafts of the local store, on a disk that may be slow, full or hung.
+
+`sync` makes a draft durable; `atomic_files` gives it its name; `StoreFiles.put` holds the order.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The room that a disk has for new drafts."""
+"""Free space: measures the disk, and reserves bytes for new drafts above `store.free_bytes_min`."""
 
 from __future__ import annotations
 

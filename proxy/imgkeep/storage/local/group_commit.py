@@ -46,16 +46,16 @@ GROUP_MAX: Final = 64
 SYNCED_BY_FILE_MAX: Final = 3
 """Maximum size of a group that is synced file by file: `syncfs` also waits for the writes of other programs."""
 SLOW_SYNC_S: Final = 0.5
-"""Maximum duration of a `syncfs` on a disk that other programs leave alone."""
+"""Maximum duration of a `syncfs` on a disk to which no other program writes much."""
 SYNC_BY_FILE_S: Final = 60
 """Time after a slow `syncfs` for which images are synced file by file."""
 SYNCFS_REPORTS: Final = (5, 8)
-"""First kernel whose `syncfs` reports what could not be written."""
+"""First kernel whose `syncfs` reports failed writes."""
 
 
 @dataclass(slots=True)
 class PendingImage:
-    """An image to be stored, and the future of its caller. `fault` is why it was not stored."""
+    """An image to be stored, and the future of its caller. `fault`: the error that prevented it."""
 
     body: bytes
     record: Record
@@ -72,7 +72,7 @@ class GroupCommit:
 
     Args:
         run: Runs blocking work in a thread of the disk.
-        require_replaceable: Raises what forbids to replace a record (`StoreFiles`).
+        require_replaceable: `StoreFiles.require_replaceable`, which raises if a record must stay.
     """
 
     def __init__(
@@ -139,8 +139,8 @@ class GroupCommit:
                 each.stored.exception()  # marks it as retrieved: its caller may have left
 
     def _store(self, group: Sequence[PendingImage]) -> None:
-        """Store a group. Blocks. A failure of one image is its own `fault`, and no other's."""
-        # Opened before the writes: `syncfs` reports what failed since then, on the file system that we write to.
+        """Store a group. Blocks. A failure of one image sets the `fault` of that image alone."""
+        # Opened before the writes: `syncfs` reports the failures since then, on the file system of the store.
         together = len(group) > SYNCED_BY_FILE_MAX and time.monotonic() > self._by_file_until
         root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if together else None
         try:
@@ -169,7 +169,7 @@ class GroupCommit:
     def _name_object(self, each: PendingImage) -> None:
         path = self._object_path(each)
         if not atomic_files.name_new(each.descriptors[0], path):
-            # The same bytes by another link, or damaged ones: ours are certainly good.
+            # Another link has stored these bytes, or the stored ones are damaged; the new ones are verified.
             atomic_files.name_over(each.descriptors[0], self._partial, path)
 
     def _name_record(self, each: PendingImage) -> None:

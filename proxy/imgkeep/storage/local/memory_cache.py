@@ -1,19 +1,19 @@
 """
-The memory cache: bytes of objects that can be sent at once, without waiting for a disk and without a thread.
+The memory cache: bytes of objects that the server can send at once, without waiting for a disk and without a thread.
 
-Three ways to the bytes, the quickest first:
+Three sources of the bytes, the quickest first:
 - copied: small objects, the most recently used ones;
 - mapped: large objects, as files mapped into memory, whose bytes the kernel sends from its page cache;
 - read: any other small object whose file the kernel happens to have in its page cache (`page_cache`).
 
 Rules:
-- An object enters only once its bytes were found to be those that its name says (`disk`). Each later read of the file
-  compares the inode's change time with the one of then, so a file that was altered or replaced is verified anew.
+- The cache takes an object only after a check of its hash against its name (`disk`). Each later read of the file
+  compares the inode's change time with that of the check, so a file that was altered or replaced is checked again.
 - A slow reader must not hold a copy of anything large. So only small objects are copied, and large ones are mapped: all
-  readers share the pages. Nothing here reads a map: only the kernel does, which answers a file that was cut short with
-  an error, where a read of ours would end the process with SIGBUS. What is missing of the last page would pass for
-  zeros, so the file's size is compared each time.
-- An entry is empty once its object was removed, for every holder of the entry.
+  readers share the pages. Only the kernel reads a map: for a truncated file it returns an error, where a read by
+  this process would end the process with SIGBUS. The kernel fills a truncated last page with zeros, so each use
+  compares the size of the file.
+- After the removal of its object an entry is empty, for every holder of the entry.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MAPS_MAX: Final = 1024
 
 
 class CacheEntry:
-    """The bytes of the object at `path`. A reader may hold it for long; it may become empty at any time."""
+    """The bytes of the object at `path`. A reader may hold an entry for long; the cache may empty it at any time."""
 
     __slots__ = ("_cache", "_changed_ns", "data", "path", "size")
 
@@ -71,12 +71,12 @@ class CacheEntry:
         return self.data
 
     def load(self) -> Awaitable[None] | None:
-        """Have the bytes brought to where `read_now` finds them; `None`: that is not possible. Never raises."""
+        """Load the bytes into memory for `read_now`; `None`: that is not possible. Never raises."""
         would_stay = self._cache.takes(self.size) or self._cache.files.is_available
         return self._load() if self.data is None and self.size <= SMALL_BYTES_MAX and would_stay else None
 
     def is_of_the_same_file_as(self, other: CacheEntry) -> bool:
-        """Tell whether both were made from the same file, in the same state."""
+        """Tell whether both entries belong to the same state of the same file."""
         return (self.path, self.size, self._changed_ns) == (other.path, other.size, other._changed_ns)
 
     async def _load(self) -> None:
@@ -116,7 +116,7 @@ class MemoryCache:
         return entry
 
     def find_same(self, entry: CacheEntry) -> CacheEntry | None:
-        """Return the entry that has the bytes of the same file already."""
+        """Return the cached entry of the same state of the same file."""
         other = self._entries_of_size(entry.size).get(entry.path)
         return other if other is not None and other.is_of_the_same_file_as(entry) else None
 
@@ -132,7 +132,8 @@ class MemoryCache:
         """
         Cache the bytes of an entry, and evict the least recently used ones.
 
-        `removals` is the number of removals before the bytes were looked up: one since then may have been theirs.
+        `removals`: the number of removals before the read of the bytes. After a further removal the bytes are not
+        cached, because it may have removed this object.
         """
         data, entry.data = entry.data, None
         self.evict(entry.path)

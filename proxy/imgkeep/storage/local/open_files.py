@@ -1,4 +1,4 @@
-"""Reads of open files, from the page cache where it has them, else in threads of the disk."""
+"""Functions to read open files: from the page cache if it has the bytes, else in a thread of the disk executor."""
 
 from __future__ import annotations
 

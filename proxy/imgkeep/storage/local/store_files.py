@@ -3,8 +3,8 @@ The files of a local store: records, objects and marks of removals. All of it bl
 
 Rules:
 - A body is durable before its record gets its name, so a record always has its object.
-- A file is never replaced before a look at what it holds: a tombstone, a record of a newer version and another image
-  that is still there stay.
+- Before a call replaces a record, it reads it: a tombstone, a record of a newer version, and the record of another
+  image whose object is still there stay.
 - Damaged files are moved to `damaged/`, out of every reader's way, and are never deleted.
 """
 
@@ -55,7 +55,7 @@ class StoreFiles:
     # --- records
 
     def find(self, path: str) -> Record | Tombstone | Literal["damaged"] | None:
-        """Return what is at the path of a record; a damaged record is moved to quarantine."""
+        """Return the record or tombstone at a path; move a damaged record to quarantine."""
         try:
             descriptor = os.open(f"{self._root}/{path}", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -88,7 +88,7 @@ class StoreFiles:
 
     def require_replaceable(self, path: Path, *replaceable: Digest | None) -> None:
         """
-        Raise what forbids to replace the record at a path.
+        Raise an error if the record at a path must not be replaced.
 
         Raises:
             Removed: A tombstone is there.
@@ -138,7 +138,7 @@ class StoreFiles:
         atomic_files.sync_folder(path.parent)
 
     def move_out(self, record: Record, to: Path | None) -> bool:
-        """Delete a record and move its object to `to`, or delete it; `False`: another record is there, which stays."""
+        """Delete a record, and move its object to `to` or delete it; `False`: another record is there, which stays."""
         if to is not None:
             to.parent.mkdir(parents=True, exist_ok=True)
         path = self._root / record_path(record.key)
@@ -153,13 +153,13 @@ class StoreFiles:
         if to is None:
             atomic_files.remove(self._object(record))
         else:
-            with suppress(FileNotFoundError):  # another record of the same bytes took it along
+            with suppress(FileNotFoundError):  # a call for another record of the same bytes has moved it
                 self._object(record).replace(to)
         return True
 
     def _publish_record(self, partial: Path, final: Path, *replaceable: Digest | None) -> None:
         if not atomic_files.publish_new(partial, final):
-            self.require_replaceable(final, *replaceable)  # another process was quicker
+            self.require_replaceable(final, *replaceable)  # another process has stored one meanwhile
             atomic_files.publish(partial, final)
 
     # --- objects

@@ -1,4 +1,6 @@
-"""What the connections of a server share on the fast path: the response cache, shared responses, and the handlers."""
+"""
+State that all fast-path connections of a server share: response cache, shared responses, handlers, response writer.
+"""
 
 from __future__ import annotations
 
@@ -40,4 +42,4 @@ class FastPath:
 
 
 FAST_PATH: Final = web.AppKey("fast_path", FastPath)
-"""Absent from an application whose requests aiohttp answers alone."""
+"""Absent from an application that has no fast path."""

@@ -1,15 +1,16 @@
 """
 The fast path: a connection that answers plain requests for images in front of aiohttp, on the same socket.
 
-A connection sees bytes before aiohttp's parser does. Where they are one whole plain request for an image, the fast path
-answers it: from the response cache at once, or through the handlers of `images.py`. All other requests go to aiohttp as
-they came. `states.py` holds the states of a connection and its rules; this module finds out which event has happened.
+A connection sees bytes before aiohttp's parser does. If they are one whole plain request for an image, the fast path
+answers it: from the response cache at once, or through the handlers of `images.py`. It passes all other requests to
+aiohttp unchanged. `states.py` holds the states of a connection and its rules; this module finds out which event has
+happened.
 
 Rules:
-- No response gets ahead of an earlier one: a request begins only while aiohttp waits for one (`_waiter`), no handler of
-  ours is at work, and nothing is left to send.
-- No bytes of one request are taken for the next: `request_head.py` reads only what is certainly one whole request
-  without a body, and anything else is aiohttp's for good.
+- Responses keep the order of their requests: the fast path begins a request only while aiohttp waits for one
+  (`_waiter`), no handler of the fast path is running, and no bytes wait to be sent.
+- The fast path never takes bytes of one request for the next: `request_head.py` reads only bytes that are certainly one
+  whole request without a body. After any other bytes, aiohttp gets all later bytes of the connection.
 
 Besides `web/connection.py` this is the one module that uses private names of aiohttp: `_waiter`, which is pending while
 a connection is idle, `_next_keepalive_close_time`, when aiohttp closes an idle connection, and `_process_keepalive`,
@@ -56,14 +57,15 @@ if TYPE_CHECKING:
     from imgkeep.web.request_response import HttpResponse
 
 WAITING_BYTES_MAX: Final = HEAD_BYTES_MAX
-"""Maximum number of bytes that wait behind a request at work; the connection reads no more of them meanwhile."""
+"""Maximum number of bytes that wait behind a running request; with more, the connection stops reading."""
 WAITING_ITERATIONS_MAX: Final = 3
 """
 Maximum number of iterations of the event loop for which a request waits for aiohttp. A client may send the next request
-before aiohttp, which has sent the last byte, waits again. Without them aiohttp would often answer that one too.
+before aiohttp, which has sent the last byte, waits again. Without these iterations aiohttp would often answer the next
+request too.
 """
 
-# To read a member of an enum costs as much as a look-up in the response cache.
+# Reading a member of an enum costs as much as a lookup in the response cache.
 _READY: Final = State.READY
 _HIT: Final = CacheStatus.HIT.value
 
@@ -86,13 +88,13 @@ class FastConnection(Connection):
         self._fast_path = fast_path
         self._state = _READY
         self._work: asyncio.Future[None] | None = None
-        """What a busy connection waits for."""
+        """The future for which a busy connection waits."""
         self._buffer = b""
-        """Bytes that wait: a part of a head, or requests behind the one at work."""
+        """Bytes that wait: a part of a head, or requests behind the running one."""
         self._iterations_waited = 0
         """Number of iterations for which the request in `_buffer` has waited for aiohttp."""
         self._fields = RequestFields()
-        """Of the last request: most clients send the same with every request."""
+        """Header fields of the last request: most clients send the same fields with every request."""
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._move(Event.LOST)
@@ -102,7 +104,7 @@ class FastConnection(Connection):
     def data_received(self, data: bytes) -> None:
         state = self._state
         if not data:
-            super().data_received(data)  # aiohttp asks its parser for what that has not parsed yet
+            super().data_received(data)  # aiohttp gives its parser the bytes that it holds
         elif state is _READY:
             self._receive_request(data)
         elif state is State.READING_HEAD:
@@ -164,13 +166,13 @@ class FastConnection(Connection):
         self._loop.call_soon(self._look_again)
 
     def _look_again(self) -> None:
-        """Look again at a request that has waited for aiohttp, and at what has arrived behind it."""
+        """Repeat the decision about a request that has waited for aiohttp, and about the bytes behind it."""
         if self._state is State.WAITING:
             self._move(Event.LOOP_ITERATED)
             self._take_buffer()
 
     def _hold(self, data: bytes) -> None:
-        """Keep bytes that arrived too early; read no more of them than there is room for."""
+        """Keep bytes that arrived too early, and stop reading above `WAITING_BYTES_MAX`."""
         self._buffer += data
         if len(self._buffer) > WAITING_BYTES_MAX and self._state in BUSY and self._transport is not None:
             self._transport.pause_reading()
@@ -181,7 +183,7 @@ class FastConnection(Connection):
             self.data_received(data)
 
     def _is_aiohttp_idle(self) -> bool:
-        """Tell whether aiohttp waits for a request, and has all bytes that were meant for it."""
+        """Tell whether aiohttp waits for a request, and has parsed all of its bytes."""
         waiter = self._waiter
         return waiter is not None and not waiter.done() and not self._unparsed
 
@@ -189,11 +191,11 @@ class FastConnection(Connection):
 
     def _answer(self, target: bytes, block: bytes, data: bytes, *, head: bool, idle: bool) -> bool:
         """
-        Answer a request, now or later; return whether it is the fast path's.
+        Answer a request, now or later; return whether the fast path answers it.
 
         Args:
             target: The request target.
-            block: What follows the request line.
+            block: The bytes behind the request line.
             data: The whole request.
             head: Whether its method is HEAD.
             idle: Whether aiohttp waits for a request.
@@ -218,13 +220,13 @@ class FastConnection(Connection):
         self, request: PlainRequest, cached: CachedResponse | None, *, loaded: bool = False, alone: bool = False
     ) -> bool:
         """
-        Begin to answer a request for which no bytes are in memory; return whether the fast path can.
+        Start to answer a request for which no bytes are in memory; return whether the fast path can.
 
         Args:
             request: The request.
             cached: Its response, if that is in the cache.
             loaded: Whether the bytes of `cached` were loaded once already.
-            alone: Whether the request has followed a shared response in vain.
+            alone: Whether the request has followed a shared response that only its leader may get.
         """
         loading = None if cached is None or loaded else cached.cache_entry.load()
         if loading is not None:
@@ -248,7 +250,7 @@ class FastConnection(Connection):
         return True
 
     def _answer_again(self, request: PlainRequest, *, loaded: bool = False, alone: bool = False) -> None:
-        """Answer a request whose bytes were loaded, or that has followed a shared response in vain."""
+        """Answer a request after its bytes were loaded, or after its shared response was the leader's alone."""
         if self._transport is None or self._transport.is_closing():
             return
         if self._state is _READY:
@@ -263,7 +265,7 @@ class FastConnection(Connection):
             self._take_buffer()
 
     def _write_cached(self, cached: CachedResponse, start: float, now: float, *, head: bool) -> bool:
-        """Write a cached response and log it; `False`: its bytes are not in memory, or it holds no longer."""
+        """Write a cached response and log it; `False`: its bytes are not in memory, or its permission has ended."""
         transport, conditions, fast_path = self._transport, self._fields.conditions, self._fast_path
         assert transport is not None
         assert conditions is not None
@@ -282,7 +284,7 @@ class FastConnection(Connection):
         return True
 
     def _load(self, request: PlainRequest, loading: Awaitable[None]) -> None:
-        """Wait for the bytes of a cached response, and look at the request again, once."""
+        """Load the bytes of a cached response, then answer the request; once per request."""
         self._move(Event.LOAD_STARTED)
         self._work = asyncio.ensure_future(loading)
         self._work.add_done_callback(partial(self._use_loaded, request))
@@ -291,7 +293,7 @@ class FastConnection(Connection):
         self._end_work(Event.LOADED)
         self._answer_again(request, loaded=True)
 
-    # --- handlers, and the responses of others
+    # --- handlers and shared responses
 
     def _make_image_request(self, request: PlainRequest, route: str, name: str) -> ImageRequest:
         remote, fields = self._read_peer()
@@ -321,7 +323,7 @@ class FastConnection(Connection):
     def _use_shared(
         self, request: PlainRequest, image_request: ImageRequest, response: HttpResponse | None, leader_log: RequestLog
     ) -> None:
-        """Answer a request as its leader's was answered, or alone if that response is the leader's own."""
+        """Answer a request with the response of its leader, or alone if that response is only for the leader."""
         if response is None:
             self._end_work(Event.NO_RESPONSE)
             self._answer_again(request, alone=True)
@@ -343,7 +345,7 @@ class FastConnection(Connection):
         try:
             response = await handler(request)
         except ConnectionError:
-            request.request_log.code = "client_left"  # so the followers have to ask for themselves
+            request.request_log.code = "client_left"  # so each follower has to answer its request alone
         except Exception as error:  # noqa: BLE001 - `error_response` logs errors of this program
             response = error_response(error, request.request_log)
         finally:

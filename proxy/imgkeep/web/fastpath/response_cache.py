@@ -1,16 +1,17 @@
 """
-The response cache: what was decided once for a request target is not decided again.
+The response cache: the encoded headers of hits, by request target.
 
-The handlers (`images.py`, `responses.py`) decide a hit once. The cache keeps their decision under the raw request
-target, and later requests for it are answered from one look-up: no parsing, no task, no SQL, one write.
+The handlers (`images.py`, `responses.py`) make the response to a hit once. The cache stores it under the raw request
+target, and answers later requests for the same target after one lookup: no parsing, no task, no SQL, one write.
 
-What may change a response removes it:
-- a removal or a replacement of an image, or its arrival in the store: `invalidate`, by its key;
-- bytes that left memory, because they were removed, altered or not requested: the entry of the memory cache is empty;
+Each of these ends the use of a cached response:
+- a removal, a replacement or the storing of an image: `invalidate` evicts the responses of its key;
+- the eviction of its bytes from memory, because they were removed, altered or not requested: the entry of the memory
+  cache is then empty;
 - the end of a signature (`CachedResponse.permitted_until`);
-- anything else, in this process or another: no response stays for longer than `FRESHNESS_LIFETIME_S`.
+- `FRESHNESS_LIFETIME_S`, for any other change in this process or another one.
 
-A request without an entry goes to a handler, so it is never wrong to lose one.
+A handler answers a request without an entry, so the cache may evict any entry at any time.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
 
 FRESHNESS_LIFETIME_S: Final = 600
 """
-Maximum time for which a response stays here. A handler then notes that the image is in use, and sees changes of which
-no process was told.
+Maximum time for which a response is fresh. After it, a handler marks the image as used, and reads changes that no
+notice has reported.
 """
 BYTES_MAX: Final = 134_217_728
 """Maximum memory of all entries: some 120,000 of them."""
 TARGETS_MAX: Final = 256
 """
-Maximum number of targets of one key. Any client can invent links to an image: they must neither evict others nor make
-`invalidate` slow.
+Maximum number of targets of one key. Any client can invent links to an image, which must neither evict the responses of
+other images nor make `invalidate` slow.
 """
 ENTRY_BYTES: Final = 820
 """Memory of an entry besides its target and its fields: itself, its handle, two places in dictionaries (measured)."""
@@ -46,12 +47,12 @@ class CachedResponse:
     The response to one request target.
 
     Attributes:
-        route: The route that it counts as.
+        route: The route for logs and metrics.
         key: The key of the record or, for a permanent URL, the name of the object.
-        fields: The header fields that are its own, encoded.
-        media_type: The field that a 304 goes without, encoded.
+        fields: The header fields that differ between responses, encoded.
+        media_type: The field `Content-Type`, encoded; a 304 does not have it.
         cache_entry: The bytes of the image.
-        fresh_until: When a handler decides anew, by the timer.
+        fresh_until: The time, by the timer, from which a handler makes the response again.
         permitted_until: When the permission to see it ends, in epoch seconds; `None`: never.
         max_age_s: For how long a client may keep it; a year means for ever.
         is_svg: Whether it is an SVG image, which has a policy of its own.
@@ -78,13 +79,13 @@ class ResponseCache:
         self._bytes_max = bytes_max
         self._responses: OrderedDict[bytes, CachedResponse] = OrderedDict()
         self._targets: dict[str, list[bytes]] = {}
-        """By key: what `invalidate` removes together."""
+        """The targets of each key: `invalidate` removes them together."""
 
     def __len__(self) -> int:
         return len(self._responses)
 
     def put(self, target: bytes, response: CachedResponse) -> None:
-        """Keep the response to a request target."""
+        """Store the response to a request target."""
         self._remove(target)
         together = self._targets.get(response.key, [])
         if len(together) >= TARGETS_MAX:
@@ -96,7 +97,7 @@ class ResponseCache:
             self._remove(next(iter(self._responses)))
 
     def invalidate(self, key: str) -> None:
-        """Remove every response that shows what a key stands for, because that has changed."""
+        """Remove every response for a key, because the record of the key has changed."""
         for target in list(self._targets.get(key, ())):
             self._remove(target)
 

@@ -45,22 +45,22 @@ log = logging.getLogger(__name__)
 
 class ResponseWriter:
     """
-    Writes the responses of a server. The fields that say who answers, and when, hold until the second is over.
+    The writer of the responses of a server. It encodes the fields `Date` and `Server` once a second.
 
     Args:
         placeholder: The image of `delivery.placeholder`; `None`: not configured.
-        clock: The time of `Date`.
-        timer: Monotonic seconds.
+        clock: Returns the time for `Date`.
+        timer: Returns monotonic seconds.
     """
 
     def __init__(self, placeholder: Placeholder | None, clock: Clock, timer: Callable[[], float]) -> None:
         self._placeholder = placeholder
         self._clock = clock
         self._timer = timer
-        self._signature = b""
-        self._signed_until = 0.0
+        self._date_and_server = b""
+        self._encoded_until = 0.0
         self._openings: dict[int, bytes] = {}
-        """By status: all that cached responses have in common, but for `Cache-Control`."""
+        """By status: the fields that all cached responses have, except `Cache-Control`."""
         self._svg_openings: dict[int, bytes] = {}
 
     async def send(
@@ -77,8 +77,8 @@ class ResponseWriter:
             method = "HEAD" if request.head else "GET"
             response = present_failure(response, method, request.fields, self._placeholder)
             body = response.body
-        self._sign(self._timer())
-        head = encode_response_head(response, self._signature, head=request.head)
+        self._encode_date_and_server(self._timer())
+        head = encode_response_head(response, self._date_and_server, head=request.head)
         if isinstance(body, BodyRange):
             await _send_body(transport, flow, head, body, request)
         elif body and not request.head:
@@ -107,8 +107,8 @@ class ResponseWriter:
         caching = _FOR_EVER if lasts else self._encode_caching(cached)
         if whole is None or caching is None:
             return None
-        if now >= self._signed_until:
-            self._sign(now)
+        if now >= self._encoded_until:
+            self._encode_date_and_server(now)
         openings = self._svg_openings if cached.is_svg else self._openings
         if conditions is not NO_CONDITIONS:
             if etag_matches(conditions.if_none_match or "", cached.etag):
@@ -137,21 +137,21 @@ class ResponseWriter:
             return _FOR_EVER
         return b"Cache-Control: public, max-age=%d\r\n" % seconds if seconds > 0 else None
 
-    def _sign(self, now: float) -> None:
-        """Encode the fields that say who answers, and when, once a second."""
-        if now < self._signed_until:
+    def _encode_date_and_server(self, now: float) -> None:
+        """Encode the fields `Date` and `Server`, once a second."""
+        if now < self._encoded_until:
             return
         time = self._clock().timestamp()
-        self._signed_until = now + 1 - time % 1
-        self._signature = encode_fields([("Date", formatdate(time, usegmt=True)), ("Server", SERVER_NAME)])
+        self._encoded_until = now + 1 - time % 1
+        self._date_and_server = encode_fields([("Date", formatdate(time, usegmt=True)), ("Server", SERVER_NAME)])
         for status, reason in STATUS_LINES.items():
-            opening = b"HTTP/1.1 %d %b\r\n%b" % (status, reason, self._signature)
+            opening = b"HTTP/1.1 %d %b\r\n%b" % (status, reason, self._date_and_server)
             self._openings[status] = opening + _COMMON
             self._svg_openings[status] = opening + _SVG_COMMON
 
 
 def encode_specific_fields(headers: Mapping[str, str]) -> bytes:
-    """Encode the fields of a hit that not all hits have; without `Cache-Control`, which depends on the time."""
+    """Encode the fields of a hit that differ between hits, except `Cache-Control`, which depends on the time."""
     specific = [(name, value) for name, value in headers.items() if name not in HIT_HEADERS]
     return encode_fields(specific)
 
@@ -176,7 +176,7 @@ async def _send_body(
             transport.writelines(_frame(piece, chunked=chunked))
             offset += len(piece)
     except Exception as error:
-        # The status was sent long ago: a broken connection is the one thing left that every client understands.
+        # The status was sent already, so only a broken connection tells every client about the failure.
         transport.abort()
         if isinstance(error, ImgkeepError):
             request_log.fail_with(error)
@@ -202,7 +202,7 @@ def _write_span(
 
 
 def _frame(piece: bytes, *, chunked: bool) -> tuple[bytes, ...]:
-    """Return a piece as it goes over the wire; an empty one is the last (RFC 9112, 7.1)."""
+    """Return a piece with its framing; an empty piece is the last one (RFC 9112, 7.1)."""
     if not chunked:
         return (piece,)
     return (b"%x\r\n" % len(piece), piece, b"\r\n") if piece else (b"0\r\n\r\n",)

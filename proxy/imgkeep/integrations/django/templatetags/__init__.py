@@ -1,1 +1,1 @@
-"""Where Django looks for filters."""
+"""The package in which Django finds the filters."""
