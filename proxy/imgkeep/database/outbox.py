@@ -26,7 +26,7 @@ class Outbox:
     The images that wait for the primary. `ImageIndex.put` adds a record that is `pending`, and removes one that is not.
 
     Attributes:
-        last_backlog: What `backlog` returned last; `None` before the first call.
+        last_backlog: The last result of `backlog`; `None` before the first call.
     """
 
     def __init__(self, engine: DatabaseEngine, flush: Callable[[], Awaitable[None]]) -> None:

@@ -35,7 +35,7 @@ class OriginResponse:
 
     Attributes:
         size: Size of the body where the framing declares it (RFC 9112, 6.2).
-        validator: What the origin takes to tell whether the image changed.
+        validator: The validator with which the origin tells whether the image has changed.
         plaintext: Whether any hop on the way to it, redirects included, was not encrypted.
         media_type: The origin's name for its type, in lower case and without parameters; empty: the origin gives none.
         is_part: Whether its status calls it a part, though the request was for the whole; it may be the whole anyway.

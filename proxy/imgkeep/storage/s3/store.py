@@ -128,7 +128,7 @@ class S3Store:
         body = S3Body(self.client, path, opened)
         if size is None or body.size == size:
             return body
-        # The hash decides which of them is wrong: a wrong record must not cost us a good object.
+        # The hash decides which of them is wrong: a wrong record must not cost a good object.
         if await _hash(body) != name.partition(".")[0]:
             await self.client.quarantine(path, body.etag)
             return None
