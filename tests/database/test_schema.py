@@ -207,6 +207,21 @@ def test_old_file_that_cannot_be_renamed_is_used(old_file: Path, monkeypatch: py
     assert "imgkeep.db" not in names(old_file.parent)
 
 
+def test_old_file_that_is_renamed_meanwhile_is_not_begun_anew(old_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    new_file = old_file.with_name("imgkeep.db")
+
+    def lose_race(_path: Path) -> Path:
+        old_file.rename(new_file)
+        return old_file
+
+    with monkeypatch.context() as patch:
+        patch.setattr("imgkeep.database.engine.take_over", lose_race)
+        with pytest.raises(StorageError):
+            asyncio.run(_read_job(new_file))
+    assert names(old_file.parent) == {"imgkeep.db"}
+    assert asyncio.run(_read_job(new_file))
+
+
 def test_new_file_wins_over_the_old_one(old_file: Path) -> None:
     old_file.with_name("imgkeep.db").touch()
     assert not asyncio.run(_read_job(old_file.with_name("imgkeep.db")))

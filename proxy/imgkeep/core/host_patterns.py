@@ -175,17 +175,17 @@ def _resolved(path: str) -> tuple[str, str]:
 def _without_dots(path: str) -> str:
     if "/." not in path:
         return path
-    kept: list[str] = []
+    resolved: list[str] = []
     segments = path.split("/")[1:]
     for segment in segments:
         name = segment.partition(";")[0]  # `..;` is `..` to servers that know path parameters
         if name == "..":
-            del kept[-1:]
+            del resolved[-1:]
         elif name != ".":
-            kept.append(segment)
+            resolved.append(segment)
     if segments[-1].partition(";")[0] in {".", ".."}:
-        kept.append("")
-    return "/" + "/".join(kept)
+        resolved.append("")
+    return "/" + "/".join(resolved)
 
 
 def _read_path(path: str, pattern: str) -> str:

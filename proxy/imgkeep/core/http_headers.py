@@ -157,7 +157,7 @@ def _forwarded_for(element: str) -> str:
     return values[0] if match is None else match[1]
 
 
-# A few clients send most requests; what is no address raises and is not kept, so no client fills these with nonsense.
+# A few clients send most requests; the caches store no failure, so no client fills them with nonsense.
 @lru_cache(maxsize=4096)
 def _parse_address(text: str) -> Address:
     return unmap(ip_address(text))

@@ -97,14 +97,14 @@ def mend_head(data: bytes, *, is_last: bool = True) -> Head | None:
     codings, lengths = (_items(fields, name) for name in (b"transfer-encoding", b"content-length"))
     chunked = b"chunked" in {coding.lower() for coding in codings}
     length = None if chunked else _read_length(lengths)
-    kept = [b"%b: %b\r\n" % field for field in fields if field[0].lower() not in _DROPPED]
+    rewritten = [b"%b: %b\r\n" % field for field in fields if field[0].lower() not in _DROPPED]
     if chunked:
-        kept.append(b"Transfer-Encoding: chunked\r\n")
+        rewritten.append(b"Transfer-Encoding: chunked\r\n")
     elif length is not None:
-        kept.append(b"Content-Length: %d\r\n" % length)
+        rewritten.append(b"Content-Length: %d\r\n" % length)
     if is_last:
-        kept.append(b"Connection: close\r\n")
-    return Head(status, b"HTTP/1.1 %d \r\n%b\r\n" % (status, b"".join(kept)), length, chunked)
+        rewritten.append(b"Connection: close\r\n")
+    return Head(status, b"HTTP/1.1 %d \r\n%b\r\n" % (status, b"".join(rewritten)), length, chunked)
 
 
 def has_chunked(values: list[str]) -> bool:

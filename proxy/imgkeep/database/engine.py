@@ -165,8 +165,9 @@ class DatabaseEngine:
     def _connect(self) -> sa.Engine:
         options: dict[str, Any] = {}
         if self._is_sqlite:
-            self._choose_file()
-            if self._read_only:
+            path = self._choose_file()
+            # Another process may have renamed the file with the old name since: no new one may begin there.
+            if self._read_only or path != self._configured:
                 options["creator"] = self._connect_to_existing_file
         engine = sa.create_engine(self.url, pool_pre_ping=True, **options)
         if self._is_sqlite:
@@ -182,7 +183,8 @@ class DatabaseEngine:
         self._file = self._identify_file()
         return engine
 
-    def _choose_file(self) -> None:
+    def _choose_file(self) -> Path:
+        """Return the file to open, which has the old name as long as another process has it open."""
         path = self._configured
         if self._read_only:
             path = find_file(path)
@@ -191,6 +193,7 @@ class DatabaseEngine:
             path = take_over(path)
         self.url = self.url.set(database=str(path))
         self.location = _describe_location(self.url)
+        return path
 
     @property
     def _is_sqlite(self) -> bool:

@@ -76,12 +76,12 @@ def read_fields(query: str) -> list[Field]:
 
 def write_query(fields: Iterable[Field]) -> str:
     """Return the canonical query with its `?`; empty without fields."""
-    kept = list(fields)
-    if not kept:
+    ordered = list(fields)
+    if not ordered:
         return ""
-    if len(kept) > 1 and all(equals for _, equals, _ in kept):
-        kept.sort(key=_NAME)
-    return "?" + canonical_escapes("&".join([name + equals + value for name, equals, value in kept]))
+    if len(ordered) > 1 and all(equals for _, equals, _ in ordered):
+        ordered.sort(key=_NAME)
+    return "?" + canonical_escapes("&".join([name + equals + value for name, equals, value in ordered]))
 
 
 def write_port(source: Source) -> str:

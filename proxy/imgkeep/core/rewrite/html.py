@@ -92,31 +92,31 @@ class Html:
         self._is_last = False
         self._is_short = False
         self._edits: list[Edit] = []
-        self._kept: list[str] = []
-        self._kept_chars = 0
+        self._buffered: list[str] = []
+        self._buffered_chars = 0
         self._wake_chars = 0
 
     @property
     def held_chars(self) -> int:
         """Return the length of the buffered text."""
-        return self._kept_chars
+        return self._buffered_chars
 
     def feed(self, piece: str) -> str:
         """Parse a piece of the page, and return the finished text."""
-        self._kept.append(piece)
-        self._kept_chars += len(piece)
-        return self._run() if self._kept_chars >= self._wake_chars else ""
+        self._buffered.append(piece)
+        self._buffered_chars += len(piece)
+        return self._run() if self._buffered_chars >= self._wake_chars else ""
 
     def close(self, last: str = "") -> str:
         """Parse the last piece, and return the rest of the text."""
-        self._kept.append(last)
-        self._kept_chars += len(last)
+        self._buffered.append(last)
+        self._buffered_chars += len(last)
         self._is_last = True
         return self._run()
 
     def held(self) -> str:
         """Return the buffered text, also after an exception."""
-        return "".join(self._kept)
+        return "".join(self._buffered)
 
     def edits(self, text: str) -> list[Edit]:
         """Return the edits of a whole page, or of a part of one; an element that it leaves open ends with it."""
@@ -126,10 +126,10 @@ class Html:
         return self._edits
 
     def _run(self) -> str:
-        text = "".join(self._kept)
+        text = "".join(self._buffered)
         end = self._go(text)
         rest = text[end:]
-        self._kept, self._kept_chars, self._wake_chars = [rest], len(rest), 2 * len(rest)
+        self._buffered, self._buffered_chars, self._wake_chars = [rest], len(rest), 2 * len(rest)
         return applied(text[:end], self._edits)
 
     def _go(self, text: str) -> int:

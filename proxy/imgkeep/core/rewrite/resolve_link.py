@@ -109,17 +109,17 @@ def _split(text: str) -> tuple[str, str, str]:
 def _tidied(path: str) -> str:
     if _DOT.search(path) is None:
         return path
-    kept: list[str] = []
+    resolved: list[str] = []
     segments = path.split("/")[1:]
     for number, segment in enumerate(segments, 1):
         plain = _DOT.sub(".", segment)
-        if plain == ".." and kept:
-            kept.pop()
+        if plain == ".." and resolved:
+            resolved.pop()
         if plain not in {".", ".."}:
-            kept.append(segment)
+            resolved.append(segment)
         elif number == len(segments):
-            kept.append("")
-    return "/" + "/".join(kept)
+            resolved.append("")
+    return "/" + "/".join(resolved)
 
 
 def with_query_in(url: str, codec: str) -> str:
