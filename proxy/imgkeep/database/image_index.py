@@ -189,7 +189,7 @@ class ImageIndex:
             self._flush_now.clear()
 
     def start_flush(self) -> None:
-        """Start to write what was put, if there is any and no other task does."""
+        """Start to write the records that were put, unless there are none or another task writes them."""
         if self._unwritten and self._flush_task is None:
             self._flush_task = asyncio.create_task(self._write_unwritten())
 

@@ -1,5 +1,5 @@
 """
-Records of what is stored, looked up in this order: memory, image index, store.
+Record cache: looks records up in this order: memory, image index, store.
 
 The store decides: the image index is a view that may lag, and memory drops the records that other workers change.
 """
@@ -103,7 +103,7 @@ class RecordCache:
         try:
             current = await self._store.find(key)
         except StorageError:
-            return record  # what is known here is better than nothing
+            return record  # the known record is better than none
         cached = self.cached(key)
         if cached is not None and cached is not record:
             return cached  # a fill has ended meanwhile
@@ -165,7 +165,7 @@ class RecordCache:
             try:
                 return await self._store.find(key) or record
             except StorageError:
-                return record  # what is known here is better than nothing
+                return record  # the known record is better than none
         if record is None and key not in self._in_flight:
             record = await self._find_in_store(key)
             if record is not None:

@@ -80,7 +80,7 @@ class Migration:
 
     async def run(self) -> AsyncGenerator[CopyResult]:
         """
-        Copy what was counted, and yield the result of each.
+        Copy the counted objects and records, and yield the result of each.
 
         Raises:
             StorageError: A store cannot be listed, or failed too often in a row.

@@ -80,7 +80,7 @@ class OriginResponse:
     @property
     def at_hand(self) -> int:
         """How many bytes of the body have come that `chunks` has not yielded, as far as that can be told."""
-        # A decoder may work on what has come for as long as it takes.
+        # Decoding the bytes that have arrived has no time limit.
         return 0 if self._decoder is not None else self._response.content.total_bytes - self._received
 
     async def chunks(self) -> AsyncIterator[bytes]:

@@ -93,7 +93,7 @@ class DiskCache:
         self._counting: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Begin to count what is there. The disk has to be open."""
+        """Start to count the copies on the disk, which has to be open."""
         self._counting = asyncio.create_task(self._count_all())
 
     async def aclose(self) -> None:
@@ -258,7 +258,7 @@ class DiskCache:
         return None
 
     async def _count_all(self) -> None:
-        """Count what was there at start, without blocking the event loop for long."""
+        """Count the copies that were there at start, without blocking the event loop for long."""
         found: list[tuple[float, str, int]] = []
         with suppress(StorageError):
             for part in await self._disk.run(self._disk.list_parts, FOLDER):

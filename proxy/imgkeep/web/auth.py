@@ -99,7 +99,7 @@ class Auth:
         Return the context of a request for an image, and note until when the client may see the image.
 
         Raises:
-            SignatureRequired, SignatureInvalid, SignatureExpired: The client may not even see what is stored.
+            SignatureRequired, SignatureInvalid, SignatureExpired: The client may not even see stored images.
         """
 
         def authorize_fetch() -> None:

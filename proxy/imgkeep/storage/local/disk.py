@@ -185,7 +185,7 @@ class Disk:
             raise StorageError("the folder of the store is gone")
 
     def expect_draft(self) -> None:
-        """Measure the free space after a miss: what is missing is going to come. Blocks."""
+        """Measure the free space after a miss, because a fill follows. Blocks."""
         with suppress(OSError):  # `begin` measures again, and reports
             self._free_space.measure()
 

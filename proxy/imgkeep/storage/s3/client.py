@@ -249,7 +249,7 @@ class BucketClient:
         """
         Ask for size and ETag of an object; `None`: it is not there.
 
-        A HEAD cannot say what is missing, the object or the bucket, so a GET has to confirm a 404.
+        The answer to a HEAD does not tell whether the object or the bucket is missing, so a GET has to confirm a 404.
         """
         try:
             answer = await self.call("head_object", Key=self.bucket.path(path))

@@ -78,7 +78,7 @@ _ENDPOINT: Final = (
 
 
 def explain(error: Exception) -> ConfigError:
-    """Return what is wrong with the settings, and where."""
+    """Return the mistakes in the settings, and their places."""
     match error:
         case ProfileNotFound():
             why = (

@@ -161,7 +161,7 @@ class S3Store:
         if draft is not None:
             await self.put_object(draft, record.object_name)
         if await self.size_of(record.object_name) != record.size:
-            raise BucketError("the bucket does not have what it said it took")
+            raise BucketError("the bucket accepted an object and does not have it")
         try:
             await self._records.put(record, None)
         except Conflict:

@@ -60,7 +60,7 @@ NO_CONDITIONS: Final = RequestConditions()
 
 def read_conditions(block: bytes, hosts: AbstractSet[str] = frozenset()) -> RequestConditions | None:
     """
-    Read the conditions out of what follows a request line of HTTP/1.1: header fields, and the empty line at their end.
+    Read the conditions in the bytes behind a request line of HTTP/1.1: header fields, and the empty line at their end.
 
     Returns:
         The conditions; `None` unless the block is certainly the rest of one whole request without a body, on a
