@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()  # here, because no code could handle a broken pipe at the interpreter's end
     except BrokenPipeError:
-        # The reader of our output has closed it; the interpreter must not report that while flushing.
+        # The reader of the output has closed it; the interpreter must not report that while flushing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SOME_FAILED
     except KeyboardInterrupt:
@@ -188,7 +188,7 @@ def _report_interruption(arguments: Namespace, status: int) -> int:
 
 
 def _report_error(error: Exception, command: str, *, in_full: bool) -> int:
-    """Print one line, and return the exit status; also for an error that no code of ours expects."""
+    """Print one line, and return the exit status; also for an unexpected error."""
     from imgkeep.config import ConfigError
     from imgkeep.core.errors import StorageError
 

@@ -100,7 +100,7 @@ class Health:
         In full the report has reasons, which name hosts, buckets and paths.
 
         `degraded`: requests are answered, but new images may not be stored or are stored in the fallback only, or
-        look-ups take longer.
+        lookups take longer.
         """
         faults = self.faults
         if self.draining:

@@ -3,8 +3,8 @@ The background tasks of a server, and which of them only the leader runs.
 
 Rules:
 - Every worker watches its own health and learns of removals by itself.
-- Jobs and the outbox run once: in the leader, or in the only process. The leader also counts what is stored, and fills
-  an empty image index.
+- Jobs and the outbox run once: in the leader, or in the only process. The leader also counts the stored images, and
+  fills an empty image index.
 - A worker that stops releases the leadership before its last requests end, so that another worker goes on at once.
 """
 
@@ -128,7 +128,7 @@ class BackgroundTasks:
             leader_lock.release()
 
     async def _count_stored(self) -> None:
-        """Count what is stored, as the leader. Health does not wait for it: a count may take minutes."""
+        """Count the stored images, as the leader. Health does not wait for it: a count may take minutes."""
         while True:
             if self._leads:
                 await self._totals.count_if_due()

@@ -1,4 +1,4 @@
-"""The gauges of a server: what is under way and what is held, beside the counters."""
+"""The gauges of a server: running fills and fetches, queues, and the sizes of caches and stores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def watch_fills(
     metrics: Metrics, image_service: ImageService, origin: OriginClient, format_checker: FormatChecker
 ) -> None:
-    """Show what is being fetched and checked."""
+    """Show running fills, fetches and checks."""
     metrics.watch("fills_in_flight", "Images being fetched", lambda: image_service.fills_in_flight)
     metrics.watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.limiter.waiting)
     metrics.watch("fetches_under_way", "Fetches that hold a place", lambda: origin.limiter.used)
@@ -28,12 +28,12 @@ def watch_fills(
 
 
 def watch_jobs(metrics: Metrics, jobs: JobRunner) -> None:
-    """Show what waits in jobs."""
+    """Show the links of jobs that wait."""
     metrics.watch("job_links_waiting", "Links that wait to be saved", lambda: jobs.waiting, shared=True)
 
 
 def watch_storage(metrics: Metrics, storage: Storage, health: Health) -> None:
-    """Show what the stores and their caches hold, and how they are."""
+    """Show the sizes of the stores and their caches, and their health."""
     _watch_memory_cache(metrics, storage.local.disk.memory_cache)
     _watch_health(metrics, health)
     if storage.remote is not None:

@@ -65,7 +65,7 @@ async def check(
 
     Args:
         parts: Local stores and the database, by name.
-        steps: What else to try at `place`, one after the other: a name, and the error and its remedy if it fails.
+        steps: The further probes of `place`, one after the other: a name, and the error and its remedy if it fails.
         as_json: Print one JSON object for each.
         place: The bucket of `steps`.
         out: Standard output.

@@ -1,4 +1,4 @@
-"""What the commands of `parser.py` share: common options, exit statuses, and the forms of values."""
+"""Common arguments of the commands in `parser.py`: options, exit statuses, and the forms of values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which module runs a command."""
+"""Dispatch: finds and runs the module of a command."""
 
 from __future__ import annotations
 

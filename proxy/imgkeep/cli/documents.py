@@ -127,7 +127,7 @@ def replace_document(document: Document, version: FileVersion, data: bytes) -> N
         with open(descriptor, "wb") as file:  # noqa: PTH123 - by number
             file.write(data)
             file.flush()
-            with suppress(PermissionError):  # then the file is ours
+            with suppress(PermissionError):  # then the file gets the owner of this process
                 os.fchown(descriptor, version.state.st_uid, version.state.st_gid)
             os.fchmod(descriptor, stat.S_IMODE(version.state.st_mode))
             os.fsync(descriptor)

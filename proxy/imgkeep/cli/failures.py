@@ -1,4 +1,4 @@
-"""`failures`: what failed lately on a running server, and why."""
+"""`failures`: lists the recent failures of a running server, with their causes."""
 
 from __future__ import annotations
 

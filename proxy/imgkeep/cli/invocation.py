@@ -42,7 +42,7 @@ class Invocation:
 
     @property
     def base(self) -> str:
-        """What permanent URLs begin with; empty: they are paths."""
+        """The prefix of permanent URLs; empty: they are paths."""
         return self.config.server.public_url.rstrip("/")
 
 

@@ -138,7 +138,7 @@ def _add_reports(commands: Commands) -> None:
     failures = add_command(
         commands,
         "failures",
-        "list what failed lately on a running imgkeep, and why",
+        "list the recent failures of a running imgkeep, with their causes",
         "imgkeep failures --limit 20",
         statuses=((0, "listed"), (1, "the server does not answer"), USAGE, *INTERRUPTED),
     )

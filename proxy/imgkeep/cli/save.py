@@ -46,7 +46,7 @@ ATTEMPTS_MAX: Final = 3
 RETRY_DELAY_S: Final = 2
 """Interval before the second attempt; twice as long before the third."""
 FAILURES_MAX: Final = 20
-"""Maximum number of store failures in a row: then the command ends, because the store is away."""
+"""Maximum number of store failures in a row: then the command ends, because the store is unreachable."""
 JOB_LINKS_MAX: Final = 10_000
 """Maximum number of links in a job, as the API takes them."""
 POLL_EVERY_S: Final = 0.5
@@ -62,7 +62,7 @@ class Outcome:
 
     Attributes:
         number: The place of the link among all.
-        facts: What the API tells of the image; `None`: it is not stored.
+        facts: The facts of the image from the API; `None`: it is not stored.
         code: The problem code, if it is not stored.
         detail: The reason, if it is not stored.
     """

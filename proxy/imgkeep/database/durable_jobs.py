@@ -1,7 +1,7 @@
 """
-Jobs: the links that are to be saved, until they are saved or have failed for good.
+Durable jobs: links to save, until they are saved or have failed permanently.
 
-Durable: these rows are the only copy. A database that is lost takes the links with it that were not saved.
+These rows are the only copy: the loss of the database is the loss of the links that were not saved.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class DurableJobs:
         return await self._settle(item, {"state": SAVED, "key": key, "created": created}, jobs.c.saved)
 
     async def mark_failed(self, item: JobItem, failure: Failure) -> Job:
-        """Settle a link that has failed for good; return the job as it is now."""
+        """Settle a link that has failed permanently; return the job as it is now."""
         change = {"state": FAILED, "code": failure.code, "detail": failure.detail[:255]}
         return await self._settle(item, change, jobs.c.failed)
 

@@ -49,10 +49,10 @@ class DatabaseEngine:
     One connection to one database, for the repositories that keep tables in it.
 
     Attributes:
-        location: What a fault says of where it happened, without a password.
+        location: The place that a fault names, without a password.
         fault: Why the last call failed; `None`: it did not.
         incompatible: The error of a database that another version wrote, once the engine has found that out.
-        found_incompatible: The event that comes with it: a database that is away at start may be found out late.
+        found_incompatible: The event of that discovery, which may be late if the database is unreachable at start.
         marks: The rows of the table `state`, as of the last connection.
     """
 

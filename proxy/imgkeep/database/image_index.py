@@ -1,7 +1,7 @@
 """
 The image index: a fast view of the records, which may be lost. The records in the store are the truth.
 
-A fill does not wait until its row is written, and a look-up does not wait long until it is found: the store has the
+A fill does not wait until its row is written, and a lookup does not wait long until it is found: the store has the
 record as well, only slower. After a fault callers go on with the store.
 """
 
@@ -35,13 +35,13 @@ BATCH_DELAY_S: Final = 0.1
 """Interval of collecting new records before they are written: a transaction costs as much as fifty rows."""
 LOCAL_BATCH_DELAY_S: Final = 1
 """
-Interval of collecting where the store is a local disk, which look-ups read instead of the index. Keys are as good as
+Interval of collecting where the store is a local disk, which lookups read instead of the index. Keys are as good as
 random, so each row is on a page of its own; a transaction of many rows writes a page for several of them.
 """
 UNWRITTEN_MAX: Final = 10_000
-"""Maximum number of records that wait for a database that is away; those beyond are left to the next reindex."""
+"""Maximum number of records that wait for an unreachable database; the next reindex adds the records beyond it."""
 FIND_TIMEOUT_S: Final = 1
-"""Timeout for a look-up: the store answers sooner than a database that takes longer."""
+"""Timeout for a lookup: the store answers sooner than a database that takes longer."""
 SUSPECTS_MAX: Final = 100
 ANY: Final = Wanted()
 _COMPLETE: Final = "complete"
@@ -86,7 +86,7 @@ class ImageIndex:
         return found
 
     async def put(self, record: Record) -> None:
-        """Add a record, soon. `find` returns it at once; a database that is away gets it when it is back."""
+        """Add a record, soon. `find` returns it at once; an unreachable database gets it later."""
         if len(self._unwritten) >= UNWRITTEN_MAX:
             self._has_dropped = True
             return
@@ -182,14 +182,14 @@ class ImageIndex:
         return total
 
     async def flush(self) -> None:
-        """Wait until other processes find what was put, or until a database that is away keeps it from them."""
+        """Wait until other processes find the records that were put, or until the database is unreachable."""
         if self._flush_task is not None:
             self._flush_now.set()
             await asyncio.shield(self._flush_task)
             self._flush_now.clear()
 
     def start_flush(self) -> None:
-        """Start to write what was put, if there is any and no other task does."""
+        """Start to write the records that were put, unless there are none or another task writes them."""
         if self._unwritten and self._flush_task is None:
             self._flush_task = asyncio.create_task(self._write_unwritten())
 

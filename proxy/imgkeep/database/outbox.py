@@ -26,13 +26,13 @@ class Outbox:
     The images that wait for the primary. `ImageIndex.put` adds a record that is `pending`, and removes one that is not.
 
     Attributes:
-        last_backlog: What `backlog` returned last; `None` before the first call.
+        last_backlog: The last result of `backlog`; `None` before the first call.
     """
 
     def __init__(self, engine: DatabaseEngine, flush: Callable[[], Awaitable[None]]) -> None:
         self._engine = engine
         self._flush = flush
-        """Waits until the image index has written what was put."""
+        """Waits until the image index has written all records that were put."""
         self.last_backlog: Backlog | None = None
 
     async def due(self, limit: int) -> Sequence[OutboxEntry]:
@@ -57,7 +57,7 @@ class Outbox:
         await self._engine.execute(lambda connection: connection.execute(change))
 
     async def note_error(self, error: str) -> None:
-        """Note why nothing can be uploaded at the moment, for an operator who asks what waits."""
+        """Note the reason why the outbox worker uploads no image at the moment, for the operator."""
         change = sa.update(outbox).values(error=error[:255])
         await self._engine.execute(lambda connection: connection.execute(change))
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Database:
-    """One database. Only `jobs` holds what is stored nowhere else."""
+    """One database. Only `jobs` has rows that are stored nowhere else."""
 
     def __init__(
         self, url: str, clock: Clock, *, batch_delay_s: float = BATCH_DELAY_S, read_only: bool = False

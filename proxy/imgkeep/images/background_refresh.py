@@ -6,7 +6,7 @@ Rules:
   refuses a wrong signature with an error, that has not ended, and that was signed anew.
 - An image that came over plain http is fetched again over https, at most once in some minutes, where both links share
   a key.
-- Nothing but a whole image changes what is stored, and the client never waits.
+- Only a whole image replaces a stored one, and the client never waits.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class BlockedDigests:
     Args:
         store: The store, whose blocks decide.
         removals: Keeps the list for the next start.
-        drop_copies: Deletes what this machine holds of a digest.
+        drop_copies: Deletes this machine's copies of a digest.
         peers: The other workers; `None`: there are none.
     """
 
@@ -100,7 +100,7 @@ class BlockedDigests:
         """Compare with the list of the store: block what other nodes have blocked, and recheck what the list lacks."""
         new: set[Digest] = set()
         missing: list[Digest] = []
-        with suppress(StorageError):  # the store's health check reports it; what is known stays blocked
+        with suppress(StorageError):  # the store's health check reports it; the known digests stay blocked
             listed = set(await self._store.list_blocked())
             new = listed - self._digests.keys()
             if new:
@@ -124,7 +124,7 @@ class BlockedDigests:
         await self._removals.block([digest])
 
     async def learn(self, digests: Collection[Digest]) -> None:
-        """Block what another worker or node has blocked, and delete this machine's copies."""
+        """Block digests that another worker or node has blocked, and delete this machine's copies."""
         self._note(digests)
         for digest in digests:
             await self._drop_copies(digest)
@@ -134,7 +134,7 @@ class BlockedDigests:
         Ask the store for the blocks of these digests, and forget the digests whose blocks are gone.
 
         Raises:
-            StorageError: The store or the database does not answer; what is known stays.
+            StorageError: The store or the database does not answer; the known digests stay blocked.
         """
         for digest in digests:
             message = self._digests.get(digest)

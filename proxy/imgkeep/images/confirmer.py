@@ -1,13 +1,14 @@
 """
-Second fills: images that links bring beside what is stored under their key. Each is compared, stored where it belongs,
-and confirmed or rejected by signature probes.
+Second fills: images of links whose key has an image already. The confirmer compares each with the stored image, stores
+it under the right key, and confirms or rejects it by signature probes.
 
 The rules are those of `core/confirmation.py`; this module carries them out.
 
 - A link's whole image is durable before its last byte is sent, wherever it belongs.
 - A client never waits for a probe. There is one probe per key at a time, and few in all; where a probe cannot be made
   now, the next link gives another occasion.
-- Before a record is changed, the store is asked for it again: what was changed meanwhile is left alone.
+- Before the confirmer changes a record, it reads the record from the store again. A record that has changed meanwhile
+  stays.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ UNPROVEN_TTL_S: Final = 600
 """Time for which equal bytes cause no other probe of a key, once a wrong signature has brought them too."""
 UNPROVEN_MAX: Final = 16_384
 TRIED: Final = "tried"
-"""The word before a fingerprint and a digest, in what workers tell each other."""
+"""The prefix of a message between workers, before a fingerprint and a digest."""
 CHUNK_BYTES: Final = 262_144
 """Number of bytes of a stored object that are read at a time."""
 
@@ -71,11 +72,11 @@ log = logging.getLogger(__name__)
 
 class Confirmer:
     """
-    Decides what becomes of the images of second fills.
+    The decision about the images of second fills: where to store them, and whether to confirm them.
 
     Args:
         dependencies: Those of all fills.
-        changes: Passes on every record that is written beside the fill's own, and what `learn` understands.
+        changes: Announces every further record that the confirmer writes, and the messages that `learn` reads.
         leases: The right to probe, among several workers; `None`: there is one.
         alter: Returns a link with another, random signature; `None` if it carries none.
         timer: Gives monotonic seconds.
@@ -108,7 +109,7 @@ class Confirmer:
         await self._probes.aclose()
 
     def was_tried(self, link: Link, record: Record) -> bool:
-        """Tell whether a link was compared with what is stored now."""
+        """Tell whether a link was compared with the image that is stored now."""
         return self._seen.get(link.fingerprint) == record.digest
 
     def learn(self, name: str) -> bool:
@@ -181,7 +182,7 @@ class Confirmer:
         return await self._dependencies.store.put(draft, replacing, known.digest)
 
     async def _merge(self, second_fill: SecondFill, draft: Draft) -> Record:
-        """Add to the record what is known now that another link has brought the same bytes."""
+        """Update the record after another link has brought the same bytes."""
         current = await self._read_again(second_fill.known)
         if current.digest != second_fill.new.digest:
             return current
@@ -232,7 +233,7 @@ class Confirmer:
         return digest.hexdigest() == new.digest
 
     async def _read_again(self, known: Record) -> Record:
-        """Return what is stored under a key now: another worker or node may have learned more of it."""
+        """Return the record of a key from the store: another worker or node may have changed it."""
         current = await self._dependencies.store.find(known.key)
         if current is None:
             return known
@@ -274,7 +275,7 @@ class Confirmer:
         ):
             await self._replace_placeholder(current, second_fill)
         elif probe_result is ProbeResult.DIFFERENCE:
-            # Not where the signature cannot be altered: its form is the word of the author of the link.
+            # Not if the signature cannot be altered: only the author of the link vouches for its form.
             await self._split(current)
 
     async def _replace_placeholder(self, current: Record, second_fill: SecondFill) -> None:

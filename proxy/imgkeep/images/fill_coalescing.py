@@ -171,7 +171,7 @@ class FillCoalescer:
         starts: bool,  # noqa: FBT001 - as `join` calls it
     ) -> tuple[Record, bool]:
         """
-        Wait until a fill has ended; return what is stored, and whether this request started it.
+        Wait until a fill has ended; return the stored record, and whether this request started the fill.
 
         Raises:
             StorageError: It is not stored.

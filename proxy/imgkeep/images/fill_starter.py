@@ -214,7 +214,7 @@ class FillStarter:
         return release, permit.fill_ended
 
     async def _update_memory(self, source: Source, result: FillResult) -> None:
-        """Remember what is stored now, or that the link failed."""
+        """Remember the new record, or the failure of the link."""
         outcome = result.outcome
         if isinstance(outcome, Stored):
             await self.changes.note_stored(outcome.record)

@@ -3,7 +3,7 @@ Refetches of incomplete images in the background, until a whole image takes thei
 
 The rules are those of `core/incomplete_image.py`; this module carries them out.
 
-- The client is served what is stored and never waits. There is one refetch of a key at a time among all workers, under
+- The client gets the stored image and never waits. There is one refetch of a key at a time among all workers, under
   the lease of all refetches of the key. It asks the store before the origin: another worker or node may have done it.
 - A refetch is a fill like any other: by the same links, checked and limited alike, at the expense of its client. It
   yields to fills that have readers. It fetches all bytes: a 304 of the origin is what is in question.
@@ -168,7 +168,7 @@ class IncompleteRefetcher:
 
     async def _put(self, refetch: IncompleteRefetch, draft: Draft, new: Record) -> Record:
         """
-        Store what a refetch has brought, if it is better than what is stored; return the record from then on.
+        Store the image of a refetch, if it is better than the stored one; return the new record.
 
         Raises:
             Conflict: Nothing is stored any more, or another image since a moment ago.

@@ -50,7 +50,7 @@ class FillObserver:
                 assert_never(outcome)
 
     def weighed(self, outcome: str) -> None:
-        """Count how the image of a link compares with what is stored under its key, or how a probe ended."""
+        """Count how the image of a link compares with the stored image of its key, or how a probe ended."""
         self._metrics.weighed(outcome)
 
     def completed(self, outcome: str) -> None:

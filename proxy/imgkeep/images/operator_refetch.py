@@ -5,7 +5,7 @@ Rules:
 - The stored image stays until the new one is whole: framed whole by HTTP, complete by its format, within the limits.
 - An image that its format calls incomplete replaces nothing. If it is the stored image, the refetch counts as one that
   a client caused (`core/incomplete_image.py`).
-- No answer of the origin, no fault and no crash changes what is stored. The bytes of the old image are never deleted:
+- No answer of the origin, no fault and no crash changes the stored image. The bytes of the old image are never deleted:
   they stay under their permanent URL.
 - A link is fetched under the same policy as in a fill, and only if its identity has the key that is to be replaced.
 - There is one fetch of a key at a time, among all workers, and it goes on when its client leaves. The number of fetches
@@ -67,7 +67,7 @@ LEASE_POLLS_MAX: Final = 240
 """Maximum number of these attempts: a minute, as long as a fetch may take."""
 
 LASTING_DOUBTS: Final = frozenset({Doubt.SPLIT, Doubt.CONTESTED})
-"""Doubts about the key, which an operator's word for one link does not remove."""
+"""Doubts about the key, which remain after an operator has confirmed one link."""
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Refetcher:
     Fetches stored images again. One per process.
 
     Args:
-        settle: Waits until other workers find in the image index what was put there.
+        settle: Waits until other workers find new rows in the image index.
         leases: The right to fetch, among several workers; `None`: there is one.
     """
 
@@ -227,7 +227,7 @@ class Refetcher:
 
     async def _spool(self, source: Source, info: SourceInfo) -> _Fetched:
         """Fetch what the link brings, whole by its framing. The fetch ends before anything is checked."""
-        # Without a validator: a 304 of the origin is what is in question.
+        # Without a validator: a 304 of the origin would prove nothing.
         demand = Demand(refusal_size=lambda status: refusal_size(status, info, self._dependencies.clock()))
         async with self._dependencies.origin.fetch(source, demand=demand) as response:
             draft = await begin_draft(self._dependencies, response.size)
@@ -262,7 +262,7 @@ class Refetcher:
                     raise
                 continue  # another replacement crossed this one, which has to differ from what is stored now
             if draft.digest in self._dependencies.blocked:
-                # A removal during the put wins; what was stored before is stored again.
+                # A removal during the put takes precedence; the former record is stored again.
                 if not same:
                     await self._dependencies.store.put_record(known, replaces=draft.digest)
                 await self._dependencies.store.delete_object(draft.digest)
@@ -274,7 +274,7 @@ class Refetcher:
         source, info, draft = fetched.source, fetched.info, fetched.draft
         now = self._dependencies.clock().replace(microsecond=0)
         same = known.digest == draft.digest
-        # The operator's word removes the doubts about the link, and nothing else.
+        # The operator's request removes the doubts about the link only.
         doubts = known.doubts & LASTING_DOUBTS
         if fetched.plaintext and read_link(source, info, now).folded:
             doubts |= {Doubt.PLAINTEXT}

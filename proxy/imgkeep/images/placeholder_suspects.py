@@ -1,5 +1,6 @@
 """
-Suspected placeholders: bytes that a host sends under many names, likely for what is missing, forbidden or over a limit.
+Suspected placeholders: bytes that a host sends under many names, likely for images that are missing, forbidden or over
+a limit.
 
 Rules:
 - The measure is the number of identities of one host that had the same bytes within a day, each counted once.

@@ -1,5 +1,5 @@
 """
-Records of what is stored, looked up in this order: memory, image index, store.
+Record cache: looks records up in this order: memory, image index, store.
 
 The store decides: the image index is a view that may lag, and memory drops the records that other workers change.
 """
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 class _Lookup:
-    """A look-up that is under way."""
+    """A running lookup."""
 
     __slots__ = ("is_current",)
 
@@ -55,7 +55,7 @@ class RecordCache:
     Finds records.
 
     Args:
-        in_flight: Keys for which a fill runs: it was started after a look-up.
+        in_flight: Keys for which a fill runs: a fill starts after a lookup.
         timer: Gives monotonic seconds.
     """
 
@@ -73,14 +73,14 @@ class RecordCache:
         self._rechecked: TTLCache[Key, bool] = TTLCache(PROVISIONAL_MAX, PROVISIONAL_TTL_S, timer=timer)
         """Keys in memory whose record was recently read from the store again."""
         self._lookups: dict[Key, set[_Lookup]] = {}
-        """Look-ups under way: what they bring is out of date when the key changes meanwhile."""
+        """Running lookups: their results are out of date if the key changes meanwhile."""
         self._tombstones: TTLCache[Key, bool] = TTLCache(TOMBSTONES_MAX, TOMBSTONES_TTL_S, timer=timer)
         """Keys that have a tombstone in the store."""
 
     async def find(self, key: Key) -> Record | None:
         """Return the record under a key, whether its object is there or not. Raises as `Store.find`."""
         record = self.cached(key) or await self._find(key)
-        return record or self.cached(key)  # a fill may have ended while this look-up asked elsewhere
+        return record or self.cached(key)  # a fill may have ended during this lookup
 
     def cached(self, key: Key) -> Record | None:
         """Return the record that is in memory, if one is."""
@@ -103,7 +103,7 @@ class RecordCache:
         try:
             current = await self._store.find(key)
         except StorageError:
-            return record  # what is known here is better than nothing
+            return record  # the known record is better than none
         cached = self.cached(key)
         if cached is not None and cached is not record:
             return cached  # a fill has ended meanwhile
@@ -123,7 +123,7 @@ class RecordCache:
         try:
             await self._image_index.put(record)
         except StorageError:
-            return  # a view that lags: the next look-up that has to ask the store corrects it
+            return  # a view that lags: the next lookup that has to ask the store corrects it
 
     def forget(self, key: Key) -> None:
         """Drop the record or the tombstone of a key from memory."""
@@ -165,7 +165,7 @@ class RecordCache:
             try:
                 return await self._store.find(key) or record
             except StorageError:
-                return record  # what is known here is better than nothing
+                return record  # the known record is better than none
         if record is None and key not in self._in_flight:
             record = await self._find_in_store(key)
             if record is not None:

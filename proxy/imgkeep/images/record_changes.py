@@ -47,5 +47,5 @@ class RecordChanges:
     async def notify_peers(self, name: str) -> None:
         """Tell other workers that another image is stored under a key, or what `Confirmer.learn` understands."""
         if self._peers is not None:
-            with suppress(StorageError):  # they look again after a while (`web/fastpath/response_cache.py`)
+            with suppress(StorageError):  # their entries expire (`web/fastpath/response_cache.py`)
                 await self._peers.notify(changed=[Key(name)])

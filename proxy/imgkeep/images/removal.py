@@ -1,5 +1,5 @@
 """
-Removal of images for good, and its undo.
+Permanent removal of images, and its undo.
 
 Rules:
 - A removal removes the image, not one link to it: it blocks the digest, whichever link brings these bytes.

@@ -39,7 +39,7 @@ class RequestContext:
     Attributes:
         head: The client wants only the head of the answer.
         from_own_node: Another node of this installation asks: imgkeep answers from the store and starts no fill.
-        authorize_fetch: Raises a `SourceRejected` if this client may see what is stored, but cause no fetch.
+        authorize_fetch: Raises a `SourceRejected` if this client may see stored images, but cause no fetch.
         client: The client whose limits a fill counts against, and whose share of the fetch slots it takes.
         wait: Waits for something as long as the client is there; raises `ConnectionError` when it has left.
     """

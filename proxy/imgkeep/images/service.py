@@ -208,7 +208,7 @@ class ImageService:
         return await self.stored.open_object(name, head=head)
 
     async def deliver_stored(self, key: Key, *, head: bool = False) -> Delivery | RedirectToObject | None:
-        """Deliver what is stored under a key that no link leads to. As `StoredImages.open_key`."""
+        """Deliver the image of a key without a link. As `StoredImages.open_key`."""
         return await self.stored.open_key(key, head=head)
 
     def is_current(self, delivery: Delivery) -> bool:

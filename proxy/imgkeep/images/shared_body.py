@@ -7,7 +7,7 @@ file; the watermark, up to which readers may read; the end. The producer decides
 Rules:
 - Readers cost no copy: they read by offset from the draft, and from the newest bytes in memory if they keep up.
 - A disk that fails does not fail the readers: the body continues in a draft in memory, within that spool's budget.
-- Each reader gets a copy of a failure. The traceback of what is raised refers to the reader's frames, and through them
+- Each reader gets a copy of a failure. The traceback of a raised error refers to the reader's frames, and through them
   to all that the producer holds.
 """
 
@@ -202,7 +202,7 @@ class SharedBody(Generic[H]):
             self._readers_changed(self)
 
     async def aclose(self) -> None:
-        """Remove a reader, or the producer. The last one deletes what was not stored."""
+        """Remove a reader, or the producer. The last one deletes drafts that were not stored."""
         self._holders -= 1
         if self._holders == 1 and self._readers_changed is not None:
             self._readers_changed(self)

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class SecondFill:
     """
-    A fill by a link that is not known to be entitled to what is stored under its key.
+    A fill by a link that may not be entitled to the stored image of its key.
 
     Attributes:
         source: The link.
@@ -55,7 +55,7 @@ class SecondFill:
 
 class SignatureProbe(Call):
     """
-    A probe: asks an origin by altered signatures, and reports what that proves.
+    A probe: sends requests with altered signatures to an origin, and reports the proof.
 
     Args:
         second_fill: The link whose signature is in question, and both images.

@@ -1,14 +1,14 @@
 """
 One running call per key (asyncio, no I/O).
 
-`SingleFlight` knows nothing of the work. The interleaving that matters, step by step:
+`SingleFlight` does not depend on the work. The interleaving that matters, step by step:
 
 1. A looks up, finds nothing, and starts a call: the call is under its key before any other task can run.
 2. B looks up, finds nothing yet, and joins A's call.
 3. The call ends: `SingleFlight` drops the key *first*, then tells the followers. A request from then on starts with a
-   look-up of its own, so no request joins a call that is over, and a follower that wants a call of its own finds the
+   lookup of its own, so no request joins a call that is over, and a follower that wants a call of its own finds the
    key free.
-4. C looked up before A's call ended, and wants to start one after it: between a look-up and `join` there must be no
+4. C looked up before A's call ended, and wants to start one after it: between a lookup and `join` there must be no
    `await`, or C has to look up again. The caller sees to that (`images/fill_coalescing.py`).
 """
 

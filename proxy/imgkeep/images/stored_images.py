@@ -2,7 +2,7 @@
 Stored images: finds the record of a link, opens its object or redirects to it, and describes it.
 
 Rules:
-- A fault of the store is no miss. Where a fill can still answer, the fault comes back beside the `None`.
+- A fault of the store is no miss. If a fill can still answer, the method returns the fault beside `None`.
 - An image that an operator removed or denied is never shown, neither by the link that brought it nor by another one.
 - The object of a record may be missing or damaged: then the store's own record may name another object.
 """
@@ -66,7 +66,7 @@ class StoredImages:
 
     Args:
         object_urls: Where clients can be sent; `None`: every image is served.
-        was_tried: Tells whether a link was tried against what is stored now.
+        was_tried: Tells whether a second fill compared a link with the stored image.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class StoredImages:
 
     async def look_up(self, source: Source, info: SourceInfo) -> LookupResult:
         """
-        Find what is stored for a link.
+        Find the record for a link.
 
         Raises:
             Removed: It was removed.
@@ -122,7 +122,7 @@ class StoredImages:
         return None if record is None else await self.find_object_of(record)
 
     async def find_object_of(self, record: Record) -> Record | None:
-        """Return a record whose object is there, if need be the one that the store has instead. Raises as `find`."""
+        """Return a record whose object is there: the given one, or else the store's own record. Raises as `find`."""
         self._require_servable(record)
         if await self._store.holds(record.object_name, record.size):
             return record
@@ -133,7 +133,7 @@ class StoredImages:
     async def show(
         self, found: LookupResult, record: Record, request_context: RequestContext
     ) -> tuple[Delivery | RedirectToObject | None, StorageError | None]:
-        """Open what is stored for a link. A fault comes back beside the `None`."""
+        """Open the stored image of a link. With a fault, return the fault beside `None`."""
         self._require_servable(record)
         immutable = found.link is None or is_immutable_for(record.doubts, found.link)
         return await self._open(
@@ -163,7 +163,7 @@ class StoredImages:
 
     async def open_key(self, key: Key, *, head: bool = False) -> Delivery | RedirectToObject | None:
         """
-        Open what is stored under a key that no link leads to; `None` if there is nothing.
+        Open the stored image of a key without a link; `None`: none is stored.
 
         Raises:
             Removed: It was removed.
@@ -180,8 +180,8 @@ class StoredImages:
 
     def is_current(self, delivery: Delivery) -> bool:
         """
-        Tell whether what was found stands: meanwhile it may have been removed, replaced or moved. Where clients are
-        sent away, what is served for once never stands.
+        Tell whether a delivery is still current: the image may have been removed, replaced or moved since. With
+        redirects configured, an image that is served as an exception is never current.
         """
         if self._object_urls is not None and self._object_urls.redirects_clients:
             return False
@@ -220,7 +220,7 @@ class StoredImages:
     async def _open(
         self, record: Record, *, head: bool, immutable: bool, repeatable: bool
     ) -> tuple[Delivery | RedirectToObject | None, StorageError | None]:
-        """Open what a record points at, here or elsewhere. A fault comes back beside the `None`."""
+        """Open the object of a record, or its URL for a redirect. With a fault, return the fault beside `None`."""
         try:
             if not record.pending:
                 redirect = await self._redirect(record.object_name, record.etag, head=head, immutable=immutable)

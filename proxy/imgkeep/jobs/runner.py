@@ -2,10 +2,10 @@
 The job runner: saves the links of jobs in the background, durably.
 
 Rules:
-- A link is in the database until it is saved or has failed for good, so a killed process goes on where it was; what it
-  had finished is found to be stored, and not fetched again.
+- A link is in the database until it is saved or has failed permanently. So a restarted process continues where a killed
+  one was; it finds the images that were stored, and does not fetch them again.
 - The link that expires first comes first. Each host has few at a time, so a slow host delays no other.
-- A failure that may pass is tried again, at growing intervals, until the link expires.
+- After a failure that may pass the runner retries, at growing intervals, until the link expires.
 - A cancelled job ends at once: the runner starts no waiting link and gives up those that run. A fetch that other
   clients wait for goes on, and so does one that can be stored all the same.
 - The link itself, a credential, leaves the database as soon as nothing is left to do with it.
@@ -81,13 +81,13 @@ class JobRunner:
         jobs: The jobs in the database.
         saver: Saves a link.
         webhooks: Delivers the message that a job has ended.
-        identify: Returns what is known of a link.
+        identify: Returns the identity of a link.
         public: The server's own public URL; its links are loops.
-        clock: The time, for what expires.
+        clock: Returns the time, for expiries.
         draw: Returns a random number from 0 to 1, for delays.
         draw_id: Returns a new job's id.
-        timer: Monotonic seconds.
-        sleep: Waits.
+        timer: Returns monotonic seconds.
+        sleep: Waits for a number of seconds.
         count: Counts an attempt by its outcome.
     """
 
@@ -133,7 +133,7 @@ class JobRunner:
 
     async def submit(self, urls: Sequence[object], *, webhook: str | None = None) -> Job:
         """
-        Take links to save them in the background; what is no link fails at once, and alone.
+        Take links to save them in the background; a text that is no link fails at once, and alone.
 
         Raises:
             InvalidRequest: There are none or too many, or the webhook cannot be honoured.
@@ -219,7 +219,7 @@ class JobRunner:
                     pause_s = await self._do_due()
                 except StorageError:
                     pass  # the database reports its own failures
-                except Exception:  # this loop must not end, whatever happens
+                except Exception:  # no error may end this loop
                     log.exception("job runner failed unexpectedly")
                 await self._wait(pause_s)
         finally:
@@ -245,7 +245,7 @@ class JobRunner:
         return min(max(self._next_delivery - self._timer(), POLL_INTERVAL_S), CLEANUP_INTERVAL_S)
 
     async def _wait(self, seconds: float) -> None:
-        """Wait until there is something to do, for so long at most."""
+        """Wait until there is work, for so long at most."""
         sleeping = asyncio.ensure_future(self._sleep(seconds))
         waking = asyncio.create_task(self._wake.wait())
         try:

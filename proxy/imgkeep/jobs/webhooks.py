@@ -38,7 +38,7 @@ ATTEMPTS_MAX: Final = 10
 CONCURRENT_MAX: Final = 8
 """Maximum number of deliveries at a time."""
 IDLE_S: Final = 3600
-"""Interval of looking for webhooks where none waits: the runner looks again as soon as a job ends."""
+"""Interval of reads for webhooks if none waits: the runner also reads them as soon as a job ends."""
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,10 @@ class WebhookSender:
     Delivers the webhooks of jobs that have ended.
 
     Args:
-        jobs: Where webhooks wait.
+        jobs: The jobs in the database, with their webhooks.
         client: Sends messages; its policy and its address guard hold for them, too.
         key: Signs messages; `None`: the configuration has no key, so no job may have a webhook.
-        clock: For the time that a message bears.
+        clock: Returns the time for messages.
         draw: Returns a random number from 0 to 1.
     """
 

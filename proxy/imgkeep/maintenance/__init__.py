@@ -1,1 +1,1 @@
-"""What operators run over a whole store: verify, reindex, migrate."""
+"""Maintenance of a whole store: verify, reindex, migrate."""

@@ -4,7 +4,7 @@ object.
 
 Rules:
 - The two stores are compared folder by folder (`v1/objects/ab`), because not every store lists in the order of names.
-  What the target has is not copied again, so an interrupted migration is continued by the next one.
+  Objects and records of the target are not copied again, so the next migration continues an interrupted one.
 - The source is only read. An object is copied only if its bytes have the digest that names it.
 - A record of the target stays, whatever it names. A record whose object could not be copied is not copied either.
 """
@@ -80,7 +80,7 @@ class Migration:
 
     async def run(self) -> AsyncGenerator[CopyResult]:
         """
-        Copy what was counted, and yield the result of each.
+        Copy the counted objects and records, and yield the result of each.
 
         Raises:
             StorageError: A store cannot be listed, or failed too often in a row.

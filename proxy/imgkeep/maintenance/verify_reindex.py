@@ -1,4 +1,4 @@
-"""Maintenance of a store: `reindex` rebuilds the image index, `verify` finds what is damaged, missing or left over."""
+"""Maintenance of a store: `reindex` rebuilds the image index, `verify` finds damaged, missing and orphaned objects."""
 
 from __future__ import annotations
 

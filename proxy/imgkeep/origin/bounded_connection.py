@@ -9,7 +9,7 @@ the bytes over in steps, and ends itself at bytes that are not part of the one a
 - a head, those before it included, has `HEAD_BYTES_MAX`, and arrives within the read timeout;
 - the framing of a chunked body (RFC 9112, 7.1: sizes, extensions, trailers) is small beside the body;
 - bytes outside of an answer belong to none: before the first request, between two, behind the end of a body. Taken for
-  the next answer they would be a stranger's image under another client's link. So they end the connection; a body that
+  the next answer they would be an image under the wrong link. So they end the connection; a body that
   was whole before them stays whole.
 
 `response_parser.py` reads a head that a strict parser refuses and browsers read once more, and reads chunks as well,

@@ -45,7 +45,8 @@ def check_status(response: aiohttp.ClientResponse, clock: Clock, *, conditional:
     status = response.status
     if status == 304 and conditional:
         raise NotModified
-    # Browsers show what comes with any of these, also with redirects that lead nowhere or that they do not follow.
+    # Browsers show an image that comes with any of these, also with redirects that lead nowhere or that they do not
+    # follow.
     if 200 <= status < 400 and status not in BODILESS:
         return
     if status in {404, 410}:

@@ -35,7 +35,7 @@ class OriginResponse:
 
     Attributes:
         size: Size of the body where the framing declares it (RFC 9112, 6.2).
-        validator: What the origin takes to tell whether the image changed.
+        validator: The validator with which the origin tells whether the image has changed.
         plaintext: Whether any hop on the way to it, redirects included, was not encrypted.
         media_type: The origin's name for its type, in lower case and without parameters; empty: the origin gives none.
         is_part: Whether its status calls it a part, though the request was for the whole; it may be the whole anyway.
@@ -80,7 +80,7 @@ class OriginResponse:
     @property
     def at_hand(self) -> int:
         """How many bytes of the body have come that `chunks` has not yielded, as far as that can be told."""
-        # A decoder may work on what has come for as long as it takes.
+        # Decoding the bytes that have arrived has no time limit.
         return 0 if self._decoder is not None else self._response.content.total_bytes - self._received
 
     async def chunks(self) -> AsyncIterator[bytes]:

@@ -41,7 +41,7 @@ class AddressGuard(AbstractResolver):
     The two gates, around another resolver and another socket factory.
 
     Args:
-        policy: Which addresses are refused.
+        policy: The policy for addresses.
         resolver: Resolves names.
         open_socket: Opens the socket for an address that passes.
         own_ports: The ports that this server listens on: a connection to one on an address of this machine is a loop.

@@ -2,8 +2,8 @@
 The disk cache of a remote store: copies of its objects on the local disk, the least recently used evicted first.
 
 Rules:
-- A copy is never the truth: it is believed only when its bytes are those that its name says, so none is fsynced and any
-  of them may vanish.
+- No copy is authoritative: the cache checks the hash of a copy against its name before use. So no copy is fsynced, and
+  any copy may vanish.
 - The index serves eviction alone. A copy in the folder is found without it, so a restarted process has all its copies
   at once and counts them in the background.
 - Each of several workers counts the copies in its share of the folders, and evicts there alone, so that every copy is
@@ -51,7 +51,7 @@ class CacheShare:
     The share of one worker.
 
     Attributes:
-        announce: Tells the other workers names and sizes of copies in their shares.
+        announce: Sends names and sizes of copies to the workers in whose shares they are.
     """
 
     slot: int
@@ -78,7 +78,7 @@ class DiskCache:
         self._foreign: OrderedDict[str, int] = OrderedDict()
         """Sizes of copies in other shares that this worker has brought or read: they are verified."""
         self._announced: dict[str, int] = {}
-        """Those of them that are still to be announced."""
+        """The copies among them that are not announced yet."""
         self._announcing: asyncio.Task[None] | None = None
         self._disk = disk
         self._bytes_max = bytes_max
@@ -86,14 +86,14 @@ class DiskCache:
         self._sizes: OrderedDict[str, int] = OrderedDict()
         """Sizes by name, the least recently used copy first."""
         self._unverified: set[str] = set()
-        """Large copies that were there at start: each is read once before it is believed."""
+        """Large copies that were there at start: each is hashed once before use."""
         self.bytes = 0
         self.hits = 0
         self.misses = 0
         self._counting: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Begin to count what is there. The disk has to be open."""
+        """Start to count the copies on the disk, which has to be open."""
         self._counting = asyncio.create_task(self._count_all())
 
     async def aclose(self) -> None:
@@ -148,7 +148,7 @@ class DiskCache:
             await self._count(name, draft.size)
 
     async def delete(self, digest: Digest) -> None:
-        """Delete the copy of an object. A disk that fails matters to no client: the digest is blocked."""
+        """Delete the copy of an object. A failure of the disk is ignored: the digest is blocked."""
         names = object_names(digest)
         for name in names:
             self._forget(name)
@@ -258,7 +258,7 @@ class DiskCache:
         return None
 
     async def _count_all(self) -> None:
-        """Count what was there at start, without blocking the event loop for long."""
+        """Count the copies that were there at start, without blocking the event loop for long."""
         found: list[tuple[float, str, int]] = []
         with suppress(StorageError):
             for part in await self._disk.run(self._disk.list_parts, FOLDER):

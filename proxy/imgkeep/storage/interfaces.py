@@ -57,7 +57,8 @@ class Draft(Protocol):
     """
     Bytes on their way into a store: append-only, readable by many while it grows, gone unless it is put.
 
-    The fill that began it owns it, and calls `aclose` once its last reader has left; that removes what was not put.
+    The fill that began it owns it, and calls `aclose` once its last reader has left; that removes a draft that was not
+    put.
     """
 
     @property
@@ -123,7 +124,7 @@ class Spool(Protocol):
 
 class Store(Protocol):
     """
-    The durable truth: objects by digest, records by key (`docs/architecture.md`, stored layout).
+    The durable store: objects by digest, records by key (`docs/architecture.md`, stored layout).
 
     Attributes:
         name: Its name in answers of the API: `local`, `s3`, ...

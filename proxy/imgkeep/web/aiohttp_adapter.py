@@ -24,7 +24,7 @@ STALL_TIMEOUT: Final = web.AppKey("stall_timeout_s", float)
 
 
 def presence_of(request: web.Request) -> ClientPresence:
-    """Return the presence of the client of a request; on a connection that is not ours it never leaves."""
+    """Return the presence of the client of a request; on a connection of another server it never leaves."""
     presence = getattr(request.protocol, "presence", None)
     return presence if isinstance(presence, ClientPresence) else ClientPresence()
 

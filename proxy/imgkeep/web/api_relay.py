@@ -159,7 +159,7 @@ async def _send_outcome(request: web.Request, response: web.StreamResponse) -> N
 
 def read_target(request: web.Request) -> str:
     """
-    Return the path that the route was found by, and what follows it as it came. Bytes beyond ASCII are percent-encoded:
+    Return the path of the route, and the rest of the target unchanged. Bytes beyond ASCII are percent-encoded:
     the leader reads the same.
 
     Raises:

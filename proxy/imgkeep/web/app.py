@@ -43,11 +43,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class AppContext:
     """
-    What the handlers work with, in groups.
+    The context of the handlers, in groups.
 
     Attributes:
         module: The JavaScript module for pages, with the policy of this server.
-        connections: What the connections share.
+        connections: The state that the connections share.
         fast_path: `None`: aiohttp answers every request.
         placeholder: The image of `delivery.placeholder`; `None`: not configured.
         home_page: `None`: `server.welcome` disables the page.

@@ -1,5 +1,5 @@
 """
-Access: our own signatures on `/img`, tokens on `/api`.
+Access: signatures of this server on `/img`, tokens on `/api`.
 
 A token is the one proof that counts. The address of a request proves nothing: a proxy on this machine makes all its
 clients local, whether or not it adds fields that say so. On a loopback address browsers have a session instead
@@ -61,7 +61,9 @@ class Tokens:
         return cls(tuple(sha256(token.encode()).digest() for token in tokens))
 
     def include(self, token: str) -> bool:
-        """Tell whether a token is one of them. Each takes the same time, so time tells a stranger nothing."""
+        """
+        Tell whether a token is one of them. Each comparison takes the same time, so an attacker learns nothing from it.
+        """
         # Bytes of the header that are no UTF-8 come as surrogates.
         given = sha256(token.encode("utf-8", "surrogateescape")).digest()
         equal = [compare_digest(given, each) for each in self.hashes]
@@ -97,7 +99,7 @@ class Auth:
         Return the context of a request for an image, and note until when the client may see the image.
 
         Raises:
-            SignatureRequired, SignatureInvalid, SignatureExpired: The client may not even see what is stored.
+            SignatureRequired, SignatureInvalid, SignatureExpired: The client may not even see stored images.
         """
 
         def authorize_fetch() -> None:
@@ -172,7 +174,7 @@ class Auth:
 
     def _require_own_page(self, request: web.Request) -> None:
         """
-        Require that none but our own pages can have made the browser send a cookie.
+        Require that only pages of this server can have made the browser send a cookie.
 
         Raises:
             Unauthorized: Another page can have done so.
@@ -206,10 +208,11 @@ class Auth:
 
     def base_url(self, request: web.Request) -> str:
         """
-        Return the prefix of our own paths: `server.public_url`, or the name by which this machine calls the server.
+        Return the prefix of this server's own paths: `server.public_url`, or the name by which this machine calls the
+        server.
 
-        Empty where other machines can reach the server: `Host` is the client's word, and would get into other people's
-        databases.
+        Empty where other machines can reach the server: a client chooses `Host`, which would then get into other
+        people's databases.
         """
         host = request.headers.get("Host", "")
         return self.public_base_url or (f"http://{host}" if self._is_own_host(host) else "")

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class ConnectionContext:
     """
-    What the connections of a server share.
+    The state that the connections of a server share.
 
     Attributes:
         connection_limit: `None`: clients may hold any number of connections.

@@ -4,7 +4,7 @@
 Images are for every page, and responses have `Access-Control-Allow-Origin: *`, with which browsers send no cookies. So
 the response is the same for each origin and method, and varies by the fields that the browser names. All fields are
 allowed but those that identify the client: a page must send neither a token nor the address of a client.
-The server does not send `Access-Control-Allow-Private-Network`: a page of the public web needs no permission of ours to
+The server does not send `Access-Control-Allow-Private-Network`: a page of the public web needs no permission to
 reach a server on this machine or network.
 """
 

@@ -27,7 +27,7 @@ class Markup(str):
 
 
 def read_static(name: str) -> str:
-    """Return the text of a file of ours. Blocks; modules call it when they are imported."""
+    """Return the text of a file of this package. Blocks; modules call it when they are imported."""
     return resources.files(__package__).joinpath("static", name).read_text("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Runs an application of aiohttp behind connections of our own: with limits, and with the fast path if there is one."""
+"""The HTTP server: runs an aiohttp application on connections with limits, and with the fast path if there is one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class HttpServer(web.Server):
 
     Args:
         base: The server of the application.
-        context: What the connections share.
+        context: The state that the connections share.
         fast_path: Answers plain requests for images; `None`: aiohttp answers every request.
     """
 
@@ -60,7 +60,7 @@ class HttpServer(web.Server):
 
 
 class Runner(web.AppRunner):
-    """Runs an application behind our connections."""
+    """The runner of an application on these connections."""
 
     def __init__(self, app: web.Application, *, shutdown_timeout: float, **limits: Any) -> None:
         limits["auto_decompress"] = False  # see `admission.py`

@@ -174,7 +174,7 @@ def as_aiohttp_handler(
             request_log=request[REQUEST_LOG],
             presence=presence_of(request),
         )
-        # The fast path compares the host of its requests with our names when it reads their fields.
+        # The fast path compares the host of its requests with the names of this server when it reads their fields.
         handlers.auth.require_own_host(image_request.field("Host"))
         response = await find(handlers)(image_request)
         if isinstance(response.body, BodyRange):

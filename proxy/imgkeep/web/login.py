@@ -3,7 +3,7 @@
 
 Rules:
 - A browser sends a cookie whichever page makes the request. So a session counts only under a name of this machine (a
-  page elsewhere may point a name of its own here: DNS rebinding), only for pages of our own port (cookies know no
+  page elsewhere may point a name of its own here: DNS rebinding), only for pages of this server's port (cookies know no
   ports), and changes something only where the browser names that page (`Origin`).
 - The cookie is valid for all paths: `/` and `/readyz` state more to clients with access to the API. Images depend on no
   cookie.

@@ -239,7 +239,7 @@ def _require_size(size: int, bytes_max: int) -> None:
 
 
 def _describe_error(error: str) -> str:
-    """Return what is wrong and where; repeat an unknown name only if it looks like a name."""
+    """Return the mistake and its place; repeat an unknown name only if it looks like a name."""
     what, _, path = error.partition(" - at ")
     place = path.strip("`$.") or "the body"
     if what.startswith("Object contains unknown field"):

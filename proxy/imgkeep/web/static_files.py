@@ -1,5 +1,5 @@
 """
-`GET|HEAD /imgkeep.js` and `/imgkeep.d.ts`: our JavaScript module and its types, for the pages of all sites.
+`GET|HEAD /imgkeep.js` and `/imgkeep.d.ts`: the JavaScript module and its types, for the pages of all sites.
 
 The module is read when Python imports this. Browsers revalidate their copy each time, because its URL stays.
 

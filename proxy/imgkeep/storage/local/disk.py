@@ -185,7 +185,7 @@ class Disk:
             raise StorageError("the folder of the store is gone")
 
     def expect_draft(self) -> None:
-        """Measure the free space after a miss: what is missing is going to come. Blocks."""
+        """Measure the free space after a miss, because a fill follows. Blocks."""
         with suppress(OSError):  # `begin` measures again, and reports
             self._free_space.measure()
 
@@ -248,7 +248,7 @@ class Disk:
                 if sha256(data).hexdigest() == digest:
                     return MemoryBody(data, CacheEntry(self.memory_cache, path, status, data))
             # Hashing a large object takes too long. When the sizes differ, the hash decides which of them is wrong: a
-            # wrong record must not cost us a good object.
+            # wrong record must not cost a good object.
             elif (found > HASHED_BYTES_MAX and size in {found, None}) or open_files.hash_all(
                 descriptor, found
             ) == digest:

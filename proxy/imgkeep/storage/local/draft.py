@@ -101,7 +101,7 @@ class LocalDraft:
             return check(view)
 
     async def share_file(self) -> Path:
-        # At once, because the thread copies what is in memory, and more may come meanwhile.
+        # At once, because the thread copies the bytes in memory, and more bytes may arrive meanwhile.
         self._is_shared = True
         if self.small is not None:
             await self._executor.run(self.make_file)

@@ -194,5 +194,5 @@ def _close_result(future: asyncio.Future[T]) -> None:
 
 
 def fault(error: OSError, place: str = "") -> StorageError:
-    """Return an operating system error as ours, without the path, which clients must not read."""
+    """Return an operating system error as a `StorageError`, without the path, which clients must not read."""
     return StorageError(f"the disk of the store failed: {os.strerror(error.errno or errno.EIO)}", place=place)

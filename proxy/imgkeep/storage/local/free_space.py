@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MEASUREMENT_TTL_S: Final = 1
-"""Maximum age of a measurement that is believed. A look-up that misses measures as well."""
+"""Maximum age of a valid measurement. A lookup that misses measures as well."""
 
 
 class FreeSpace:

@@ -71,7 +71,7 @@ def refusal(folder: Path, *others: Path, server_helps: bool) -> str | None:
 
 
 def _maps_users(folder: Path, owner: int) -> bool:
-    """Tell whether files of ours belong to the owner anyway, as on network file systems that know one user."""
+    """Tell whether files of this process belong to the owner anyway, as on network file systems that know one user."""
     with suppress(OSError), TemporaryFile(dir=_find_nearest(folder)) as file:
         return os.fstat(file.fileno()).st_uid == owner
     return False

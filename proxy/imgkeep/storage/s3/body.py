@@ -114,7 +114,7 @@ class S3Body:
             if opened is None:
                 raise BucketError("the object in the bucket was deleted during a read", general=False)
             stream = self._stream = opened.stream
-            # A service without ranges sends the whole object: then we read up to the offset.
+            # A service without ranges sends the whole object; then this body reads up to the offset.
             self._position = offset if opened.size == self.size - offset else 0
             if opened.etag != self.etag:
                 raise BucketError("the object in the bucket changed during a read", general=False)

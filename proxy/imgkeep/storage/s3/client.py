@@ -207,7 +207,7 @@ class BucketClient:
                 read_timeout=self.timeout_s,
                 max_pool_connections=REQUESTS_MAX,
                 retries={"mode": "standard", "total_max_attempts": ATTEMPTS_MAX},
-                # Not every service understands the defaults of 2025; our own MD5 and SHA-256 check more.
+                # Not every service understands the defaults of 2025; the MD5 and SHA-256 of imgkeep check more.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
                 s3={"addressing_style": self._addressing, "payload_signing_enabled": False},
@@ -249,7 +249,7 @@ class BucketClient:
         """
         Ask for size and ETag of an object; `None`: it is not there.
 
-        A HEAD cannot say what is missing, the object or the bucket, so a GET has to confirm a 404.
+        The answer to a HEAD does not tell whether the object or the bucket is missing, so a GET has to confirm a 404.
         """
         try:
             answer = await self.call("head_object", Key=self.bucket.path(path))

@@ -1,5 +1,5 @@
 """
-Errors of a bucket as ours, and their remedies.
+Errors of a bucket as errors of imgkeep, and their remedies.
 
 No message of the bucket is passed on: it may hold a link, and links are credentials.
 """
@@ -81,7 +81,7 @@ def _cause_of(error: BaseException) -> str:
 
 
 def translate_error(error: Exception) -> Exception:
-    """Return any error of a call as one of ours."""
+    """Return any error of a call as an error of imgkeep."""
     if isinstance(error, ImgkeepError):
         return error  # of the body that was being sent: the disk failed
     if isinstance(error, ClientError):

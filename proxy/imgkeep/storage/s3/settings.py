@@ -1,5 +1,5 @@
 """
-AWS settings besides our configuration: variables, profiles and files.
+AWS settings besides the configuration of imgkeep: variables, profiles and files.
 
 A mistake in them is the operator's, so it is a `ConfigError` that names the variable, the profile or the file. The
 message quotes no value that may be a secret, and no line of a file.
@@ -78,7 +78,7 @@ _ENDPOINT: Final = (
 
 
 def explain(error: Exception) -> ConfigError:
-    """Return what is wrong with the settings, and where."""
+    """Return the mistakes in the settings, and their places."""
     match error:
         case ProfileNotFound():
             why = (

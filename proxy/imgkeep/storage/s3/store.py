@@ -128,7 +128,7 @@ class S3Store:
         body = S3Body(self.client, path, opened)
         if size is None or body.size == size:
             return body
-        # The hash decides which of them is wrong: a wrong record must not cost us a good object.
+        # The hash decides which of them is wrong: a wrong record must not cost a good object.
         if await _hash(body) != name.partition(".")[0]:
             await self.client.quarantine(path, body.etag)
             return None
@@ -161,7 +161,7 @@ class S3Store:
         if draft is not None:
             await self.put_object(draft, record.object_name)
         if await self.size_of(record.object_name) != record.size:
-            raise BucketError("the bucket does not have what it said it took")
+            raise BucketError("the bucket accepted an object and does not have it")
         try:
             await self._records.put(record, None)
         except Conflict:

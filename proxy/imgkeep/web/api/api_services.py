@@ -62,7 +62,7 @@ def api_context(request: web.Request) -> ApiContext:
     Return the services for a handler of the API.
 
     Raises:
-        LookupError: `admission.py` has not judged the request, which is an error of ours.
+        LookupError: `admission.py` has not judged the request, which is an error of this program.
     """
     if ADMISSION not in request:
         raise LookupError("access was not judged")

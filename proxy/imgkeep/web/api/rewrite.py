@@ -46,7 +46,7 @@ PARAMETERS: Final = ("which", "url", "save")
 HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
-    # The page is another site's, and not ours.
+    # The page belongs to another site.
     "Content-Security-Policy": "default-src 'none'; sandbox",
 }
 

@@ -65,7 +65,7 @@ async def save_image(request: web.Request) -> web.Response:
 
 
 async def _save_link(request: web.Request, url: str) -> Saved:
-    """Save the image of a link. A permanent URL of ours names a stored image; any other URL of ours would be a loop."""
+    """Save the image of a link. A permanent URL of this server names a stored image; its other URLs would be loops."""
     context = request.app[API]
     source = read_source(url)
     path = _find_own_path(request, source)
@@ -80,7 +80,7 @@ async def _save_link(request: web.Request, url: str) -> Saved:
     found = await context.image_index.page(limit=1, wanted=Wanted(digest=read[0]))
     record = await context.image_service.find(found[0].key) if found else None
     if record is None:
-        raise web.HTTPNotFound(text="no image is stored under this URL of ours")
+        raise web.HTTPNotFound(text="no image is stored under this URL of the server")
     return Saved(record, created=False)
 
 

@@ -154,7 +154,7 @@ class RewrittenDocument(Struct, kw_only=True):
 
 
 class Inspection(Struct, kw_only=True):
-    """What a link states by itself."""
+    """The facts of a link, without a request to its origin."""
 
     success: Literal[True] = True
     url: str
@@ -206,7 +206,7 @@ class Policy(Struct, kw_only=True):
 
 
 class Server(Struct, kw_only=True):
-    """What this server is, and where its endpoints are."""
+    """The description of this server, and its endpoints."""
 
     name: Literal["imgkeep"] = "imgkeep"
     summary: str

@@ -60,7 +60,7 @@ NO_CONDITIONS: Final = RequestConditions()
 
 def read_conditions(block: bytes, hosts: AbstractSet[str] = frozenset()) -> RequestConditions | None:
     """
-    Read the conditions out of what follows a request line of HTTP/1.1: header fields, and the empty line at their end.
+    Read the conditions in the bytes behind a request line of HTTP/1.1: header fields, and the empty line at their end.
 
     Returns:
         The conditions; `None` unless the block is certainly the rest of one whole request without a body, on a
@@ -120,7 +120,7 @@ class RequestFields:
     The header fields of one request.
 
     Args:
-        block: What follows the request line.
+        block: The bytes behind the request line.
         own_hosts: As for `read_conditions`.
     """
 
@@ -135,8 +135,8 @@ class RequestFields:
         """
         Tell whether other requests for the same target may have the same response.
 
-        A request that passed a proxy may come from a node of ours: if it waited for the response to another request, it
-        could wait for itself.
+        A request that passed a proxy may come from another node of this installation: if it waited for the response to
+        another request, it could wait for itself.
         """
         return self.conditions is NO_CONDITIONS and _FROM_PROXY.search(self.block) is None
 

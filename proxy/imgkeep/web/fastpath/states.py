@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class State(Enum):
-    """What a connection does with the next byte."""
+    """The state of a connection: it decides what happens to the next byte."""
 
     READY = "ready"
     """The next byte begins a request."""
@@ -54,7 +54,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What happens to a connection."""
+    """An event of a connection."""
 
     HEAD_CUT = "head cut"
     """The bytes end within a head."""

@@ -61,8 +61,8 @@ DOCUMENT: Final[dict[str, Any]] = {
                 "in": "cookie",
                 "name": COOKIE,
                 "description": "The session of a browser on this machine, from the log-in link. It is valid for half a "
-                "day, and for our own pages only: a request that changes something needs an `Origin` that is this "
-                "server.",
+                "day, and for pages of this server only: a request that changes something needs an `Origin` that is "
+                "this server.",
             },
         },
     },
