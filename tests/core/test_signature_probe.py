@@ -40,25 +40,25 @@ def first(_below: int) -> int:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_spoiled_link_differs_in_a_few_characters(name: str) -> None:
+def test_invalid_link_differs_in_a_few_characters(name: str) -> None:
     try:
         source = read_source(CASES[name])
     except SourceRejected:
         return
     info = identify(source, NOW)
-    spoiled = make_invalid_signature(source, NOW, BUILT_IN, first)
-    if spoiled is None:
+    invalid = make_invalid_signature(source, NOW, BUILT_IN, first)
+    if invalid is None:
         return
-    assert info.permission, "nothing but a permission is spoiled"
-    assert identify(spoiled, NOW) == info
-    assert (spoiled.scheme, spoiled.host, spoiled.port) == (source.scheme, source.host, source.port)
-    assert len(spoiled.target) == len(source.target)
-    changed = [at for at, (old, new) in enumerate(zip(source.target, spoiled.target, strict=True)) if old != new]
+    assert info.permission, "nothing but a permission is invalid"
+    assert identify(invalid, NOW) == info
+    assert (invalid.scheme, invalid.host, invalid.port) == (source.scheme, source.host, source.port)
+    assert len(invalid.target) == len(source.target)
+    changed = [at for at, (old, new) in enumerate(zip(source.target, invalid.target, strict=True)) if old != new]
     assert 5 <= len(changed) <= REPLACED_CHARS
     assert changed == list(range(changed[0], changed[0] + len(changed)))
 
 
-def test_most_links_with_a_permission_can_be_spoiled() -> None:
+def test_most_links_with_a_permission_can_be_invalid() -> None:
     sources = []
     for url in CASES.values():
         try:
@@ -66,17 +66,17 @@ def test_most_links_with_a_permission_can_be_spoiled() -> None:
         except SourceRejected:
             continue
     signed = [source for source in sources if identify(source, NOW).permission]
-    spoiled = [source for source in signed if make_invalid_signature(source, NOW, BUILT_IN, first) is not None]
+    invalid = [source for source in signed if make_invalid_signature(source, NOW, BUILT_IN, first) is not None]
     assert len(signed) > 100
-    assert len(spoiled) > 0.9 * len(signed)
+    assert len(invalid) > 0.9 * len(signed)
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_signature_alone_is_spoiled(name: str) -> None:
+def test_signature_alone_is_invalid(name: str) -> None:
     source = read_source(CASES[name])
-    spoiled = make_invalid_signature(source, NOW, BUILT_IN, first)
-    assert spoiled is not None
-    at = next(at for at, (old, new) in enumerate(zip(source.target, spoiled.target, strict=True)) if old != new)
+    invalid = make_invalid_signature(source, NOW, BUILT_IN, first)
+    assert invalid is not None
+    at = next(at for at, (old, new) in enumerate(zip(source.target, invalid.target, strict=True)) if old != new)
     assert source.target[:at].endswith(ENDS[name])
 
 
@@ -98,8 +98,8 @@ def test_signature_of_hex_digits_of_both_cases_stays_one(signature: str) -> None
     provider_rules = read_provider_rules([{"name": "Acme", "hosts": ["a.example"], "signed_by": {"sig": "hex64"}}])
     source = read_source(f"https://a.example/p.png?sig={signature}")
     for draw in range(26):
-        spoiled = make_invalid_signature(source, NOW, provider_rules, lambda below, draw=draw: draw % below)  # type: ignore[misc]
-        assert spoiled is not None
+        invalid = make_invalid_signature(source, NOW, provider_rules, lambda below, draw=draw: draw % below)  # type: ignore[misc]
+        assert invalid is not None
 
 
 @given(st.binary(min_size=20, max_size=64), st.randoms(use_true_random=False))
@@ -107,9 +107,9 @@ def test_signature_in_base64_stays_one_for_strict_decoders(signature: bytes, ran
     """An error that only says that a text is no base64 would be taken for a refusal of the signature."""
     provider_rules = read_provider_rules([{"name": "Acme", "hosts": ["a.example"], "signed_by": {"sig": "signature"}}])
     source = read_source(f"https://a.example/p.png?sig={quote(b64encode(signature).decode(), safe='')}")
-    spoiled = make_invalid_signature(source, NOW, provider_rules, random.randrange)  # type: ignore[attr-defined]
-    if spoiled is not None:
-        text = unquote(spoiled.target.partition("sig=")[2])
+    invalid = make_invalid_signature(source, NOW, provider_rules, random.randrange)  # type: ignore[attr-defined]
+    if invalid is not None:
+        text = unquote(invalid.target.partition("sig=")[2])
         assert b64encode(b64decode(text)).decode() == text
 
 
@@ -125,7 +125,7 @@ def test_signature_in_base64_stays_one_for_strict_decoders(signature: bytes, ran
     ],
     ids=["bare", "not known", "too short a run", "given twice", "nothing inside is signed", "nothing inside"],
 )
-def test_link_without_a_known_signature_is_not_spoiled(url: str) -> None:
+def test_link_without_a_known_signature_is_not_invalid(url: str) -> None:
     provider_rules = read_provider_rules(
         [
             {"name": "Acme", "hosts": ["img.acme.example"], "signed_by": {"sig": "/[a-z-]+/"}, "temporary": True},
@@ -135,7 +135,7 @@ def test_link_without_a_known_signature_is_not_spoiled(url: str) -> None:
     assert make_invalid_signature(read_source(url), NOW, provider_rules, first) is None
 
 
-def test_too_deeply_nested_link_is_not_spoiled() -> None:
+def test_too_deeply_nested_link_is_not_invalid() -> None:
     provider_rules = read_provider_rules(
         [
             {"name": "Proxy", "hosts": ["proxy.acme.example"], "keep": ["url"], "nested": "url"},
@@ -144,12 +144,12 @@ def test_too_deeply_nested_link_is_not_spoiled() -> None:
     )
     url = f"https://img.acme.example/p.png?sig={'0a' * 32}"
     for depth in range(4):
-        spoiled = make_invalid_signature(read_source(url), NOW, provider_rules, first)
-        assert (spoiled is not None) is (depth <= 2)
+        invalid = make_invalid_signature(read_source(url), NOW, provider_rules, first)
+        assert (invalid is not None) is (depth <= 2)
         url = f"https://proxy.acme.example/p?url={quote(url, safe='')}"
 
 
-def test_link_that_reads_otherwise_when_spoiled_is_not_used() -> None:
+def test_link_that_reads_otherwise_when_invalid_is_not_used() -> None:
     provider_rules = read_provider_rules(
         [
             {
