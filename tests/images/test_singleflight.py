@@ -99,6 +99,20 @@ async def test_cancelled_call_fails_its_followers(calls: SingleFlight[FakeCall],
         await call.ended
 
 
+async def test_call_that_starts_while_others_are_cancelled_is_told(calls: SingleFlight[FakeCall]) -> None:
+    calls.join("key", lambda: FakeCall(calls))
+
+    async def join_late() -> FakeCall:
+        return calls.join("late", lambda: FakeCall(calls))[0]
+
+    joining = asyncio.create_task(join_late())
+    await calls.aclose()
+    late = await joining
+    assert (len(calls), late.closed, late.ended.done()) == (0, 1, True)
+    with pytest.raises(RuntimeError, match="failed with CancelledError"):
+        await late.ended
+
+
 async def test_call_that_cannot_start_leaves_the_key_free(calls: SingleFlight[FakeCall]) -> None:
     def start() -> FakeCall:
         raise ValueError

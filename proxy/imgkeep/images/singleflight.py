@@ -79,11 +79,13 @@ class SingleFlight(Generic[C]):
 
     async def aclose(self) -> None:
         """Cancel the running calls, and wait until they have ended."""
-        # A task that is cancelled before its first step never takes it: its followers would wait for ever.
-        await asyncio.sleep(0)
-        for task in self._tasks:
-            task.cancel()
-        await self.drain()
+        while tasks := list(self._tasks):
+            # A task that is cancelled before its first step never takes it: its followers would wait for ever. Those
+            # that start meanwhile have to take it as well, so they are cancelled in the next round.
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def _run(self, key: Hashable, call: C) -> None:
         try:
