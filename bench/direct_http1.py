@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
+
 from imgkeep.core.response_head import FIELDS_MAX
 from imgkeep.origin.bounded_connection import HEAD_BYTES_MAX
 from imgkeep.origin.session import READ_BYTES

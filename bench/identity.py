@@ -15,10 +15,11 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from yarl import URL
+
 from imgkeep.core.identity import BUILT_IN, identify
 from imgkeep.core.identity.jwt import read_jwt
 from imgkeep.core.source_url import read_source
-from yarl import URL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,6 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import uvloop
+
+from bench import seed, wrk
+from bench.direct_http1 import DirectSession
+from bench.rows import Plan, empty_folder
+from bench.servers import SERVER_CORE, find, imgkeep, nginx_origin
 from imgkeep.clock import read_clock
 from imgkeep.config import Config, Fetch
 from imgkeep.core.source_url import read_source
@@ -27,17 +32,11 @@ from imgkeep.images.inspect import make_inspector
 from imgkeep.origin import AddressGuard, OriginClient
 from imgkeep.origin.ssrf_guard import open_socket
 
-from bench import seed, wrk
-from bench.direct_http1 import DirectSession
-from bench.rows import Plan, empty_folder
-from bench.servers import SERVER_CORE, find, imgkeep, nginx_origin
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from imgkeep.core.records import Source
-
     from bench.servers import Server
+    from imgkeep.core.records import Source
 
 SHARE_MIN: Final = 0.1
 """Minimum share of a miss for which private names of aiohttp are worth their upkeep."""

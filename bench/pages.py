@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.rewrite import rewrite_html
-
 from tests.support.rewrite_browser import read_pages
 
 if TYPE_CHECKING:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 from zlib import crc32
 
+from PIL import Image
+
 from imgkeep.core.identity import identify
 from imgkeep.core.layout import encode_record, object_path, record_path
 from imgkeep.core.records import Digest, Format, PixelSize, Provenance, Record
@@ -19,8 +21,6 @@ from imgkeep.core.source_url import read_source
 from imgkeep.database import Database
 from imgkeep.storage.local.disk import Disk
 from imgkeep.storage.local.store import LocalStore
-from PIL import Image
-
 from tests.support.images import make_image
 
 if TYPE_CHECKING:

@@ -30,12 +30,12 @@ from urllib.parse import quote
 
 import aiohttp
 from aiohttp import web
-from imgkeep.core.formats import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
-from imgkeep.core.records import Format
 from yarl import URL
 
 from bench.chromium import PAGE, Shown, type_of, viewing
 from bench.corpus import imgkeep
+from imgkeep.core.formats import HEAD_BYTES_MAX, UNDECIDED, is_whole, measure, sniff
+from imgkeep.core.records import Format
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Sequence

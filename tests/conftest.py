@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from aiohttp import ClientSession
 from blockbuster import blockbuster_ctx
+
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import build
-
 from tests.support.origins import FakeOrigin
 from tests.support.server import Imgkeep, Server, configuration
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from imgkeep.config import Config, ConfigError, Section, load, read_database_url, read_store_url
 from imgkeep.core.identity import BUILT_IN
 from imgkeep.core.policy import judge

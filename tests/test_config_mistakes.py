@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.config import Config, ConfigError, load, read_config_file
 from imgkeep.config.files import SECRET_BYTES_MAX
 from imgkeep.config.units import TEXT_CHARS_MAX, read_quantity

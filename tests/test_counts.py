@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+
 from imgkeep.web.access_log import ACCESS_LOG
 from imgkeep.web.fastpath.protocol import FastConnection
-
 from tests.support.image_requests import store_image
 from tests.support.images import png_of
 from tests.support.program import need_strace, serving

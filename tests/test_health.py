@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import pytest
+
 from imgkeep.core.errors import StorageError
 from imgkeep.core.records import Backlog
 from imgkeep.health import Health
-
 from tests.support.stores import NOON
 
 

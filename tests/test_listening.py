@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+
 from imgkeep.config import ConfigError, Server
 from imgkeep.listening import listen, listen_for_workers
 from imgkeep.web.connection_limit import ConnectionLimit
-
 from tests.support.program import cannot, environment, need_strace, serving
 
 if TYPE_CHECKING:

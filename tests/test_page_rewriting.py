@@ -7,6 +7,7 @@ import threading
 from datetime import UTC, datetime
 
 import pytest
+
 from imgkeep.bootstrap.services import make_link_selection
 from imgkeep.config import load
 from imgkeep.core.errors import Busy, InvalidRequest

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiohttp
-from imgkeep.cli.demo_images import draw
 from yarl import URL
 
+from imgkeep.cli.demo_images import draw
 from tests.support.checkout import EXAMPLES, Shell, copy_checkout
 from tests.support.images import make_image
 from tests.support.page_links import DIES, SIGNED, STAYS

@@ -8,12 +8,12 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.core.formats import measure
-from imgkeep.core.records import Format
 
 from bench import sweep
 from bench.chromium import Shown, type_of, viewing
 from bench.sweep import File
+from imgkeep.core.formats import measure
+from imgkeep.core.records import Format
 from tests.support import image_files as images
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from urllib.request import urlopen
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
+
 from imgkeep.integrations.asgi import Imgkeep
 
 PAGE = os.environ.get("PAGE", "http://127.0.0.1:9000/page.html")

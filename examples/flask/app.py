@@ -11,6 +11,7 @@ from functools import cache
 from urllib.request import urlopen
 
 from flask import Flask
+
 from imgkeep.integrations.wsgi import Imgkeep
 
 PAGE = os.environ.get("PAGE", "http://127.0.0.1:9000/page.html")

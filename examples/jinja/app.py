@@ -12,8 +12,9 @@ import sys
 from html import escape
 from urllib.request import urlopen
 
-from imgkeep.integrations.jinja import install
 from jinja2 import Environment
+
+from imgkeep.integrations.jinja import install
 
 with urlopen("http://127.0.0.1:9000/link") as answer:
     LINK = str(answer.read(), "utf-8")

@@ -20,16 +20,15 @@ from urllib.parse import quote
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
 from imgkeep.core.identity import BUILT_IN, identify_url, read_provider_rules, rules_for
 from imgkeep.core.source_url import read_source
-
 from tests.support.images import make_image
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from imgkeep.core.identity.rule import Rule, Shape
-
     from tests.support.origins import Exchange, FakeOrigin
     from tests.support.server import Imgkeep
 

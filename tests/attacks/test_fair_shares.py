@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
+
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.records import OWN, Client
@@ -15,7 +16,6 @@ from imgkeep.origin.concurrency import CLIENT_PART, HOST_PART, QUEUE_PER_SLOT, R
 from imgkeep.origin.demand import Demand
 from imgkeep.web.connection import CONNECTIONS
 from imgkeep.web.connection_limit import ConnectionLimit
-
 from tests.support.images import make_image, png_of
 from tests.support.network import Dials, Names, Timer, counted, look, until_counted
 from tests.support.raw_http import port_of, request, target_of

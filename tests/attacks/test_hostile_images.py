@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from aiohttp import FormData
+
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.errors import Busy, NotAnImage
 from imgkeep.core.formats import (
@@ -42,7 +43,6 @@ from imgkeep.core.records import Client, Format
 from imgkeep.images import format_checker as checks
 from imgkeep.images.format_checker import FormatChecker
 from imgkeep.storage.memory import MemorySpool
-
 from tests.support.hostile_images import WORST, png_chunks, tiff_children
 from tests.support.hostile_transfers import read, unframed
 from tests.support.image_requests import services_of

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import brotli  # type: ignore[import-untyped]  # it has no annotations
 import pytest
+
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.errors import OriginError
 from imgkeep.images.negative_cache import TOO_MANY_REQUESTS_S, failure_ttl_s
@@ -23,7 +24,6 @@ from imgkeep.origin.bounded_connection import (
     OriginConnection,
 )
 from imgkeep.origin.content_encoding import WindowSlots
-
 from tests.support.images import make_image, png_of
 from tests.support.network import Timer, counted, look, nothing_kept
 from tests.support.waiting import until

@@ -14,8 +14,9 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import imgkeep.core.rewrite
 import pytest
+
+import imgkeep.core.rewrite
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.rewrite import ImgLinks, every, rewrite_html, rewrite_markdown
 from imgkeep.core.rewrite.markdown import steps_max

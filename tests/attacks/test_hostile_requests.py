@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
+
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.config import ConfigError, load, read_database_url
 from imgkeep.core.records import Backlog
-
 from tests.support.image_requests import fills_done
 from tests.support.images import make_image
 from tests.support.program import ROOT, run_here

@@ -9,8 +9,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.bootstrap.platform import Platform
 
+from imgkeep.bootstrap.platform import Platform
 from tests.support.image_requests import fills_done
 from tests.support.images import make_image, png_of
 from tests.support.s3.remote import sleep_briefly

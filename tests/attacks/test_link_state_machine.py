@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from imgkeep.core.errors import ImgkeepError, OriginError
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
 from imgkeep.core.identity.invalid_signature import make_invalid_signature
-
 from tests.support.fakes import FakeOrigin, World, read_all, whole
 from tests.support.images import make_image
 from tests.support.signed_links import ENFORCED, IMAGE, PAST, PLACEHOLDER, UNCERTAIN, good, invented, shaped, strict
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Source, SourceInfo, Validator
     from imgkeep.images.request_context import Delivery
     from imgkeep.origin.demand import Demand
-
     from tests.support.fakes import FakeResponse
 
 NOW: Final = datetime(2026, 11, 22, 10, tzinfo=UTC)

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+from multidict import CIMultiDict
+from yarl import URL
+
 from imgkeep import config
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.http_headers import FORWARDED_HEADERS
@@ -25,9 +28,6 @@ from imgkeep.web.auth import AUTH
 from imgkeep.web.login_tickets import COOKIE, LINK_LIFETIME_S, SESSION_LIFETIME_S, make_log_in_link, make_ticket
 from imgkeep.web.request_response import ImageRequest
 from imgkeep.web.request_state import RequestLog
-from multidict import CIMultiDict
-from yarl import URL
-
 from tests.support.clock import FakeClock
 from tests.support.images import make_image
 from tests.support.nginx import BARE, nginx, shipped

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from imgkeep.core.records import Digest
 from imgkeep.images.placeholder_suspects import IDENTITIES_MIN, PERIOD_S, SUSPECTS_MAX, PlaceholderSuspects
-
 from tests.support.network import Timer, counted
 from tests.support.signed_links import IMAGE, PLACEHOLDER, UNCERTAIN, SignedOrigin, good, invented, show
 from tests.support.stores import record_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.images.source_order import PLAIN_HTTP_TTL_S
-
 from tests.support.images import make_image
 from tests.support.network import PUBLIC, Dials, Names, Timer, client_context, server_context
 from tests.support.origins import FakeOrigin

@@ -9,8 +9,9 @@ from re import _constants as sre  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
 from typing import TYPE_CHECKING, Any
 
-import imgkeep
 import pytest
+
+import imgkeep
 from imgkeep.core.identity.canonical import read_place
 
 if TYPE_CHECKING:

@@ -23,13 +23,13 @@ import msgspec
 import pytest
 from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
+
 from imgkeep.bootstrap.server import build
 from imgkeep.cluster.progress import read_fill, write_failure
 from imgkeep.core import errors
 from imgkeep.core.errors import ImgkeepError
 from imgkeep.images.peer_fill import FillFailure
 from imgkeep.web.admission import API_PREFIX
-
 from tests.support.cluster import Line, clustered, hear, leader, line_to, others, port_of, workers
 from tests.support.images import make_image, png_of
 from tests.support.origins import gated_body

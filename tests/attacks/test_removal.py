@@ -11,11 +11,11 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from yarl import URL
+
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.source_url import read_source
 from imgkeep.images.operator_refetch import REFETCHES_MAX
-from yarl import URL
-
 from tests.support.api_calls import REMOVED, data_url, problem_code, save
 from tests.support.images import make_image
 from tests.support.waiting import until

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from aiohttp import web
+
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.formats import LOOP_STEPS_MAX, Budget, steps_max
 from imgkeep.core.formats import binary_reader as fields
@@ -20,7 +21,6 @@ from imgkeep.images.fill import Fill
 from imgkeep.images.format_checker import ITERATION_STEPS_MAX, QUICK_THREADS, SLOW_THREADS, FormatChecker
 from imgkeep.storage.local.draft import LocalDraft
 from imgkeep.web.parse_budget import PARSE_ITERATION_BYTES, PARSE_STEP_BYTES
-
 from tests.support.hostile_images import WORST
 from tests.support.hostile_transfers import read, unframed
 from tests.support.images import make_image, png_of

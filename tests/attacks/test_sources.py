@@ -12,11 +12,11 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.config import ConfigError, load
 from imgkeep.core.identity import BUILT_IN
 from imgkeep.core.policy import judge
 from imgkeep.core.source_url import read_source
-
 from tests.support.images import make_image
 
 if TYPE_CHECKING:

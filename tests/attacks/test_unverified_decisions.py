@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 import pytest
+
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
 from imgkeep.core.records import Validator
 from imgkeep.core.source_url import read_source
 from imgkeep.images.background_refresh import SourceRules
-
 from tests.support.fakes import FakeResponse, World, read_all, whole
 from tests.support.images import make_image
 from tests.support.signed_links import (
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from imgkeep.core.records import Key, Record
-
     from tests.support.origins import Exchange, FakeOrigin
     from tests.support.server import Imgkeep
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.__main__ import main
 
+from imgkeep.__main__ import main
 from tests.support.program import environment
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.cli.inspect import inspect
 from imgkeep.cli.printing import print_facts, readable_bytes
@@ -24,14 +25,12 @@ from imgkeep.core.layout import record_path
 from imgkeep.core.policy import judge
 from imgkeep.core.source_url import read_source
 from imgkeep.images.inspect import make_inspector
-
 from tests.support.images import make_image
 from tests.support.program import ROOT, environment, run_here
 from tests.support.stores import local_store, put_image, record_of
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Record
-
     from tests.support.commands import Command
 
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "forbidden_sources.json").read_text("utf-8"))

@@ -11,11 +11,11 @@ from urllib.parse import quote
 
 import aiohttp
 import pytest
+from PIL import Image
+
 from imgkeep.cli.demo_images import HEIGHT, SCENES, WIDTH, draw
 from imgkeep.cli.demo_origin import HOST, NAMES, DemoOrigin, connect_only_to
 from imgkeep.origin.ssrf_guard import open_socket
-from PIL import Image
-
 from tests.support.browser import browsing
 from tests.support.demo import demonstrating
 from tests.support.program import run

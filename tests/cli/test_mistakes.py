@@ -16,12 +16,12 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.bootstrap.preflight import check_machine
 from imgkeep.cli.health import health
 from imgkeep.config import ConfigError, Server, load
 from imgkeep.observability.logs import describe_crash
 from imgkeep.storage.s3.settings import explain as refuse_aws
-
 from tests.support.program import ROOT, cannot, environment, run, run_here, serving
 from tests.support.stores import local_store
 from tests.support.waiting import until

@@ -15,10 +15,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.__main__ import main
 from imgkeep.cli.dispatch import MODULES
 from imgkeep.cli.parser import SHELLS, make_parser
-
 from tests.support.images import make_image
 from tests.support.program import ROOT, cannot, environment, run, run_here, serving
 

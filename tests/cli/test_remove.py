@@ -8,12 +8,12 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.cli import remove
 from imgkeep.cli.client import Client
 from imgkeep.cli.errors import ServerError
 from imgkeep.core.source_url import read_source
-
 from tests.support.api_calls import save
 from tests.support.images import make_image
 

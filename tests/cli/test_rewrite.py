@@ -14,10 +14,10 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.__main__ import main
 from imgkeep.cli.diff import unified
 from imgkeep.cli.documents import FileVersion, find_documents, read_document, replace_document
-
 from tests.support.images import make_image
 from tests.support.page_links import DIES, SIGNED, STAYS
 from tests.support.program import cannot, environment

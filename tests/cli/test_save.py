@@ -14,9 +14,9 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.cli.client import pin_address
 from imgkeep.cli.save import CONCURRENT_MAX
-
 from tests.support.images import make_image
 from tests.support.program import ROOT, environment, run, run_here, serving
 

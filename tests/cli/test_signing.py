@@ -9,9 +9,9 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.signing import Signatures, signed_path
 from imgkeep.core.source_url import read_img_query
-
 from tests.support.program import cannot
 from tests.support.signing_vectors import KEY, PAGE, VECTORS
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.cli.interruption import INTERRUPTED, TERMINATED
 
+from imgkeep.cli.interruption import INTERRUPTED, TERMINATED
 from tests.support.images import make_image
 from tests.support.program import environment
 from tests.support.waiting import until

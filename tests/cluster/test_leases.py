@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.cluster.leases import EXPIRED_MAX, FillLeases, remove_leases_of
 
+from imgkeep.cluster.leases import EXPIRED_MAX, FillLeases, remove_leases_of
 from tests.support.fakes import Timer
 
 if TYPE_CHECKING:

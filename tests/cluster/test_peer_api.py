@@ -8,6 +8,7 @@ from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
+
 from imgkeep.cluster.peer_api import make_peer_api
 from imgkeep.cluster.peers import SECRET_FIELD, Notice
 from imgkeep.cluster.progress import read_fill

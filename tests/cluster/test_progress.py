@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import StreamReader
 from aiohttp.base_protocol import BaseProtocol
+
 from imgkeep.cluster.progress import PIECE_BYTES, read_fill, write_fill
 from imgkeep.core.errors import OriginError
 from imgkeep.core.records import Doubt, Format

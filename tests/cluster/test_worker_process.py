@@ -7,6 +7,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.cluster.control import DRAIN, HEARTBEAT, KILL_TIMEOUT_S, READY
 from imgkeep.cluster.worker_info import WorkerInfo
 from imgkeep.cluster.worker_process import (

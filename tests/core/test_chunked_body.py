@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from imgkeep.core.chunked_body import LINE_BYTES_MAX, Chunks, Malformed
 
 BODIES = {

@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.confirmation import (
     FINGERPRINT_CHARS,
     Comparison,
@@ -35,7 +36,6 @@ from imgkeep.core.identity import identify, read_provider_rules
 from imgkeep.core.probe_result import ProbeResponse, ProbeResult, judge_probe
 from imgkeep.core.records import Digest, Doubt, Standing
 from imgkeep.core.source_url import read_source
-
 from tests.support.records import (
     CONTESTED,
     ENDED,

@@ -8,6 +8,7 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from imgkeep.core.content_negotiation import (
     FIELDS_MAX,
     FIELDS_USUAL,
@@ -18,7 +19,6 @@ from imgkeep.core.content_negotiation import (
     prefers_page,
 )
 from imgkeep.core.http_headers import FORWARDED_HEADERS
-
 from tests.support.accept_fields import FIREFOX_TAB, IMG, TAB
 
 OLD_FIREFOX_IMG = "image/webp,*/*"

@@ -8,6 +8,7 @@ from hashlib import sha256
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from imgkeep.core.data_url import identify_bytes, identify_legacy, read_data_url
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.records import Digest

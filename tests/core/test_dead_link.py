@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import pytest
+
 from imgkeep.core.dead_link import READ_BYTES, explain, is_page, refusal_size, refuses
 from imgkeep.core.errors import (
     ImgkeepError,

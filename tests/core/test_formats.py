@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from imgkeep.core.formats import (
     HEAD_BYTES_MAX,
     UNDECIDED,
@@ -31,7 +32,6 @@ from imgkeep.core.formats import (
     iso_boxes as boxes,
 )
 from imgkeep.core.records import Format, PixelSize
-
 from tests.support import image_files as images
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from imgkeep.core.formats import Budget, Ending, Spent, foresees_end, is_incomplete, is_whole, steps_max
 from imgkeep.core.formats.end_detection import HEAD_BYTES_MAX, STEPS_MIN, TAIL_BYTES
 from imgkeep.core.records import Format
-
 from tests.support.image_files import animated, png_chunk, png_header, samples, saved
 
 SAMPLES = samples()

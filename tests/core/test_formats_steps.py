@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from imgkeep.core.formats import (
     HEAD_BYTES_MAX,
     LOOP_STEPS_MAX,
@@ -20,7 +21,6 @@ from imgkeep.core.formats import (
     binary_reader as fields,
 )
 from imgkeep.core.records import Format, PixelSize
-
 from tests.support import image_files as images
 
 SAMPLES = images.samples()

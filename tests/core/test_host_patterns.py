@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from imgkeep.core import host_patterns as patterns
 from imgkeep.core.host_patterns import Patterns, read_path
 from imgkeep.core.policy import Policy, judge

@@ -8,6 +8,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
+
 from imgkeep.core.http_headers import (
     FORWARDED_HEADERS,
     RETRY_AFTER_MAX_S,
@@ -21,7 +23,6 @@ from imgkeep.core.http_headers import (
 )
 from imgkeep.core.ip_ranges import unmap
 from imgkeep.core.range_header import Span, is_whole_range, range_applies, read_range
-from multidict import CIMultiDict
 
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 ANY = st.text(max_size=200) | st.text("bytes=-,0123456789 \t*/W\"'abc;:[]forFOR.", max_size=60)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from imgkeep.core.identity import BUILT_IN, identify, identify_url, rules_for
 from imgkeep.core.policy import Policy, judge
 from imgkeep.core.source_url import read_source

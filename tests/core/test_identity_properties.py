@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.identity import BUILT_IN, identify_url
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from imgkeep.core.errors import InvalidSource, SourceForbidden
 from imgkeep.core.identity import BUILT_IN, identify_url, places_of, read_provider_rules
 from imgkeep.core.identity.engine import NAMED_DEPTH_MAX

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+
 from imgkeep.core.confirmation import (
     Comparison,
     RecordUse,
@@ -39,7 +40,6 @@ from imgkeep.core.incomplete_image import (
     record_after_refetch,
 )
 from imgkeep.core.records import Doubt, Record, Refetches, Standing
-
 from tests.support.records import (
     CONTESTED,
     ENDED,

@@ -5,6 +5,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from imgkeep.core.ip_ranges import client_networks, read_literal, refusal, unmap
 
 # A range whose neighbour is refused as well names what that one is.

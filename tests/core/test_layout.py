@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from imgkeep.core.identity import identify
 from imgkeep.core.layout import (
     BLOCK_BYTES_MAX,
@@ -39,7 +40,6 @@ from imgkeep.core.records import (
     Trust,
 )
 from imgkeep.core.source_url import SOURCE_CHARS_MAX, read_source
-
 from tests.support.records import DIGEST, KEY, RECORD, WHEN
 
 WRITTEN = b"""{

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.policy import Policy, is_local_name, judge, judge_address
 from imgkeep.core.records import Source

@@ -6,6 +6,7 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+
 from imgkeep.core.identity import BUILT_IN
 from imgkeep.core.policy import Policy, judge
 from imgkeep.core.policy_document import ITEMS_MAX, describe_policy, facts_for_pages, read_policy

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
+
 from imgkeep.core.jobs import Job, JobItem, NewItem, Webhook
 from imgkeep.core.records import Format, Key, PixelSize, Source, SourceInfo, Subject
 from imgkeep.core.source_url import read_source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from imgkeep.core.errors import InvalidSource, SourceForbidden
 from imgkeep.core.redirect_location import Ambiguous, read_location
 from imgkeep.core.source_url import read_source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from imgkeep.core.response_head import FIELDS_MAX, Contradiction, find_head_end, has_chunked, may_begin, mend_head
 
 

@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
 from imgkeep.core.identity.invalid_signature import REPLACED_CHARS, make_invalid_signature

@@ -7,10 +7,10 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from imgkeep.core.errors import SignatureExpired, SignatureInvalid, SignatureRequired
 from imgkeep.core.signing import Signatures, sign, signed_path
 from imgkeep.core.source_url import read_img_query
-
 from tests.support.signing_vectors import KEY, PAGE, VECTORS
 
 OLD_KEY = "the-key-before-it-was-rotated"

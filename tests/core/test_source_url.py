@@ -10,10 +10,11 @@ from urllib.parse import quote, quote_plus, urlencode
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from yarl import URL
+
 from imgkeep.core.errors import InvalidSource, SourceForbidden, SourceRejected
 from imgkeep.core.records import Source
 from imgkeep.core.source_url import QUERY_CHARS_MAX, SOURCE_CHARS_MAX, own_path, read_base, read_img_query, read_source
-from yarl import URL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from imgkeep.core.store_url import Bucket, Folder, read_store_url
 
 GOOD = {

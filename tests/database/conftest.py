@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import psycopg  # noqa: F401 - an import reads files, and so must not be left to a test on an event loop
 import pytest
 import sqlalchemy as sa
-from imgkeep.database import Database, ImageIndex
 
+from imgkeep.database import Database, ImageIndex
 from tests.support.clock import FakeClock
 from tests.support.program import cannot
 from tests.support.waiting import block_until

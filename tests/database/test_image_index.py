@@ -11,12 +11,12 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import decode_record, encode_record
 from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record
 from imgkeep.database.image_index import UNWRITTEN_MAX, _records, _to_record, _to_row
 from imgkeep.database.schema import images, metadata
-
 from tests.support.database import make_records, query, walk
 from tests.support.stores import NOON, record_of
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgkeep.database import Database, ImageIndex
-
     from tests.support.clock import FakeClock
 
     Connect = Callable[..., Database]

@@ -7,14 +7,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, get_args
 
 import pytest
+
 from imgkeep.core.jobs import JobState, NewItem
 from imgkeep.core.records import Failure, Key
-
 from tests.support.stores import NOON, record_of
 
 if TYPE_CHECKING:
     from imgkeep.database import Database, DurableJobs, ImageIndex
-
     from tests.support.clock import FakeClock
 
 KEY = Key("0" * 64)

@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from imgkeep.core.records import Backlog, OutboxEntry
-
 from tests.support.database import walk
 from tests.support.stores import NOON, record_of
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Record
     from imgkeep.database import Database
-
     from tests.support.clock import FakeClock
 
 

@@ -16,12 +16,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+
 from imgkeep.core.errors import StorageError
 from imgkeep.database import Database, IncompatibleDatabase
 from imgkeep.database.schema import metadata
 from imgkeep.database.schema_upgrade import NEWEST, migrate
 from imgkeep.database.sqlite_file import find_fault
-
 from tests.support.database import query
 from tests.support.program import cannot, run
 from tests.support.stores import record_of

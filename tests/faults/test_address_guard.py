@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-from imgkeep.bootstrap.platform import Platform
 from yarl import URL
 
+from imgkeep.bootstrap.platform import Platform
 from tests.support.images import make_image
 from tests.support.network import PUBLIC, Dials, Names, client_context, look, nothing_kept, server_context
 from tests.support.origins import FakeOrigin

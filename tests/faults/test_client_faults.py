@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
-from imgkeep.bootstrap.server import SERVICES
 
+from imgkeep.bootstrap.server import SERVICES
 from tests.support.image_requests import fills_done, store_image
 from tests.support.images import png_of
 from tests.support.impatient_server import LIMIT_S, deaf_socket, serve_impatiently

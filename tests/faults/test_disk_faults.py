@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from imgkeep.bootstrap.server import SERVICES
 
+from imgkeep.bootstrap.server import SERVICES
 from tests.support.image_requests import count_readers
 from tests.support.images import png_of
 from tests.support.program import cannot, injecting, need_strace, run, serving

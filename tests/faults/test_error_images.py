@@ -7,13 +7,13 @@ import gzip
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.cluster.progress import read_fill, write_failure
 from imgkeep.core.errors import SourceNotFound
 from imgkeep.core.source_url import read_source
 from imgkeep.images.fill_checks import ERROR_IMAGE_BYTES_MAX
 from imgkeep.images.negative_cache import IMAGES_BYTES_MAX, NegativeCache
 from imgkeep.images.peer_fill import FillFailure
-
 from tests.support.browser import browsing
 from tests.support.images import make_image, png_of
 from tests.support.network import look, nothing_kept

@@ -9,10 +9,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.dead_link import READ_BYTES
 from imgkeep.origin import client
-
 from tests.support.images import make_image
 from tests.support.network import Names, look, nothing_kept
 

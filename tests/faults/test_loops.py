@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
-from imgkeep.bootstrap.platform import Platform
-from imgkeep.bootstrap.server import SERVICES
 from multidict import CIMultiDict
 
+from imgkeep.bootstrap.platform import Platform
+from imgkeep.bootstrap.server import SERVICES
 from tests.support.images import make_image
 from tests.support.network import PUBLIC, Dials, Names, look, nothing_kept
 

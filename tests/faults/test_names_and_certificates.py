@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 from aiohttp import TCPConnector
+
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import SERVICES
-
 from tests.support.images import make_image
 from tests.support.network import (
     NO_SUCH_NAME,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from imgkeep.origin.client import OriginClient
-
     from tests.support.network import Addresses
     from tests.support.origins import Exchange
     from tests.support.server import Imgkeep

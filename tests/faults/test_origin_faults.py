@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import brotli  # type: ignore[import-untyped]  # it has no annotations
 import pytest
+
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.images.negative_cache import SERVER_ERROR_S, TOO_MANY_REQUESTS_S
-
 from tests.support.images import make_image, png_of
 from tests.support.network import Timer, counted, look, nothing_kept
 from tests.support.waiting import until

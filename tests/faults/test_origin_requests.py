@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep import __version__
 
+from imgkeep import __version__
 from tests.support.images import make_image
 from tests.support.network import look
 from tests.support.origins import FakeOrigin

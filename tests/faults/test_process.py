@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.bootstrap.lifecycle import DRAIN_NOTICE_S
 from imgkeep.bootstrap.platform import Platform
-
 from tests.support.fakes import Timer
 from tests.support.image_requests import store_image
 from tests.support.images import make_image, png_of

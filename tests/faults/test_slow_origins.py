@@ -6,9 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import SERVICES
-
 from tests.support.images import make_image, png_of
 from tests.support.network import PUBLIC, Dials, Names, counted, look, nothing_kept, until_counted
 from tests.support.waiting import until

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from imgkeep.core.errors import (
     LoopDetected,
     OriginRefused,
@@ -14,7 +15,6 @@ from imgkeep.core.errors import (
 )
 from imgkeep.images.fill import RECENT_BYTES_MAX
 from imgkeep.images.shared_body import RECENT_CHUNKS_MAX, SharedBody
-
 from tests.support.fakes import FakeResponse, World, read_all, settle
 from tests.support.fills import (
     IMAGE,

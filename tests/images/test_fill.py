@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.errors import (
     ImgkeepError,
     NotAnImage,
@@ -18,7 +19,6 @@ from imgkeep.core.errors import (
     TooLarge,
 )
 from imgkeep.core.source_url import read_source
-
 from tests.support.fakes import FakeResponse, World, read_all, settle
 from tests.support.fills import (
     DISK_FAULTS,

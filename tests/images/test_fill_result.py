@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from imgkeep.core.errors import Removed
 from imgkeep.images.fill_result import Stored
 from imgkeep.images.interfaces import Cluster
-
 from tests.support.fakes import World
 from tests.support.fills import IMAGE, URL
 from tests.support.images import make_image
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     import pytest
+
     from imgkeep.core.records import Key, Record, Source, SourceInfo
     from imgkeep.images.peer_fill import FillFailure, RemoteFill
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.confirmation import standing_of
 from imgkeep.core.errors import Busy, NotAnImage, OriginRefused, OriginTimeout, SourceForbidden, StorageError
 from imgkeep.core.identity import identify
@@ -16,7 +17,6 @@ from imgkeep.images import fill_checks
 from imgkeep.images.fill_checks import GATHERED_BYTES_MAX
 from imgkeep.images.incomplete_refetch import REFETCHES_MAX
 from imgkeep.images.request_context import RequestContext
-
 from tests.support.fakes import FakeResponse, World, read_all, settle, whole
 from tests.support.images import make_image
 from tests.support.temporary_links import FRESH, FRESHER, by_provider_rules

@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.errors import OriginError, OriginRefused, SourceExpired, SourceNotFound
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.records import Digest, Validator
@@ -15,7 +16,6 @@ from imgkeep.core.source_url import read_source
 from imgkeep.images.background_refresh import SourceRules
 from imgkeep.images.request_context import RedirectToSource
 from imgkeep.origin.demand import NotModified
-
 from tests.support.fakes import FakeResponse, World, whole
 from tests.support.images import make_image
 from tests.support.temporary_links import (

@@ -6,6 +6,7 @@ import gc
 import weakref
 
 import pytest
+
 from imgkeep.core.errors import (
     Busy,
     ImgkeepError,
@@ -22,7 +23,6 @@ from imgkeep.core.errors import (
 )
 from imgkeep.core.source_url import read_source
 from imgkeep.images.negative_cache import NegativeCache, failure_ttl_s
-
 from tests.support.fakes import FakeResponse, Timer, World, read_all
 from tests.support.fills import (
     IMAGE,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.cluster.leases import FillLeases
 from imgkeep.core.errors import (
     Busy,
@@ -23,7 +24,6 @@ from imgkeep.images.interfaces import Cluster
 from imgkeep.images.peer_fill import FillFailure, PeerFill
 from imgkeep.images.peer_fill import RemoteFill as Followed
 from imgkeep.images.service import FOLLOW_ATTEMPTS_MAX
-
 from tests.support.fakes import GROWING, FakeResponse, Timer, World, read_all, settle
 from tests.support.fills import (
     IMAGE,

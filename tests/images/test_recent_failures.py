@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from imgkeep.core.errors import OriginError, SourceForbidden, SourceNotFound, Yielded
 from imgkeep.core.records import Key, Subject
 from imgkeep.images.failure_history import (

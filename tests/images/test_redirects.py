@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.errors import StorageError
 from imgkeep.images.object_urls import ObjectUrls
-
 from tests.support.fakes import Timer
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.errors import (
     Busy,
     Conflict,
@@ -26,7 +27,6 @@ from imgkeep.core.identity import identify
 from imgkeep.core.records import Digest, Doubt, Key, Record, Refetches
 from imgkeep.core.source_url import read_source
 from imgkeep.images.operator_refetch import LEASE_POLLS_MAX, REFETCHES_MAX, Refetcher
-
 from tests.support.fakes import OPEN_POLICY, FakeResponse, World, settle, without_query
 from tests.support.images import make_image
 from tests.support.temporary_links import EXPIRED, FRESH, FRESHER, NOW, PLAIN, by_provider_rules, exactly

@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.records import Digest, Doubt, Key, Tombstone
 from imgkeep.database import Database, RemovalIndex
@@ -15,7 +16,6 @@ from imgkeep.images.blocked_digests import RECHECKS_MAX, REFRESH_INTERVAL_S, Blo
 from imgkeep.images.record_cache import TOMBSTONES_TTL_S, RecordCache
 from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
-
 from tests.support.fakes import Timer
 from tests.support.stores import NOON, local_store, record_of
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from hashlib import sha256
 
 import pytest
+
 from imgkeep.core.errors import (
     OriginError,
     Removed,
@@ -17,7 +18,6 @@ from imgkeep.core.errors import (
 )
 from imgkeep.core.records import Digest
 from imgkeep.images.request_context import Delivery
-
 from tests.support.fakes import FakeResponse, World, read_all, settle
 from tests.support.fills import (
     IMAGE,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from imgkeep.core.errors import StorageError
 from imgkeep.images.shared_body import SharedBody, Watermark
 from imgkeep.storage.memory import MemoryBody, MemorySpool
-
 from tests.support.fakes import FakeSpool
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from imgkeep.images.singleflight import Call, SingleFlight
 
 

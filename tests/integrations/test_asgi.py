@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response, StreamingResponse
-from imgkeep.integrations.asgi import Imgkeep
 from starlette.middleware.gzip import GZipMiddleware
 
+from imgkeep.integrations.asgi import Imgkeep
 from tests.support.asgi_messages import body_of
 from tests.support.pages import PAGE, PLAIN, WANTED
 

@@ -6,8 +6,8 @@ import gzip
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.integrations.response_body import CutShort
 
+from imgkeep.integrations.response_body import CutShort
 from tests.support.middlewares import (
     Received,
     Reply,

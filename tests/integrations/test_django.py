@@ -19,10 +19,10 @@ from django.urls import path
 from django.utils.module_loading import import_string
 from django.utils.safestring import mark_safe
 from django.views import View
+
 from imgkeep.integrations import asgi, wsgi
 from imgkeep.integrations.django import ImgkeepMiddleware, img_url
 from imgkeep.integrations.django.links import configured
-
 from tests.support import django_settings
 from tests.support.asgi_messages import body_of
 from tests.support.pages import LINK, NEW_LINK, PAGE, WANTED

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.core.rewrite import Hosts
-from imgkeep.integrations.jinja import install
-from imgkeep.integrations.links import LinkRewriter
 from jinja2 import Environment
 from markupsafe import Markup
 
+from imgkeep.core.rewrite import Hosts
+from imgkeep.integrations.jinja import install
+from imgkeep.integrations.links import LinkRewriter
 from tests.support.pages import LINK, NEW_LINK
 
 if TYPE_CHECKING:

@@ -13,14 +13,14 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import imgkeep.integrations
 import pytest
+
+import imgkeep.integrations
 from imgkeep.core.identity import BUILT_IN
 from imgkeep.core.policy import PORTS
 from imgkeep.integrations import asgi, django, img_url, jinja, wsgi
 from imgkeep.integrations.links import LinkRewriter
 from imgkeep.integrations.policy import ANSWER_BYTES_MAX, PolicyClient, Rules, make_policy
-
 from tests.support.program import serving
 from tests.support.waiting import block_until
 

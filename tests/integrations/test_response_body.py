@@ -9,11 +9,11 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.integrations.content_encoding import PIECE_BYTES_MAX
 from imgkeep.integrations.links import LinkRewriter
 from imgkeep.integrations.response_body import Body, CutShort, Streamed, Unaltered, Whole
 from imgkeep.integrations.responses import Plan
-
 from tests.support.pages import LINK, NEW_LINK, PAGE, PLAIN, WANTED, rewriter
 
 if TYPE_CHECKING:

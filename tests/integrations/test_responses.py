@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from imgkeep.integrations.responses import Plan, plan, revalidated, rewritten
 
 HTML = ("Content-Type", "text/html; charset=utf-8")

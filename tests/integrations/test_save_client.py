@@ -10,9 +10,9 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.integrations.links import LinkRewriter
 from imgkeep.integrations.save_client import BATCH_LINKS_MAX, LINKS_WAITING_MAX, Saver, saver_for
-
 from tests.support.images import make_image
 from tests.support.program import serving
 from tests.support.waiting import block_until, until

@@ -13,8 +13,8 @@ from wsgiref.validate import validator
 
 import pytest
 from flask import Flask, Response, make_response, request, send_file
-from imgkeep.integrations.wsgi import Imgkeep
 
+from imgkeep.integrations.wsgi import Imgkeep
 from tests.support.pages import HTML, LINK, PAGE, PLAIN, WANTED
 from tests.support.wsgi_server import WsgiServer
 

@@ -9,10 +9,10 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.web.auth import AUTH
-from imgkeep.web.login_tickets import make_log_in_link
 from PIL import Image
 
+from imgkeep.web.auth import AUTH
+from imgkeep.web.login_tickets import make_log_in_link
 from tests.support.browser import browsing
 from tests.support.image_requests import store_image
 from tests.support.images import make_image

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pytest
+
 from imgkeep.core.rewrite import ImgLinks, every, rewrite_html
 from imgkeep.core.rewrite.links import Page
 from imgkeep.core.signing import signed_path
 from imgkeep.core.source_url import read_img_query, read_source
-
 from tests.support.host_globs import GLOBS
 from tests.support.node import calling, copy_module
 from tests.support.signing_vectors import KEY, VECTORS

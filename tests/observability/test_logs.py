@@ -18,11 +18,11 @@ import pytest
 from aiohttp.http_exceptions import BadHttpMessage
 from hypothesis import example, given
 from hypothesis import strategies as st
+
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.config import Log
 from imgkeep.observability.logs import FLUSH_TIMEOUT_S, QUEUE_RECORDS_MAX, RecordFormatter, logging_to, redact
 from imgkeep.observability.metrics import Metrics
-
 from tests.support.image_requests import fills_done
 from tests.support.images import png_of
 from tests.support.raw_http import ask, port_of, split, talk, target_of

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.errors import Busy
 from imgkeep.core.records import OWN, Client
 from imgkeep.origin.concurrency import QUEUE_PER_SLOT, FetchLimiter

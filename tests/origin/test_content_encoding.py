@@ -14,6 +14,7 @@ import brotli  # type: ignore[import-untyped]  # it has no annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from imgkeep.core.errors import Busy, OriginError
 from imgkeep.origin.content_encoding import (
     CODINGS_MAX,

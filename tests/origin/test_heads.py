@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.response_head import FIELDS_MAX
 from imgkeep.origin.bounded_connection import HEAD_BYTES_MAX, HEAD_STEP_BYTES, INTERIM_ANSWERS_MAX
-
 from tests.support.browser import browsing
 from tests.support.images import make_image
 from tests.support.network import look, nothing_kept

@@ -8,9 +8,9 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.core.policy import Policy
 from imgkeep.origin.ssrf_guard import AddressGuard, AddressRefused, OwnAddress, open_socket
-
 from tests.support.network import PUBLIC, Names
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.errors import RemoteFault, StorageError
 from imgkeep.replication import circuit_breaker as module
 from imgkeep.replication.circuit_breaker import CircuitBreaker
-
 from tests.support.fakes import Timer
 from tests.support.waiting import until
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from imgkeep.core.store_url import Bucket
 from imgkeep.storage.s3 import S3Store
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+
 from imgkeep.bootstrap.storage import open_storage
 from imgkeep.core.errors import Unreachable, WrittenByNewer
 from imgkeep.core.records import Digest, Key
@@ -16,7 +17,6 @@ from imgkeep.core.store_url import Bucket
 from imgkeep.storage.s3.client import BucketClient
 from imgkeep.storage.s3.errors import BucketError
 from imgkeep.storage.s3.store import S3Store
-
 from tests.support.image_requests import fast_path_of
 from tests.support.images import make_image, png_of
 from tests.support.program import serving

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.bootstrap.storage import open_storage
 from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
-
 from tests.support.server import configuration
 
 if TYPE_CHECKING:

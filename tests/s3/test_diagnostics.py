@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+
 from imgkeep.bootstrap.storage import open_storage
 from imgkeep.cli.check import check as print_check
 from imgkeep.clock import read_clock
@@ -15,7 +16,6 @@ from imgkeep.config import load
 from imgkeep.storage.s3.diagnostics import diagnose
 from imgkeep.storage.s3.errors import REMEDIES
 from imgkeep.storage.s3.records import PROBE
-
 from tests.support.program import environment, run
 from tests.support.s3.misbehaving import only, s3_error
 

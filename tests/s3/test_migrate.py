@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import rich.progress  # noqa: F401 - imported here, outside of the event loop, it is no blocking call
+
 from imgkeep.__main__ import main
 from imgkeep.bootstrap import storage as parts
 from imgkeep.cli.migrate import migrate
@@ -17,7 +18,6 @@ from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import object_path, record_path
 from imgkeep.core.store_url import Bucket, Folder
 from imgkeep.maintenance.migrate import FAILURES_MAX
-
 from tests.support.images import make_image, png_of
 from tests.support.program import run_here
 from tests.support.s3.misbehaving import only, s3_error
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Record
     from imgkeep.maintenance.migrate import Migration
-
     from tests.support.s3.gate import Gate
     from tests.support.s3.servers import S3Server
 

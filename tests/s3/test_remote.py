@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
+
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.storage.s3.records import PROBE_BYTES
-
 from tests.support.images import make_image, png_of
 from tests.support.s3.misbehaving import only
 from tests.support.s3.remote import ALL, HURRIED, MULTIPART_SIZE, get, readyz, replicated
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from imgkeep.images.service import ImageService
-
     from tests.support.origins import FakeOrigin
     from tests.support.s3.remote import Remote
     from tests.support.server import Imgkeep

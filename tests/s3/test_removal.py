@@ -7,7 +7,6 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from imgkeep.bootstrap.platform import Platform
-
 from tests.support.api_calls import REMOVED, remove, saved
 from tests.support.images import make_image
 from tests.support.s3.misbehaving import only

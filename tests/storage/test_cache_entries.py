@@ -8,9 +8,9 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.layout import object_path
 from imgkeep.core.records import Digest
-
 from tests.support.images import png_of
 from tests.support.stores import local_store
 

@@ -10,6 +10,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.records import Doubt, Key, Tombstone
 from imgkeep.core.store_url import Bucket
@@ -17,7 +18,6 @@ from imgkeep.storage.disk_cache import DiskCache
 from imgkeep.storage.local.disk import HASHED_BYTES_MAX
 from imgkeep.storage.memory import MemorySpool
 from imgkeep.storage.s3 import S3Store
-
 from tests.support.s3.backends import BucketBackend, open_bucket
 from tests.support.stores import NOON, FakeStore, fetch_image, local_store, put_image, read_all, record_of, spool_of
 

@@ -7,12 +7,12 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.errors import StorageError
 from imgkeep.storage.disk_cache import CacheShare, DiskCache
 from imgkeep.storage.local.disk import HASHED_BYTES_MAX, Disk
 from imgkeep.storage.local.store import LocalStore
 from imgkeep.storage.memory import MemorySpool
-
 from tests.support.stores import put_image, read_all, record_of
 from tests.support.waiting import until
 

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.errors import StorageError
 from imgkeep.storage.local.executor import DiskExecutor
-
 from tests.support.waiting import until
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.errors import Conflict, StorageError
 from imgkeep.core.layout import object_path, record_path
 from imgkeep.storage.local.group_commit import GROUP_MAX, SYNCED_BY_FILE_MAX
-
 from tests.support.program import cannot
 from tests.support.stores import local_store, record_of
 

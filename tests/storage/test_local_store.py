@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import OBJECTS, RecordTooNew, encode_record, object_path, record_path
 from imgkeep.core.records import Doubt, Record, Refetches
@@ -26,7 +27,6 @@ from imgkeep.storage.local import atomic_files as files
 from imgkeep.storage.local import open_files
 from imgkeep.storage.local.disk import HASHED_BYTES_MAX, Disk
 from imgkeep.storage.memory import MemoryBody, MemorySpool
-
 from tests.support.images import make_image
 from tests.support.stores import fetch_image, local_store, put_image, record_of
 from tests.support.waiting import until

@@ -7,9 +7,9 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.storage.local.memory_cache import MAPS_MAX, SMALL_BYTES_MAX, CacheEntry, MemoryCache
 from imgkeep.storage.local.page_cache import PageCacheReader
-
 from tests.support.program import cannot
 from tests.support.stores import local_store
 

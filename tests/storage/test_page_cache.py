@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from imgkeep.storage.local import page_cache as cached
 from imgkeep.storage.local.page_cache import PageCacheReader, type_of
-
 from tests.support.program import cannot
 
 

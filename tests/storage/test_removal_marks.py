@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core.errors import WrittenByNewer
 from imgkeep.core.layout import encode_record, encode_tombstone
 from imgkeep.core.records import Tombstone
 from imgkeep.storage.local.removal_marks import delete_if, read_place
-
 from tests.support.stores import NOON, record_of
 
 if TYPE_CHECKING:

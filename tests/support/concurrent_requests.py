@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from imgkeep.web.fastpath.protocol import FastConnection
-
 from tests.support.image_requests import fast_path_of
 from tests.support.images import png_of
 from tests.support.raw_http import port_of, request, split
@@ -14,7 +13,6 @@ from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from imgkeep.web.fastpath.states import State
-
     from tests.support.origins import Exchange
     from tests.support.raw_http import Answer
     from tests.support.server import Imgkeep

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from imgkeep.core.errors import StorageError
-
 from tests.support.images import png_of
 
 if TYPE_CHECKING:

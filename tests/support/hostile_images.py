@@ -11,7 +11,6 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.records import Format
-
 from tests.support import image_files as images
 
 if TYPE_CHECKING:

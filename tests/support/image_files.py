@@ -11,8 +11,9 @@ import zlib
 from io import BytesIO
 from typing import Any, NamedTuple
 
-from imgkeep.core.records import Format, PixelSize
 from PIL import Image
+
+from imgkeep.core.records import Format, PixelSize
 
 SIZE = PixelSize(20, 12)
 TURNED = PixelSize(12, 20)

@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.web.fastpath.fast_path import FAST_PATH
-
 from tests.support.raw_http import ask, target_of
 
 if TYPE_CHECKING:
     from imgkeep.bootstrap.services import Services
     from imgkeep.web.fastpath.fast_path import FastPath
-
     from tests.support.raw_http import Answer
     from tests.support.server import Imgkeep
 

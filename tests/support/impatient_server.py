@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+
 from imgkeep.bootstrap.server import build, make_runner
 from imgkeep.web.aiohttp_adapter import STALL_TIMEOUT
 from imgkeep.web.connection import CONNECTIONS
-
 from tests.support.server import configuration
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import override_settings
+
 from imgkeep.integrations import asgi, wsgi
 from imgkeep.integrations.django import ImgkeepMiddleware
-
 from tests.support import django_settings
 from tests.support.pages import OPTIONS
 from tests.support.wsgi_server import WsgiServer

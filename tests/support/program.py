@@ -21,9 +21,9 @@ from urllib.parse import quote
 
 import aiohttp
 import pytest
-from imgkeep.__main__ import main
 from yarl import URL
 
+from imgkeep.__main__ import main
 from tests.support.waiting import until
 
 if TYPE_CHECKING:

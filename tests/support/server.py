@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from aiohttp.test_utils import TestClient, TestServer
+from yarl import URL
+
 from imgkeep.bootstrap.server import make_runner
 from imgkeep.config import Config, load
 from imgkeep.web.auth import AUTH
-from yarl import URL
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from imgkeep.bootstrap.server import SERVICES
-
 from tests.support.images import make_image
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from yarl import URL
+
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.signing import signed_path
 from imgkeep.images.fill_rate_limit import WIDE_NETWORK_FACTOR
-from yarl import URL
-
 from tests.support.api_calls import problem_code
 from tests.support.clock import FakeClock
 from tests.support.fakes import Timer

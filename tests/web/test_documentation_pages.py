@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.web.documentation import FILES
 
+from imgkeep.web.documentation import FILES
 from tests.support.accept_fields import TAB
 from tests.support.raw_http import ask, port_of, split, talk
 

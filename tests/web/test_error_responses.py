@@ -9,12 +9,12 @@ from html import unescape
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.config import ConfigError
 from imgkeep.core.content_negotiation import FORM_FIELDS
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.web.error_presentation import PLACEHOLDER_BYTES_MAX, present_failure, read_placeholder
 from imgkeep.web.error_to_problem import problem_response
-
 from tests.support.accept_fields import IMG, TAB
 from tests.support.cluster import clustered, line_to, others
 from tests.support.concurrent_requests import HeldResponse, request_concurrently, split_all, until_following

@@ -11,11 +11,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep import __version__
 from imgkeep.cluster.progress import read_fill, write_failure
 from imgkeep.core.errors import StorageError
 from imgkeep.images.peer_fill import FillFailure
-
 from tests.support.images import make_image
 from tests.support.network import counted, look
 from tests.support.program import environment, serving

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from imgkeep.web.connection import Connection
 from imgkeep.web.flow_control import FAST_UNSENT_BYTES_MAX, UNSENT_BYTES_MAX, FlowControl
-
 from tests.support.images import png_of
 from tests.support.wire import Wire
 

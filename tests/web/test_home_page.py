@@ -9,10 +9,10 @@ from html import unescape
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep import __version__
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.web.login_tickets import COOKIE, make_ticket
-
 from tests.support.accept_fields import FIREFOX_TAB, TAB
 from tests.support.raw_http import ask
 from tests.support.signing_vectors import KEY

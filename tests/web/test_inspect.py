@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
-from imgkeep.bootstrap.server import SERVICES
 from yarl import URL
 
+from imgkeep.bootstrap.server import SERVICES
 from tests.support.images import make_image
 from tests.support.waiting import until
 

@@ -12,9 +12,9 @@ from hmac import digest
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.bootstrap.platform import Platform
 from yarl import URL
 
+from imgkeep.bootstrap.platform import Platform
 from tests.support.api_calls import job_done
 from tests.support.clock import FakeClock
 from tests.support.images import make_image

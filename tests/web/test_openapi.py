@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from imgkeep.bootstrap.server import build
 from imgkeep.config import Config
 from imgkeep.web.api.openapi.document import DOCUMENT, PATHS
-
 from tests.support.api_calls import data_url
 from tests.support.images import make_image
 from tests.support.program import serving

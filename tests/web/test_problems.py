@@ -9,12 +9,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core import errors
 from imgkeep.core.errors import ImgkeepError, OriginError, SourceRejected
 from imgkeep.observability.logs import RecordFormatter
 from imgkeep.web.error_to_problem import STATUSES, problem_response
-
 from tests.support.image_requests import store_image
 from tests.support.images import make_image, png_of
 from tests.support.raw_http import ask, port_of, request, talk, target_of

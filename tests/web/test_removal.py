@@ -6,10 +6,10 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.records import Key, Record
 from imgkeep.core.source_url import read_source
-
 from tests.support.api_calls import REMOVED, data_url, problem_code, remove, save, saved
 from tests.support.images import make_image, png_of
 

@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
+
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.http_headers import CDN_ID
 from imgkeep.database import ImageIndex
-
 from tests.support.fast_path import WITH_AND_WITHOUT_FAST_PATH
 from tests.support.image_requests import IMAGE_FIELDS, fills_done, store_image
 from tests.support.images import make_image, png_of

@@ -10,10 +10,10 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.bootstrap.server import SERVICES
-from imgkeep.core.signing import signed_path
 from yarl import URL
 
+from imgkeep.bootstrap.server import SERVICES
+from imgkeep.core.signing import signed_path
 from tests.support.api_calls import job_done
 from tests.support.images import make_image
 from tests.support.page_links import DIES, SIGNED, STAYS

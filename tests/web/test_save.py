@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import FormData
+from yarl import URL
+
 from imgkeep.core.data_url import identify_bytes
 from imgkeep.core.records import Digest
 from imgkeep.web.auth import AUTH
-from yarl import URL
-
 from tests.support.api_calls import data_url, post, save
 from tests.support.images import make_image, png_of
 from tests.support.raw_http import port_of

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from imgkeep.core.signing import signed_path
-
 from tests.support.images import make_image
 from tests.support.program import run, serving
 from tests.support.waiting import until

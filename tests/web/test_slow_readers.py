@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgkeep.web.fastpath.protocol import FastConnection
-
     from tests.support.origins import FakeOrigin
     from tests.support.server import Imgkeep
 

@@ -2,8 +2,7 @@
 The parent of several workers: holds the port, starts them, and replaces those that end or hang.
 
 Rules:
-- On SIGHUP the supervisor reloads the configuration and replaces the workers one by one. On SIGTERM or SIGINT all
-  workers drain.
+- On SIGHUP the supervisor reloads the configuration and replaces each worker; on SIGTERM or SIGINT all workers drain.
 - The supervisor serves no client and reads no image: plain blocking code that waits for signals and children.
 - A listening socket for each worker stays open as long as the supervisor lives. A client that connects while a worker
   is replaced waits for the next one and is not refused. The kernel spreads connections over the sockets

@@ -7,7 +7,6 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from imgkeep.core.rewrite import rewrite_html
-
 from tests.support.rewrite_browser import read_pages
 from tests.support.rewrite_cases import HTML
 from tests.support.tag_soup import HERE, THERE, make_page, move

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from imgkeep.core.rewrite import HtmlStream, rewrite_html, rewrite_markdown
 from imgkeep.core.rewrite.budget import CHARS_PER_STEP, Budget
 from imgkeep.core.rewrite.commonmark import TooManySteps

@@ -7,6 +7,7 @@ from codecs import lookup
 from pathlib import Path
 
 import pytest
+
 from imgkeep.core.rewrite import HtmlStream, rewrite_html
 from imgkeep.core.rewrite.charset import OPAQUE, codec_of, find_codec, tells_codec
 

@@ -8,12 +8,12 @@ from random import Random
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from imgkeep.core.rewrite import HtmlStream, ImgLinks, every, rewrite_html
 from imgkeep.core.rewrite.attribute_values import Values
 from imgkeep.core.rewrite.charset import Text
 from imgkeep.core.rewrite.html import Html
 from imgkeep.core.rewrite.links import Page
-
 from tests.support.rewrite_cases import HTML
 from tests.support.tag_soup import LINKS, MARKUP, make_page, move
 

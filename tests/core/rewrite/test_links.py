@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
+
 from imgkeep.core.errors import InvalidSource
 from imgkeep.core.identity import BUILT_IN
 from imgkeep.core.policy import Policy
@@ -16,7 +17,6 @@ from imgkeep.core.rewrite.links import Page
 from imgkeep.core.rewrite.resolve_link import read, resolve, with_query_in
 from imgkeep.core.signing import Signatures
 from imgkeep.core.source_url import read_img_query
-
 from tests.support.host_globs import GLOBS
 
 if TYPE_CHECKING:

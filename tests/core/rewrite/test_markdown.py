@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from imgkeep.core.rewrite import ImgLinks, every, markdown, rewrite_markdown
 from imgkeep.core.rewrite.budget import Budget
 from imgkeep.core.rewrite.commonmark import PARSER
-
 from tests.support.tag_soup import move
 
 HERE, THERE = "https://h.example/a.png", "https://k.example/a.png"

@@ -8,6 +8,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 import pytest
+
 from imgkeep.core import rewrite
 from imgkeep.core.rewrite.patterns import many
 

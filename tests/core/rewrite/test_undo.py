@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from imgkeep.core.errors import InvalidSource
 from imgkeep.core.rewrite import ImgLinks, SourceLinks, every, rewrite_html, rewrite_markdown
 

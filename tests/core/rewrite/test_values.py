@@ -9,9 +9,9 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from imgkeep.core.rewrite import ImgLinks, css, every, json_ld, rewrite_html, srcset
 from imgkeep.core.rewrite import character_references as references
-
 from tests.support.tag_soup import HERE, THERE, move
 
 H = "https://h.example/a.png"

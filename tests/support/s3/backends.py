@@ -11,7 +11,6 @@ from imgkeep.core.store_url import Bucket
 from imgkeep.storage.local.disk import Disk
 from imgkeep.storage.s3 import S3Store
 from imgkeep.storage.s3.records import PROBE
-
 from tests.support.s3.gate import Gate
 
 if TYPE_CHECKING:

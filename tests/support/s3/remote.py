@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from imgkeep.bootstrap.platform import Platform
 
+from imgkeep.bootstrap.platform import Platform
 from tests.support.waiting import until
 
 if TYPE_CHECKING:

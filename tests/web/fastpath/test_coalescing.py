@@ -6,9 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from imgkeep.web import images
 from imgkeep.web.fastpath.states import State
-
 from tests.support.concurrent_requests import (
     IMAGE,
     NUMBER,

@@ -7,8 +7,8 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.web.http_server import HttpServer
 
+from imgkeep.web.http_server import HttpServer
 from tests.support.concurrent_requests import connections_of
 from tests.support.image_requests import HandlerCalls, cached_target
 from tests.support.images import png_of

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
+
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.core.signing import signed_path
 from imgkeep.core.source_url import read_source
@@ -18,7 +19,6 @@ from imgkeep.web.fastpath.states import State
 from imgkeep.web.http_server import HttpServer
 from imgkeep.web.images import ImageHandlers
 from imgkeep.web.parse_budget import PARSE_STEP_BYTES
-
 from tests.support.image_requests import HandlerCalls, cached_target, fast_path_of, services_of, store_image
 from tests.support.images import png_of
 from tests.support.impatient_server import serve_impatiently
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Record
     from imgkeep.web.request_response import HttpResponse, ImageRequest
-
     from tests.support.origins import FakeOrigin
     from tests.support.server import Imgkeep
 

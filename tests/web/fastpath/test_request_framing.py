@@ -10,8 +10,8 @@ import pytest
 from aiohttp.http import HttpProcessingError, HttpRequestParser
 from hypothesis import given
 from hypothesis import strategies as st
-from imgkeep.web.fastpath.request_head import list_fields, read_conditions
 
+from imgkeep.web.fastpath.request_head import list_fields, read_conditions
 from tests.support.parser_peer import ParserPeer
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ import pytest
 from aiohttp.http import HttpProcessingError, HttpRequestParser
 from hypothesis import given
 from hypothesis import strategies as st
+
 from imgkeep.web.fastpath.request_head import (
     BLOCK_BYTES_MAX,
     FIELDS_MAX,
@@ -19,7 +20,6 @@ from imgkeep.web.fastpath.request_head import (
     list_fields,
     read_conditions,
 )
-
 from tests.support.parser_peer import ParserPeer
 
 HOST = b"Host: imgkeep.example\r\n"

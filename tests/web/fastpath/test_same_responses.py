@@ -6,8 +6,8 @@ import logging
 from typing import TYPE_CHECKING
 
 import pytest
-from imgkeep.web.image_headers import IMAGE_CSP, SVG_CSP
 
+from imgkeep.web.image_headers import IMAGE_CSP, SVG_CSP
 from tests.support.image_requests import cached_target, fast_path_of, services_of
 from tests.support.images import png_of
 from tests.support.raw_http import ask, connect, port_of, target_of

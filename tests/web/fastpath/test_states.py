@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from imgkeep.web.fastpath.states import BUSY, TRANSITIONS, Event, State, next_state
 
 LEGAL = [(state, event, following) for state, events in TRANSITIONS.items() for event, following in events.items()]
