@@ -5,8 +5,7 @@ Rules:
 - On SIGHUP the supervisor reloads the configuration and replaces each worker; on SIGTERM or SIGINT all workers drain.
 - The supervisor serves no client and reads no image: plain blocking code that waits for signals and children.
 - A listening socket for each worker stays open as long as the supervisor lives. A client that connects while a worker
-  is replaced waits for the next one and is not refused. The kernel spreads connections over the sockets
-  (`SO_REUSEPORT`, man 7 socket).
+  is replaced waits for the next one and is not refused. The kernel spreads connections (`SO_REUSEPORT`, socket(7)).
 - Each worker is a new interpreter, so a worker that replaces another one runs the installed version of the program. It
   gets the configuration from the supervisor and reads no file, so it never starts with an invalid one.
 - The supervisor notices the death of a worker at once, and so does each worker that of the supervisor (`control.py`).
