@@ -1,5 +1,5 @@
 """
-The health of this process: what works, what does not and why, and whether it welcomes new requests.
+The health of this process: the state of each part with the cause of a failure, and whether it accepts new requests.
 
 `/readyz` waits for no part: `check` asks the parts every few seconds, a fill notes a failure at once, and the answer
 comes from memory.
@@ -48,7 +48,7 @@ class Health:
         outage: Returns why the remote store cannot be called; `None`: it can.
         backlog: Returns what waits for the remote store, as of the last look; `None`: there is no fallback.
         draining: Whether this process takes no new requests, and ends.
-        replaced: Whether another worker takes its place: clients may stay, but what does not end by itself has to.
+        replaced: Whether another worker replaces this one: clients may stay, but endless responses have to end.
         free_bytes: Bytes that are free on the disk, as of the last check.
     """
 

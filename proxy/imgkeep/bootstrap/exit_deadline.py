@@ -1,5 +1,5 @@
 """
-The latest end of a process that was told to end.
+The deadline for the end of a process after SIGTERM.
 
 A disk that hangs holds the threads that wait for it, and the interpreter waits for its threads. So a process that has
 not ended in time ends without them: what is durable stays so, and what is not is fetched again.

@@ -1,4 +1,4 @@
-"""The edges of the machine: clock, resolver, sockets. Tests choose others, and fake nothing else."""
+"""The interfaces to the machine: clock, resolver, sockets. Tests replace these and nothing else."""
 
 from __future__ import annotations
 

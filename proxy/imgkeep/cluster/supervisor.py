@@ -66,7 +66,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Slot:
-    """One of the workers, whichever process it is at the moment."""
+    """The slot of one worker, and the process that runs in it at the moment."""
 
     sockets: list[socket.socket]
     worker: WorkerProcess | None = None
@@ -225,7 +225,7 @@ class Supervisor:
                 self._enter_service(worker)
 
     def _enter_service(self, worker: WorkerProcess) -> None:
-        """Put a worker that has become ready into its slot, and go on with what waited for it."""
+        """Put a ready worker into its slot, and start the next step of a start or reload."""
         slot = self._slots[worker.slot]
         if worker is self._coming:
             self._coming = None

@@ -1,4 +1,4 @@
-"""The configuration: its settings, where they come from, and which are refused."""
+"""The configuration: its settings, their sources, and their validation."""
 
 from imgkeep.config.environment import PREFIX as ENVIRONMENT_PREFIX
 from imgkeep.config.errors import ConfigError

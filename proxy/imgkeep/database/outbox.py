@@ -1,5 +1,5 @@
 """
-The outbox's order: which images of the fallback the outbox worker uploads to the primary, and when.
+The outbox: the images of the fallback that wait for an upload to the primary, in the order of their uploads.
 
 The fallback's folder is the truth about what waits; a lost table is filled again from it (`OutboxWorker.enlist`).
 """

@@ -1,4 +1,6 @@
-"""A SQLite file from outside: what `check` can tell of it, what becomes of its old name, where it goes when damaged."""
+"""
+The SQLite file: its checks without a connection, the change of its old name, and the quarantine of a damaged file.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ it under the right key, and confirms or rejects it by signature probes.
 
 The rules are those of `core/confirmation.py`; this module carries them out.
 
-- A link's whole image is durable before its last byte is sent, wherever it belongs.
+- A link's whole image is durable before its last byte is sent, also if it is stored under another key.
 - A client never waits for a probe. There is one probe per key at a time, and few in all; where a probe cannot be made
   now, the next link gives another occasion.
 - Before the confirmer changes a record, it reads the record from the store again. A record that has changed meanwhile
@@ -102,7 +102,7 @@ class Confirmer:
         self._probes: SingleFlight[SignatureProbe] = SingleFlight()
 
     async def drain(self) -> None:
-        """Wait until no probe is under way."""
+        """Wait until no probe is running."""
         await self._probes.drain()
 
     async def aclose(self) -> None:

@@ -1,5 +1,5 @@
 """
-The last failures of fills: what failed and why, for an operator without the log.
+Failure history: the recent failures of fills with their causes, for an operator without the log.
 
 Rules:
 - An entry holds the key, host, provider and detail of a failure, and never a link.

@@ -243,7 +243,7 @@ class Fill(Call):
             raise
 
     def _note_unreachable(self, source: Source, error: OriginError | SourceForbidden) -> None:
-        """Report a link whose origin answers nothing, whatever the request."""
+        """Report a link whose origin cannot be connected to."""
         if isinstance(error, OriginError) and error.origin_status is None and not isinstance(error, REACHED_ORIGIN):
             self._source_unreachable(source)
 

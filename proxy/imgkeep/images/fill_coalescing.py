@@ -1,5 +1,5 @@
 """
-One fill for concurrent requests, in this worker or in another one.
+Coalescing of fills: concurrent requests for a key share one fill, in this worker or in another one.
 
 Rules:
 - A request joins the running fill of its key, or starts one. There is no `await` between

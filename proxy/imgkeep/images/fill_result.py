@@ -1,4 +1,4 @@
-"""How a fill ended: one value, given once to each listener of the fill."""
+"""The result of a fill: one value, which each listener of the fill gets once."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Starting fills: one at a time for each name in this process, and one for each lease among all workers.
+The fill starter: starts one fill at a time for each name in this process, and for each lease among all workers.
 
 A fill has the name of its lease: the key of its image for a fill of a miss, or one of the prefixes below and a key or
 the hash of a link.

@@ -1,4 +1,4 @@
-"""Bytes on their way into the store: where they begin, whether they are a whole image, and how a put is undone."""
+"""Ingest: begins a draft, checks that its bytes are a whole image, and undoes a put of removed bytes."""
 
 from __future__ import annotations
 

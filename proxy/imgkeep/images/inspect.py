@@ -1,4 +1,4 @@
-"""Inspection of links: what a link tells by itself, before anything is fetched."""
+"""Inspection of links: the facts of a link without a fetch."""
 
 from __future__ import annotations
 

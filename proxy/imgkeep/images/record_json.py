@@ -1,4 +1,4 @@
-"""The JSON form of a record: what the API and the commands show of a stored image, whichever store holds it."""
+"""The JSON form of a record, for the API and the commands, with every store."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ImageFacts(ImageLocation, kw_only=True):
     height: int | None
     stored_at: Annotated[datetime, Meta(tz=True)]
     standing: Annotated[
-        Standing, Meta(description="What the image is worth to links other than the one that brought it.")
+        Standing, Meta(description="Whether the image stands for links other than the one that brought it.")
     ]
     doubts: Annotated[
         list[Doubt],

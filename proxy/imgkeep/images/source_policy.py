@@ -38,7 +38,7 @@ class SourcePolicy:
         self._require(_subject_of(source, info), judge(source, self._policy))
 
     def require_record_not_denied(self, record: Record) -> None:
-        """Raise `SourceForbidden` for an image of a host that is denied now, by whichever link it is found."""
+        """Raise `SourceForbidden` for an image of a host that is denied now, by any link."""
         if self._policy.denies_record(record.host, record.identity):
             self._require(Subject(record.key, record.host, record.provider), "host is in sources.deny")
 

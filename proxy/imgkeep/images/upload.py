@@ -3,7 +3,7 @@ Images that the API, a job or a command stores: by their link, or by their bytes
 
 Rules:
 - A saved image is durable, in the primary or in the fallback.
-- The same image saved again is found, and neither fetched nor written again; a save joins a fill that is under way.
+- The same image saved again is found, and neither fetched nor written again; a save joins a running fill.
 - Uploaded bytes are checked as those of an origin are: an image of a supported format, and within the limits. An image
   that its format calls incomplete is refused: there is no origin to fetch it from again, and its sender can send it
   whole.

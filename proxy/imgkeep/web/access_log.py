@@ -1,4 +1,4 @@
-"""The access log: one record and one count for each request, whatever its end."""
+"""The access log: one record and one count for each request, failed ones included."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """
-Whether the client of a connection is still there, for handlers that wait long on its behalf.
+Client presence: tells a handler that waits for long whether its client is still connected.
 
 The server does not cancel a handler at an arbitrary await: what the handler has opened would leak. A handler states
 where it may be interrupted, by waiting there with `ClientPresence.wait`.

@@ -1,4 +1,6 @@
-"""Header fields of images, whichever way a response takes: caching, sandboxing, what other pages may read."""
+"""
+Header fields of images, with aiohttp and on the fast path: caching, sandboxing, access for scripts of other pages.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`GET /metrics`: the counters of all workers in Prometheus' text format, by whichever of them is asked."""
+"""`GET /metrics`: the counters of all workers in Prometheus' text format, from any worker."""
 
 from __future__ import annotations
 

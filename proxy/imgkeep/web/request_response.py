@@ -1,5 +1,5 @@
 """
-Requests for images and responses, whichever way they travel: over aiohttp, or on the fast path without it.
+Requests for images, and their responses: the same types for aiohttp and for the fast path.
 
 The handlers of images take an `ImageRequest` and return an `HttpResponse`. `aiohttp_adapter.py` and
 `fastpath/response_writer.py` send it, each at the client's own speed. When a body breaks off, they break the connection

@@ -1,4 +1,4 @@
-"""The services that the handlers of the API work with, and what all of these handlers share."""
+"""The services for the handlers of the API, and the functions that these handlers share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`GET /api/inspect` and `GET /api/policy`: what a link tells by itself, and which links the server refuses."""
+"""`GET /api/inspect` and `GET /api/policy`: the facts of a link without a fetch, and the policy of the server."""
 
 from __future__ import annotations
 

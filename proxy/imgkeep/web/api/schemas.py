@@ -4,7 +4,7 @@ Bodies of the responses of the HTTP API: handlers return these Structs, and the 
 Rules:
 - A response has every field whose type is without `UnsetType`; the document calls these fields required.
 - `success` comes first, and is true. An entry of a list is without it.
-- Errors are `error_responses.Problem`, whatever the endpoint.
+- Errors are `error_presentation.Problem`, whatever the endpoint.
 """
 
 from __future__ import annotations

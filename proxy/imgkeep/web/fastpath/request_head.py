@@ -1,5 +1,5 @@
 """
-Header fields of a request, read strictly: what the fast path has to know before it answers in the place of aiohttp.
+Strict reading of the header fields of a request, before the fast path answers it in place of aiohttp.
 
 Rules:
 - Only certain things are read. A strict reading does not cover a body, an upgrade, a field of odd form, or a second
