@@ -194,7 +194,7 @@ def crowd(server: Server, target: str, number: int, body: bytes) -> Crowd:
     """
     Let so many clients ask at once for one image.
 
-    Nobody reads on until all have their first bytes: what is measured is the server, not how fast clients read.
+    No client reads on until all have their first bytes: the row measures the server, not how fast clients read.
     """
     os.sched_setaffinity(0, {CLIENT_CORE})
     _allow_sockets(number)

@@ -1,5 +1,5 @@
 """
-Take the bucket away under load, in every way a bucket can be away, give it back, and count what anybody noticed.
+Take the bucket away under load, in every way a bucket can be away, give it back, and count what clients noticed.
 
     python -m bench.outage                      ten minutes of outage at fifty requests a second
     python -m bench.outage --outage-s 30
@@ -116,7 +116,7 @@ async def outage(  # noqa: PLR0913 - one number a knob
             load.cancel()
             await asyncio.wait([load])
             await gate.open()
-            await _wait_until_healed(program, tally, say)
+            await _wait_until_replicated(program, tally, say)
     finally:
         await gate.stop()
         await origin.stop()
@@ -163,7 +163,7 @@ async def _ask(program: Program, kind: str, url: str, body: bytes, tally: Tally)
     tally.good[kind] += answer.status == 200 and answer.body == body
 
 
-async def _wait_until_healed(program: Program, tally: Tally, say: Callable[[str], None]) -> None:
+async def _wait_until_replicated(program: Program, tally: Tally, say: Callable[[str], None]) -> None:
     start = time.monotonic()
     while True:
         report = await program.ready()

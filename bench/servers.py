@@ -38,7 +38,7 @@ DOZING_PERIOD_S: Final = 0.2
 
 
 def find(program: str) -> str | None:
-    """Return where a program is; Debian keeps some where not everybody looks."""
+    """Return where a program is; Debian has some in folders that are not on every PATH."""
     return shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")  # noqa: TID251
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from imgkeep.core.response_head import FIELDS_MAX, Contradiction, find_head_end, has_chunked, may_begin, mend_head
 
 
-def mended(*lines: bytes, status: bytes = b"HTTP/1.1 200 OK") -> bytes | None:
+def corrected(*lines: bytes, status: bytes = b"HTTP/1.1 200 OK") -> bytes | None:
     head = mend_head(b"\r\n".join([status, *lines, b"", b""]))
     return None if head is None else head.data
 
@@ -50,7 +50,7 @@ CASES = {
 def test_fields_are_written_as_a_strict_parser_wants_them(lines: list[bytes], wanted: list[bytes]) -> None:
     framing = [line for line in wanted if line.lower().startswith((b"content-length", b"transfer-encoding"))]
     others = [line for line in wanted if line not in framing]
-    assert mended(*lines) == b"\r\n".join([b"HTTP/1.1 200 ", *others, *framing, b"Connection: close", b"", b""])
+    assert corrected(*lines) == b"\r\n".join([b"HTTP/1.1 200 ", *others, *framing, b"Connection: close", b"", b""])
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_status_line_is_read(line: bytes, status: int | None) -> None:
 @pytest.mark.parametrize("lines", [(b"Content-Length: 5", b"Content-Length: 6"), (b"Content-Length: 5, 6",)])
 def test_two_lengths_contradict_each_other(lines: tuple[bytes, ...]) -> None:
     with pytest.raises(Contradiction):
-        mended(*lines)
+        corrected(*lines)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_other_bytes_than_http_are_recognised_early() -> None:
 
 
 def test_fields_have_a_limit() -> None:
-    assert mended(*[b"X-A: b"] * FIELDS_MAX) is not None
-    assert mended(*[b"X-A: b"] * (FIELDS_MAX + 4)) is None
+    assert corrected(*[b"X-A: b"] * FIELDS_MAX) is not None
+    assert corrected(*[b"X-A: b"] * (FIELDS_MAX + 4)) is None
 
 
 def test_chunked_is_found_in_any_list() -> None:

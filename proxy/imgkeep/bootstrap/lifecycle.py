@@ -137,7 +137,7 @@ async def work(
                 if link.is_orphaned:
                     log.error("supervisor died")
                 await app[BACKGROUND].resign()
-                await (_leave if link.is_replaced else _drain)(runner, services, link.stop, peer_api)
+                await (_drain_replaced if link.is_replaced else _drain)(runner, services, link.stop, peer_api)
     finally:
         await runner.cleanup()
         link.close()
@@ -248,13 +248,13 @@ async def _drain(
     await _finish(runner, services, peer_api)
 
 
-async def _leave(runner: Runner, services: Services, stop: asyncio.Event, peer_api: web.AppRunner) -> None:
+async def _drain_replaced(runner: Runner, services: Services, stop: asyncio.Event, peer_api: web.AppRunner) -> None:
     """
     Stop while other workers go on: they accept all new connections. This worker closes a connection in use with the
     response to its next request, which says so, and closes only idle ones without a response.
     """
     services.health.replaced = True
-    log.info("leaving")
+    log.info("draining", extra={"cause": "replaced by another worker"})
     stop.clear()
     for site in list(runner.sites):
         await site.stop()

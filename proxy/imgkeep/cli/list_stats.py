@@ -122,7 +122,7 @@ async def stats(database: Database, *, now: datetime, as_json: bool, out: TextIO
         print_json(out, facts)
         return 0
     facts["object_bytes"] = readable_bytes(totals.object_bytes)
-    facts["hosts"] = ", ".join(f"{host} ({number})" for host, number in totals.hosts) or None
+    facts["hosts"] = ", ".join(f"{host or '-'} ({number})" for host, number in totals.hosts) or None
     facts["suspects"] = ", ".join(f"{digest} at {host} ({number})" for host, digest, number in suspects) or None
     print_facts(out, facts)
     return 0

@@ -111,7 +111,7 @@ class Supervisor:
         self._secret = token_hex(SECRET_BYTES)
         self._coming: WorkerProcess | None = None
         """Replaces the worker of its slot once it is ready."""
-        self._leaving: list[WorkerProcess] = []
+        self._draining: list[WorkerProcess] = []
         self._to_replace: deque[int] = deque()
         self._selector = selectors.DefaultSelector()
         self._serial = 0
@@ -256,7 +256,7 @@ class Supervisor:
 
     def _dismiss(self, worker: WorkerProcess) -> None:
         """Let a worker finish what it has begun, and end."""
-        self._leaving.append(worker)
+        self._draining.append(worker)
         worker.drain(time.monotonic())
 
     def _replace_unresponsive(self, slot: _Slot, worker: WorkerProcess, now: float) -> None:
@@ -264,7 +264,7 @@ class Supervisor:
         worker.handle(WorkerEvent.HEARTBEAT_MISSED, now)
         worker.process.send_signal(signal.SIGTERM)
         slot.worker = None
-        self._leaving.append(worker)
+        self._draining.append(worker)
         self._count_life(slot, worker, now)
         self._start_later(slot, "worker unresponsive; replacing", {"worker": worker.name, "pid": worker.process.pid})
 
@@ -279,8 +279,8 @@ class Supervisor:
         with suppress(OSError):
             self._folder.socket(worker.name).unlink()
         facts = {"worker": worker.name, "pid": worker.process.pid, "exit_status": status}
-        if worker in self._leaving:
-            self._leaving.remove(worker)
+        if worker in self._draining:
+            self._draining.remove(worker)
             return
         if worker is self._coming:
             self._coming = None
@@ -391,7 +391,7 @@ class Supervisor:
 
     def _all(self) -> list[WorkerProcess]:
         coming = [] if self._coming is None else [self._coming]
-        return [*(slot.worker for slot in self._slots if slot.worker is not None), *coming, *self._leaving]
+        return [*(slot.worker for slot in self._slots if slot.worker is not None), *coming, *self._draining]
 
 
 def _exit_status(status: int) -> int:

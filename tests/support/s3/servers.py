@@ -37,7 +37,7 @@ CLIENT_TIMEOUT_S = 30
 REGION = "us-east-1"
 BUCKET = "images"
 
-_ASKS_NOBODY = {
+_NO_CREDENTIALS_LOOKUP = {
     "profile": (None, None, None, None),
     "config_file": (None, None, os.devnull, None),
     "credentials_file": (None, None, os.devnull, None),
@@ -206,13 +206,13 @@ def _is_miss(error: Any) -> bool:
 @cache
 def _session() -> Any:
     """Return a session that reads the model of S3 once only."""
-    return AioSession(_ASKS_NOBODY)
+    return AioSession(_NO_CREDENTIALS_LOOKUP)
 
 
 @cache
 def _blocking_client(endpoint: str, key: str, secret: str) -> Any:
     """Return a client for buckets: making one takes longer than making a bucket."""
-    session = botocore.session.Session(_ASKS_NOBODY)
+    session = botocore.session.Session(_NO_CREDENTIALS_LOOKUP)
     return session.create_client("s3", **_access(endpoint, key, secret), config=Config(**_PLAIN))
 
 
