@@ -252,7 +252,7 @@ def test_markdown_is_linear_and_stops(make: Maker) -> None:
 def test_too_costly_text_is_an_error_and_stays() -> None:
     text = "![" * 32_768
     assert rewrite_markdown(text, LINKER) == text
-    with pytest.raises(InvalidRequest, match="more work than its length allows"):
+    with pytest.raises(InvalidRequest, match="more steps than its length allows"):
         rewrite(text.encode(), "markdown", LINKER)
 
 

@@ -44,7 +44,7 @@ with ExitStack() as stack:
             command=(sys.executable, "-c", sys.argv[1]),
             environment=dict(os.environ),
             reload=lambda: config,
-            opened=lambda _addresses: print("opened", flush=True),
+            opened=lambda _addresses: os.write(1, b"opened\\n"),
             heartbeat_timeout_s=float(sys.argv[2]),
         ).run()
     )
@@ -59,9 +59,9 @@ async def work():
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, link.stop.set)
     link.open()
     link.announce_ready()
-    print(f"ready {os.getpid()}", flush=True)
+    os.write(1, f"ready {os.getpid()}\\n".encode())  # whole lines: several processes share the pipe
     await link.stop.wait()
-    print(f"stopped {os.getpid()}", flush=True)
+    os.write(1, f"stopped {os.getpid()}\\n".encode())
 
 asyncio.run(work())
 """

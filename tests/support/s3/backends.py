@@ -62,8 +62,8 @@ class BucketBackend:
 
 
 async def open_bucket(name: str, request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[BucketBackend]:
-    """Give an empty prefix of a bucket. The first one on a server is probed: what it can do holds for all of them."""
-    server: S3Server = request.getfixturevalue("s3_servers")[name]
+    """Give a prefix of a new bucket. The first one on a server is probed: what it can do holds for all of them."""
+    server: S3Server = request.getfixturevalue("s3_servers").with_bucket(name)  # a restart of moto loses its buckets
     patch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
     patch.setenv("AWS_ACCESS_KEY_ID", server.key)
     patch.setenv("AWS_SECRET_ACCESS_KEY", server.secret)
