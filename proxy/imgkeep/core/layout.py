@@ -50,6 +50,7 @@ BLOCK_BYTES_MAX: Final = 8_388_608
 """Maximum size of the JSON of a blocked digest: so many keys of 64 characters, each on a line."""
 
 _DOUBTS: Final = {doubt.value: doubt for doubt in Doubt}
+_WORDS: Final = {doubt: (place, doubt.value) for place, doubt in enumerate(Doubt)}
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
 _BLOCK: Final = re.compile(rf"{BLOCKED}/[0-9a-f]{{2}}/([0-9a-f]{{64}})\.json")
 _HASH: Final = re.compile("[0-9a-f]{64}")
@@ -177,7 +178,7 @@ def read_validator(etag: str | None, modified: str | None) -> Validator | None:
 
 def write_doubts(doubts: frozenset[Doubt]) -> list[str]:
     """Return the words for doubts, in a fixed order."""
-    return [doubt.value for doubt in Doubt if doubt in doubts]
+    return [word for _, word in sorted(_WORDS[doubt] for doubt in doubts)]
 
 
 def read_doubts(words: Iterable[str]) -> frozenset[Doubt]:

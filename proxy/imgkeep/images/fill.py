@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -188,9 +187,14 @@ class Fill(Call):
         subject = Subject(self._info.key, self.source.host, self._info.provider)
         self.result = FillResult(subject, self.body.written, outcome)
         # A listener that is cancelled or fails must not keep the later ones, such as the lease's, from the result.
-        async with AsyncExitStack() as stack:
-            for listener in reversed(self._listeners):
-                stack.push_async_callback(listener, self.result)
+        first: BaseException | None = None
+        for listener in self._listeners:
+            try:
+                await listener(self.result)
+            except BaseException as error:  # noqa: BLE001 - raised below, the first one of them
+                first = first or error
+        if first is not None:
+            raise first
 
     async def _fetch_and_store(self) -> FillOutcome:
         if self._is_due is not None and not await self._is_due():
