@@ -36,8 +36,9 @@ from imgkeep.origin.content_encoding import WindowSlots, make_pool, read_codings
 from imgkeep.origin.cookies import Cookies
 from imgkeep.origin.demand import Demand
 from imgkeep.origin.failures import PermanentError, check_status, explain_connect_error, retry_delay_s
+from imgkeep.origin.http1 import Http1Client, Http1Response
 from imgkeep.origin.response import OriginResponse
-from imgkeep.origin.session import make_timeout, make_url, open_session
+from imgkeep.origin.session import PARSER_LIMITS, make_timeout, open_session
 
 if TYPE_CHECKING:
     import ssl
@@ -95,6 +96,7 @@ class OriginClient:
         self._window_slots = WindowSlots()
         self.limiter = FetchLimiter(settings.concurrent_max, settings.per_host_max, refused=refused)
         self._session = open_session(settings, guard, ssl_context=ssl_context, user_agent=user_agent)
+        self._http1 = Http1Client(self._session, **PARSER_LIMITS)
         connect_timeout_s = min(FAIL_FAST_CONNECT_TIMEOUT_S, settings.connect_timeout_s)
         self._fast_limits = make_timeout(settings, connect_timeout_s)
 
@@ -193,7 +195,7 @@ class OriginClient:
 
     async def _ask_until_answered(
         self, source: Source, conditions: Mapping[str, str], slot: FetchSlot, hops: _Hops
-    ) -> aiohttp.ClientResponse:
+    ) -> Http1Response:
         """Retry a failure that may pass, as long as no byte of a body was read."""
         for attempt in range(hops.attempts):
             try:
@@ -205,9 +207,7 @@ class OriginClient:
             await asyncio.sleep(delay_s)
         raise AssertionError("the last attempt returns or raises")
 
-    async def _ask(
-        self, source: Source, conditions: Mapping[str, str], slot: FetchSlot, hops: _Hops
-    ) -> aiohttp.ClientResponse:
+    async def _ask(self, source: Source, conditions: Mapping[str, str], slot: FetchSlot, hops: _Hops) -> Http1Response:
         """Follow redirects and return an answer that carries a body."""
         hops.plaintext = False
         asked = source.host
@@ -235,14 +235,11 @@ class OriginClient:
             f"the origin redirects more than fetch.redirects_max ({self._settings.redirects_max}) times"
         )
 
-    async def _send(
-        self, source: Source, fields: Mapping[str, str], limits: aiohttp.ClientTimeout
-    ) -> aiohttp.ClientResponse:
+    async def _send(self, source: Source, fields: Mapping[str, str], limits: aiohttp.ClientTimeout) -> Http1Response:
         loop = asyncio.get_running_loop()
         start, outcome = loop.time(), "error"
         try:
-            # An origin may close an idle connection just when a request uses it again: aiohttp sends once more.
-            response = await self._session.get(make_url(source), headers=fields, allow_redirects=False, timeout=limits)
+            response = await self._http1.get(source, fields, limits)
             outcome = f"{response.status // 100}xx"
         except TimeoutError:
             outcome = "timeout"
@@ -257,7 +254,7 @@ class OriginClient:
             self._fetched(outcome, loop.time() - start)
         return response
 
-    async def _check_answer(self, response: aiohttp.ClientResponse, hops: _Hops, *, conditional: bool) -> None:
+    async def _check_answer(self, response: Http1Response, hops: _Hops, *, conditional: bool) -> None:
         """Check the status, and close an answer that is refused. Raises as `check_status`."""
         try:
             check_status(response, self._clock, conditional=conditional)
@@ -287,14 +284,14 @@ class OriginClient:
         if self._is_gone(source):
             raise SourceNotFound("the origin serves a placeholder in place of an image that it does not have")
 
-    def _read_head(self, response: aiohttp.ClientResponse, *, plaintext: bool) -> OriginResponse:
+    def _read_head(self, response: Http1Response, *, plaintext: bool) -> OriginResponse:
         decoder = read_codings(response.headers.getall("Content-Encoding", []), self._pool)
         size = response.content_length
         if size is not None and size > self._settings.body_bytes_max:
             raise TooLarge("the image is larger than fetch.body_bytes_max")
         return OriginResponse(response, self._settings, decoder, plaintext=plaintext)
 
-    async def _read_refusal(self, response: aiohttp.ClientResponse, hops: _Hops) -> tuple[bytes, bool]:
+    async def _read_refusal(self, response: Http1Response, hops: _Hops) -> tuple[bytes, bool]:
         """Return the body of an error, as much of it as is wanted and came in time, and whether it broke off."""
         size = 0 if hops.refusal_size is None or response.status < 400 else hops.refusal_size(response.status)
         body, broke_off = bytearray(), False

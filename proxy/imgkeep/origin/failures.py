@@ -23,6 +23,7 @@ from imgkeep.origin.ssrf_guard import AddressRefused, OwnAddress
 
 if TYPE_CHECKING:
     from imgkeep.clock import Clock
+    from imgkeep.origin.http1 import Http1Response
 
 BODILESS: Final = frozenset({204, 205, 304})
 RETRY_DELAY_S: Final = 0.25
@@ -35,7 +36,7 @@ class PermanentError(OriginError):
     """A failure that another attempt would only repeat."""
 
 
-def check_status(response: aiohttp.ClientResponse, clock: Clock, *, conditional: bool) -> None:
+def check_status(response: Http1Response, clock: Clock, *, conditional: bool) -> None:
     """
     Check that an answer carries a body to look at.
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from imgkeep.config import Fetch
     from imgkeep.origin.content_encoding import Decoder
+    from imgkeep.origin.http1 import Http1Response
 
 VALIDATOR_CHARS_MAX: Final = 256
 """Maximum length of a validator that is sent again; real ones have a tenth of it."""
@@ -43,9 +44,7 @@ class OriginResponse:
         window_slots: How many decoders with a large window its body needs.
     """
 
-    def __init__(
-        self, response: aiohttp.ClientResponse, settings: Fetch, decoder: Decoder | None, *, plaintext: bool
-    ) -> None:
+    def __init__(self, response: Http1Response, settings: Fetch, decoder: Decoder | None, *, plaintext: bool) -> None:
         self.plaintext = plaintext
         self._response = response
         self._settings = settings

@@ -30,6 +30,16 @@ READ_BYTES: Final = 65_536
 """Maximum number of bytes of a body that wait for their reader before aiohttp stops reading."""
 
 
+PARSER_LIMITS: Final = {
+    "read_bufsize": READ_BYTES,
+    # One field may be the whole head, whose bytes the connection counts.
+    "max_line_size": HEAD_BYTES_MAX,
+    "max_field_size": HEAD_BYTES_MAX,
+    "max_headers": FIELDS_MAX,
+}
+"""Limits of aiohttp's parser."""
+
+
 class _NoCookies(aiohttp.DummyCookieJar):
     """No cookies at all: `cookies.py` keeps those of one fetch. aiohttp's own jar parses them first."""
 
@@ -50,13 +60,6 @@ def open_session(
     # A private name of aiohttp: tests/attacks/test_hostile_origins.py fails when an upgrade changes what it means.
     factory: partial[Any] = partial(OriginConnection, asyncio.get_running_loop())
     connector._factory = factory  # noqa: SLF001
-    limits = {
-        "read_bufsize": READ_BYTES,
-        # One field may be the whole head, whose bytes the connection counts.
-        "max_line_size": HEAD_BYTES_MAX,
-        "max_field_size": HEAD_BYTES_MAX,
-        "max_headers": FIELDS_MAX,
-    }
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=_NoCookies(),
@@ -70,7 +73,7 @@ def open_session(
         timeout=make_timeout(settings, settings.connect_timeout_s),
         auto_decompress=False,
         trust_env=False,
-        **cast("Any", limits),
+        **cast("Any", PARSER_LIMITS),
     )
 
 
