@@ -2,8 +2,8 @@
 HTTP/1.1 requests over the connections of an aiohttp session's connector, without the session.
 
 A session makes an object of everything that a request may have, and handles cookies, redirects and traces that imgkeep
-does not use; that costs a fetch some 30 % of its time (`python -m bench origin-client`). This module writes the
-request as it is, and aiohttp's own parser reads the response. Connections, TLS, addresses and time limits are aiohttp's.
+does not use; that costs a fetch some 30 % of its time (`python -m bench origin-client`). This module writes the request
+as it is, and aiohttp's own parser reads the response. Connections, TLS, addresses and timeouts are aiohttp's.
 """
 
 from __future__ import annotations
