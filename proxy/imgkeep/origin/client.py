@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
 
 from imgkeep.core.errors import (
@@ -248,7 +249,7 @@ class OriginClient:
             raise explain_connect_error(error) from None
         except FramingError as error:
             raise PermanentError(str(error)) from None
-        except (aiohttp.ClientError, ValueError, OSError):
+        except (aiohttp.ClientError, HttpProcessingError, ValueError, OSError):
             raise OriginError("the connection to the origin failed, or it does not speak HTTP") from None
         finally:
             self._fetched(outcome, loop.time() - start)
