@@ -39,6 +39,7 @@ from imgkeep.listening import BACKLOG, listen, listen_for_metrics
 from imgkeep.web.api_relay import receive_relayed
 from imgkeep.web.app import CONTEXT, add_api
 from imgkeep.web.auth import AUTH
+from imgkeep.web.fastpath.protocol import WAITING_ITERATIONS_MAX
 from imgkeep.web.metrics import METRICS
 from imgkeep.web.metrics_listener import serve_metrics
 
@@ -273,7 +274,9 @@ async def _finish(runner: Runner, services: Services, peer_api: web.AppRunner | 
         await site.stop()
     with suppress(TimeoutError):
         async with asyncio.timeout(GRACE_S):
-            await asyncio.sleep(0)  # so that requests which came in at the last moment have begun
+            # aiohttp drops what a connection gets after `pre_shutdown`. Requests that have arrived begin before.
+            for _ in range(WAITING_ITERATIONS_MAX + 2):
+                await asyncio.sleep(0)
             runner.server.pre_shutdown()
             await runner.server.shutdown(GRACE_S)
             await services.image_service.drain()
