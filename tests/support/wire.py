@@ -28,6 +28,7 @@ class Wire(asyncio.Transport):
         self.high = 65_536
         self.written = asyncio.Event()
         self.aborted = asyncio.Event()
+        self.closed = asyncio.Event()
         self.reads = True
         self.protocol: FastConnection | None = None
 
@@ -72,7 +73,9 @@ class Wire(asyncio.Transport):
     def resume_reading(self) -> None:
         self.reads = True
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.closed.set()
+
     def is_closing(self) -> bool:
         return False
 
@@ -86,8 +89,10 @@ def is_idle(connection: FastConnection) -> bool:
 
 
 @asynccontextmanager
-async def wired(imgkeep: Imgkeep, *, stall_timeout_s: float = 60) -> AsyncIterator[tuple[FastConnection, Wire]]:
-    """Connect to a running imgkeep over a wire, on the fast path."""
+async def wired(
+    imgkeep: Imgkeep, *, stall_timeout_s: float = 60, idle: bool = True
+) -> AsyncIterator[tuple[FastConnection, Wire]]:
+    """Connect to a running imgkeep over a wire, on the fast path; with `idle`, wait until it expects a request."""
     server = imgkeep.client.server.runner.server  # type: ignore[union-attr]
     assert server is not None
     connection, wire = server(), Wire()
@@ -95,7 +100,7 @@ async def wired(imgkeep: Imgkeep, *, stall_timeout_s: float = 60) -> AsyncIterat
     connection._context = replace(connection._context, stall_timeout_s=stall_timeout_s)
     wire.protocol = connection
     connection.connection_made(wire)
-    while not is_idle(connection):  # noqa: ASYNC110 - aiohttp sets no event
+    while idle and not is_idle(connection):  # noqa: ASYNC110 - aiohttp sets no event
         await asyncio.sleep(0)
     yield connection, wire
     connection.connection_lost(None)

@@ -39,7 +39,6 @@ from imgkeep.listening import BACKLOG, listen, listen_for_metrics
 from imgkeep.web.api_relay import receive_relayed
 from imgkeep.web.app import CONTEXT, add_api
 from imgkeep.web.auth import AUTH
-from imgkeep.web.fastpath.protocol import WAITING_ITERATIONS_MAX
 from imgkeep.web.metrics import METRICS
 from imgkeep.web.metrics_listener import serve_metrics
 
@@ -60,6 +59,11 @@ DRAIN_NOTICE_S: Final = 2
 """Time between `/readyz` saying `draining` and the end of listening: load balancers ask every second or two."""
 GRACE_S: Final = 20
 """Timeout for responses and fills under way. With the notice it is below the 30 s after which orchestrators kill."""
+ACCEPTING_ITERATIONS: Final = 5
+"""
+Number of iterations of the event loop that asyncio needs from accepting a connection to its first request: it makes the
+transport, tells the protocol, starts aiohttp's task, and reads.
+"""
 
 SWITCH_INTERVAL_S: Final = 0.0002
 """Time for which one thread may keep the interpreter while another waits for it; Python's default is 5 ms."""
@@ -259,12 +263,18 @@ async def _drain_replaced(runner: Runner, services: Services, stop: asyncio.Even
     stop.clear()
     for site in list(runner.sites):
         await site.stop()
-    await asyncio.sleep(0)  # so that connections which came in at the last moment have begun
+    await _begin_last_requests()
     assert runner.server is not None
     runner.server.disable_fast_path()
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
     await _finish(runner, services, peer_api)
+
+
+async def _begin_last_requests() -> None:
+    """Let the connections begin that came in at the last moment: aiohttp ends only those whose task waits."""
+    for _ in range(ACCEPTING_ITERATIONS):
+        await asyncio.sleep(0)
 
 
 async def _finish(runner: Runner, services: Services, peer_api: web.AppRunner | None) -> None:
@@ -274,9 +284,7 @@ async def _finish(runner: Runner, services: Services, peer_api: web.AppRunner | 
         await site.stop()
     with suppress(TimeoutError):
         async with asyncio.timeout(GRACE_S):
-            # aiohttp drops what a connection gets after `pre_shutdown`. Requests that have arrived begin before.
-            for _ in range(WAITING_ITERATIONS_MAX + 2):
-                await asyncio.sleep(0)
+            await _begin_last_requests()
             runner.server.pre_shutdown()
             await runner.server.shutdown(GRACE_S)
             await services.image_service.drain()

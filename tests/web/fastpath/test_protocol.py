@@ -431,6 +431,16 @@ async def test_response_is_sent_before_the_server_stops(imgkeep: Imgkeep, origin
         await leaving
 
 
+async def test_first_request_begins_before_its_connection_closes(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
+    async with wired(imgkeep, idle=False) as (connection, wire):
+        connection.data_received(request(target, close=False))
+        assert connection._state is State.WAITING
+        connection.close()
+        await asyncio.wait_for(wire.closed.wait(), 20)
+        assert wire.sent.endswith(IMAGE)
+
+
 def test_private_names_of_aiohttp_exist() -> None:
     """Otherwise an upgrade that renames them shows as a connection that hangs."""
     slots = {name for kind in web.RequestHandler.__mro__ for name in getattr(kind, "__slots__", ())}

@@ -122,6 +122,13 @@ class FastConnection(Connection):
             self._move(Event.HANDED_OVER)
             self._take_buffer()
 
+    def close(self) -> None:
+        """Begin the request that waits for aiohttp, which drops all bytes after this; then close as aiohttp does."""
+        if self._state is State.WAITING:
+            self._iterations_waited = WAITING_ITERATIONS_MAX
+            self._look_again()
+        super().close()
+
     def _process_keepalive(self) -> None:
         """Close a connection that has been idle for too long, but none that the fast path is answering on."""
         if self._state in BUSY:
