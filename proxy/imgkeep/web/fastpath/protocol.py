@@ -60,9 +60,8 @@ WAITING_BYTES_MAX: Final = HEAD_BYTES_MAX
 """Maximum number of bytes that wait behind a running request; with more, the connection stops reading."""
 WAITING_ITERATIONS_MAX: Final = 3
 """
-Maximum number of iterations of the event loop for which a request waits for aiohttp. A client may send the next request
-before aiohttp, which has sent the last byte, waits again. Without these iterations aiohttp would often answer the next
-request too.
+Maximum number of iterations of the event loop for which a request waits for aiohttp. A client may send it before
+aiohttp, which has sent the last byte, waits again. Without these iterations aiohttp would often answer it too.
 """
 
 # Reading a member of an enum costs as much as a lookup in the response cache.
@@ -200,12 +199,8 @@ class FastConnection(Connection):
         """
         Answer a request, now or later; return whether the fast path answers it.
 
-        Args:
-            target: The request target.
-            block: The bytes behind the request line.
-            data: The whole request.
-            head: Whether its method is HEAD.
-            idle: Whether aiohttp waits for a request.
+        `data` is the whole request, `block` the part behind the request line. `head`: its method is HEAD; `idle`:
+        aiohttp waits for a request.
         """
         if block != self._fields.block:
             self._fields = RequestFields(block, self._fast_path.own_hosts)
@@ -229,11 +224,8 @@ class FastConnection(Connection):
         """
         Start to answer a request for which no bytes are in memory; return whether the fast path can.
 
-        Args:
-            request: The request.
-            cached: Its response, if that is in the cache.
-            loaded: Whether the bytes of `cached` were loaded once already.
-            alone: Whether the request has followed a shared response that only its leader may get.
+        `cached` is its response, if that is in the cache. `loaded`: the bytes of `cached` were loaded once already;
+        `alone`: the request has followed a shared response that only its leader may get.
         """
         loading = None if cached is None or loaded else cached.cache_entry.load()
         if loading is not None:
