@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import pytest
 
-from imgkeep.core.store_url import Bucket, Folder, read_store_url
+from imgkeep.core.store_url import Folder, S3Bucket, read_store_url
 
 GOOD = {
     "a relative folder": ("file:data", Folder("data")),
     "an absolute folder": ("file:/var/lib/x", Folder("/var/lib/x")),
     "an absolute folder as a URL": ("file:///var/lib/x", Folder("/var/lib/x")),
-    "a bucket": ("s3://images", Bucket("images")),
-    "a bucket with an empty query": ("s3://images?region=&endpoint=&addressing=", Bucket("images")),
-    "a prefix": ("s3://images/a/b/", Bucket("images", "a/b")),
-    "an encoded prefix": ("s3://images/a%20b", Bucket("images", "a b")),
+    "a bucket": ("s3://images", S3Bucket("images")),
+    "a bucket with an empty query": ("s3://images?region=&endpoint=&addressing=", S3Bucket("images")),
+    "a prefix": ("s3://images/a/b/", S3Bucket("images", "a/b")),
+    "an encoded prefix": ("s3://images/a%20b", S3Bucket("images", "a b")),
     "everything": (
         "s3://my.images/p?region=eu-central-1&endpoint=https%3A%2F%2Fs3.example%3A9000%2F&addressing=virtual",
-        Bucket("my.images", "p", "eu-central-1", "https://s3.example:9000", "virtual"),
+        S3Bucket("my.images", "p", "eu-central-1", "https://s3.example:9000", "virtual"),
     ),
-    "the usual addressing": ("s3://images?addressing=auto", Bucket("images")),
+    "the usual addressing": ("s3://images?addressing=auto", S3Bucket("images")),
     "an endpoint that is not encoded": (
         "s3://images?endpoint=http://127.0.0.1:9000&addressing=path",
-        Bucket("images", endpoint="http://127.0.0.1:9000", addressing="path"),
+        S3Bucket("images", endpoint="http://127.0.0.1:9000", addressing="path"),
     ),
 }
 
 
 @pytest.mark.parametrize(("url", "place"), GOOD.values(), ids=GOOD)
-def test_store_is_named_by_its_url(url: str, place: Folder | Bucket) -> None:
+def test_store_is_named_by_its_url(url: str, place: Folder | S3Bucket) -> None:
     assert read_store_url(url) == place
 
 
@@ -83,5 +83,5 @@ def test_credentials_in_a_url_are_not_repeated_in_the_message() -> None:
 
 
 def test_all_names_in_a_bucket_begin_with_the_prefix() -> None:
-    assert Bucket("images", "a/b").path("v1/x") == "a/b/v1/x"
-    assert Bucket("images").path("v1/x") == "v1/x"
+    assert S3Bucket("images", "a/b").path("v1/x") == "a/b/v1/x"
+    assert S3Bucket("images").path("v1/x") == "v1/x"

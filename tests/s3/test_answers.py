@@ -13,10 +13,10 @@ import pytest
 from imgkeep.bootstrap.storage import open_storage
 from imgkeep.core.errors import Unreachable, WrittenByNewer
 from imgkeep.core.records import Digest, Key
-from imgkeep.core.store_url import Bucket
-from imgkeep.storage.s3.client import BucketClient
-from imgkeep.storage.s3.errors import BucketError
-from imgkeep.storage.s3.store import S3Store
+from imgkeep.core.store_url import S3Bucket
+from imgkeep.storage.bucket.errors import BucketError
+from imgkeep.storage.bucket.store import BucketStore
+from imgkeep.storage.s3 import S3Client
 from tests.support.image_requests import fast_path_of
 from tests.support.images import make_image, png_of
 from tests.support.program import serving
@@ -39,9 +39,9 @@ NOT_OURS = b"<html><title>404 Not Found</title></html>"
 
 
 @pytest.fixture
-async def store(remote: Remote) -> AsyncIterator[S3Store]:
+async def store(remote: Remote) -> AsyncIterator[BucketStore]:
     """Open the store of a bucket without a server."""
-    store = S3Store(Bucket(remote.server.bucket, "pre", "us-east-1", remote.gate.endpoint), timeout_s=1)
+    store = BucketStore(S3Client(S3Bucket(remote.server.bucket, "pre", "us-east-1", remote.gate.endpoint), timeout_s=1))
     await store.open()
     yield store
     await store.aclose()
@@ -133,8 +133,8 @@ async def test_slow_answer_has_a_timeout_as_a_whole(origin: FakeOrigin, monkeypa
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     path = "v1/records/00/00.json"
     origin.on(f"/bucket/{path}", drip)
-    place = Bucket("bucket", region="us-east-1", endpoint=origin.url(""), addressing="path")
-    client = BucketClient(place, timeout_s=0.3, observe=lambda *_: None)
+    place = S3Bucket("bucket", region="us-east-1", endpoint=origin.url(""), addressing="path")
+    client = S3Client(place, timeout_s=0.3)
     await client.open()
     async with asyncio.timeout(20):
         opened = await client.get(path)
@@ -178,7 +178,7 @@ async def test_record_changed_in_transit_stays(remote: Remote, origin: FakeOrigi
 
 
 async def test_object_that_is_good_by_now_is_not_quarantined(
-    remote: Remote, origin: FakeOrigin, store: S3Store
+    remote: Remote, origin: FakeOrigin, store: BucketStore
 ) -> None:
     await get(await remote.node(), origin.gives("/a.png", make_image()))
     before = await remote.stored("objects")
@@ -208,7 +208,7 @@ async def test_damaged_multipart_object_is_quarantined(remote: Remote, origin: F
 
 
 async def test_record_of_a_newer_version_is_neither_read_nor_replaced(
-    remote: Remote, origin: FakeOrigin, store: S3Store
+    remote: Remote, origin: FakeOrigin, store: BucketStore
 ) -> None:
     node = await remote.node()
     await get(node, origin.gives("/a.png", make_image()))

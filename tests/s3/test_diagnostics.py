@@ -13,9 +13,9 @@ from imgkeep.bootstrap.storage import open_storage
 from imgkeep.cli.check import check as print_check
 from imgkeep.clock import read_clock
 from imgkeep.config import load
-from imgkeep.storage.s3.diagnostics import diagnose
+from imgkeep.storage.bucket.diagnostics import diagnose
+from imgkeep.storage.bucket.store import PROBE
 from imgkeep.storage.s3.errors import REMEDIES
-from imgkeep.storage.s3.records import PROBE
 from tests.support.program import environment, run
 from tests.support.s3.misbehaving import only, s3_error
 

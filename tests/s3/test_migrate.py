@@ -16,7 +16,7 @@ from imgkeep.cli.migrate import migrate
 from imgkeep.config import load
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import object_path, record_path
-from imgkeep.core.store_url import Bucket, Folder
+from imgkeep.core.store_url import Folder, S3Bucket
 from imgkeep.maintenance.migrate import FAILURES_MAX
 from tests.support.images import make_image, png_of
 from tests.support.program import run_here
@@ -53,8 +53,8 @@ async def gate(server: S3Server, gate_to: Callable[[S3Server], Awaitable[Gate]])
 
 
 @pytest.fixture
-def place(server: S3Server, gate: Gate) -> Bucket:
-    return Bucket(server.bucket, "pre", region="us-east-1", endpoint=gate.endpoint)
+def place(server: S3Server, gate: Gate) -> S3Bucket:
+    return S3Bucket(server.bucket, "pre", region="us-east-1", endpoint=gate.endpoint)
 
 
 async def stock(folder: Path, number: int = NUMBER, *, large: bool = False) -> list[Record]:
@@ -80,7 +80,7 @@ async def objects(server: S3Server) -> dict[str, bytes]:
     return {name.removeprefix("pre/"): body for name, body in found.items() if not name.endswith("/probe")}
 
 
-async def copy(source: Folder | Bucket, target: Folder | Bucket) -> tuple[int, dict[str, int], str]:
+async def copy(source: Folder | S3Bucket, target: Folder | S3Bucket) -> tuple[int, dict[str, int], str]:
     """Migrate in this process; return status, summary and standard error."""
     out, err = StringIO(), StringIO()
     async with parts.open_migration(CONFIG, source, target, clock=lambda: NOON) as migration:
@@ -104,7 +104,9 @@ def summary(**counts: int) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("server", ["moto", "s3rver"], indirect=True)
-async def test_store_migrates_to_a_bucket_and_back(server: S3Server, gate: Gate, place: Bucket, tmp_path: Path) -> None:
+async def test_store_migrates_to_a_bucket_and_back(
+    server: S3Server, gate: Gate, place: S3Bucket, tmp_path: Path
+) -> None:
     await stock(tmp_path / "a", large=True)
     original = files(tmp_path / "a")
     all_of_it = summary(copied_objects=NUMBER + 1, copied_records=NUMBER + 1)
@@ -120,20 +122,20 @@ async def test_store_migrates_to_a_bucket_and_back(server: S3Server, gate: Gate,
     assert gate.count("PUT", "/v1/objects/") + gate.count("PUT", "/v1/records/") == puts
 
 
-async def test_folder_and_bucket_migrate_to_their_like(server: S3Server, place: Bucket, tmp_path: Path) -> None:
+async def test_folder_and_bucket_migrate_to_their_like(server: S3Server, place: S3Bucket, tmp_path: Path) -> None:
     await stock(tmp_path / "a", 5)
     original = files(tmp_path / "a")
     all_of_it = summary(copied_objects=5, copied_records=5)
     assert await copy(Folder(str(tmp_path / "a")), Folder(str(tmp_path / "b"))) == (0, all_of_it, "")
     assert files(tmp_path / "a") == files(tmp_path / "b") == original
     assert await copy(Folder(str(tmp_path / "a")), place) == (0, all_of_it, "")
-    other = Bucket(place.name, "other", place.region, place.endpoint)
+    other = S3Bucket(place.name, "other", place.region, place.endpoint)
     assert await copy(place, other) == (0, all_of_it, "")
     found = await server.objects("other/v1/")
     assert {n.removeprefix("other/"): b for n, b in found.items() if not n.endswith("/probe")} == original
 
 
-async def test_interrupted_migration_continues(server: S3Server, gate: Gate, place: Bucket, tmp_path: Path) -> None:
+async def test_interrupted_migration_continues(server: S3Server, gate: Gate, place: S3Bucket, tmp_path: Path) -> None:
     await stock(tmp_path / "a")
     source = Folder(str(tmp_path / "a"))
     async with parts.open_migration(CONFIG, source, place, clock=lambda: NOON) as migration:
@@ -157,12 +159,12 @@ async def test_interrupted_migration_continues(server: S3Server, gate: Gate, pla
 
 @pytest.mark.parametrize("from_bucket", [False, True], ids=["folder", "bucket"])
 async def test_damaged_object_is_reported_and_not_copied(
-    server: S3Server, place: Bucket, tmp_path: Path, *, from_bucket: bool
+    server: S3Server, place: S3Bucket, tmp_path: Path, *, from_bucket: bool
 ) -> None:
     records = await stock(tmp_path / "a", 5)
     path = object_path(records[2].object_name)
-    target: Folder | Bucket = place
-    source: Folder | Bucket = Folder(str(tmp_path / "a"))
+    target: Folder | S3Bucket = place
+    source: Folder | S3Bucket = Folder(str(tmp_path / "a"))
     body = bytearray((tmp_path / "a" / path).read_bytes())
     body[50] ^= 1
     if from_bucket:
@@ -184,7 +186,7 @@ async def test_damaged_object_is_reported_and_not_copied(
     assert here[path] == body, "the source is left as it is"
 
 
-async def test_existing_record_stays(place: Bucket, tmp_path: Path) -> None:
+async def test_existing_record_stays(place: S3Bucket, tmp_path: Path) -> None:
     records = await stock(tmp_path / "a", 3)
     await copy(Folder(str(tmp_path / "a")), place)
     theirs = local_store(tmp_path / "b")
@@ -198,7 +200,7 @@ async def test_existing_record_stays(place: Bucket, tmp_path: Path) -> None:
     assert files(tmp_path / "b")[record_path(records[1].key)] == before
 
 
-async def test_object_of_another_size_is_replaced(place: Bucket, server: S3Server, tmp_path: Path) -> None:
+async def test_object_of_another_size_is_replaced(place: S3Bucket, server: S3Server, tmp_path: Path) -> None:
     records = await stock(tmp_path / "a", 3)
     await copy(Folder(str(tmp_path / "a")), place)
     await server.put(f"pre/{object_path(records[0].object_name)}", b"cut")
@@ -206,7 +208,7 @@ async def test_object_of_another_size_is_replaced(place: Bucket, server: S3Serve
     assert await objects(server) == files(tmp_path / "a")
 
 
-async def test_one_failure_is_reported_and_many_end_the_migration(gate: Gate, place: Bucket, tmp_path: Path) -> None:
+async def test_one_failure_is_reported_and_many_end_the_migration(gate: Gate, place: S3Bucket, tmp_path: Path) -> None:
     records = await stock(tmp_path / "a")
     source = Folder(str(tmp_path / "a"))
     path = object_path(records[0].object_name)
@@ -214,7 +216,7 @@ async def test_one_failure_is_reported_and_many_end_the_migration(gate: Gate, pl
     status, told, err = await copy(source, place)
     assert (status, told) == (1, summary(copied_objects=NUMBER - 1, copied_records=NUMBER - 1, failed=2))
     assert err.startswith(f"failed      {path}  the bucket answers AccessDenied (bucket {place.name} at ")
-    other = Bucket(place.name, "other", place.region, place.endpoint)
+    other = S3Bucket(place.name, "other", place.region, place.endpoint)
     await gate.do(s3_error(403, "AccessDenied"), match=only("PUT", "/v1/objects/"))
     before = gate.count("PUT", "/v1/objects/")
     with pytest.raises(StorageError, match=r"failures in a row; the last: the bucket answers AccessDenied"):

@@ -13,11 +13,12 @@ import pytest
 
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.records import Doubt, Key, Tombstone
-from imgkeep.core.store_url import Bucket
+from imgkeep.core.store_url import S3Bucket
+from imgkeep.storage.bucket.store import BucketStore
 from imgkeep.storage.disk_cache import DiskCache
 from imgkeep.storage.local.disk import HASHED_BYTES_MAX
 from imgkeep.storage.memory import MemorySpool
-from imgkeep.storage.s3 import S3Store
+from imgkeep.storage.s3 import S3Client
 from tests.support.s3.backends import BucketBackend, open_bucket
 from tests.support.stores import NOON, FakeStore, fetch_image, local_store, put_image, read_all, record_of, spool_of
 
@@ -457,7 +458,7 @@ async def test_failed_put_leaves_nothing(store: Store, backend: Backend) -> None
 
 def test_implementations_fit_the_interfaces(tmp_path: Path) -> None:
     """Mypy checks the assignments."""
-    local, bucket = local_store(tmp_path), S3Store(Bucket("images"))
+    local, bucket = local_store(tmp_path), BucketStore(S3Client(S3Bucket("images")))
     listable: list[ListableStore] = [local, bucket]
     stores: list[Store] = [*listable, FakeStore()]
     spools: list[Spool] = [local.disk, DiskCache(local.disk, 0), MemorySpool(0)]

@@ -72,8 +72,7 @@ def _places(config: Config) -> dict[str, str]:
     folder = absolute(data_folder(config))
     if isinstance(place, Folder):
         return {"images": folder}
-    at = f" at {place.endpoint}" if place.endpoint else ""
-    return {"images": f"bucket {place.name}{at}", "folder": folder}
+    return {"images": str(place), "folder": folder}
 
 
 def _link(url: str) -> Text:

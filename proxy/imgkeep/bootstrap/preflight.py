@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
+from imgkeep.bootstrap.bucket_clients import make_client
 from imgkeep.config import ConfigError, data_folder, read_database_url, read_store_url
-from imgkeep.core.store_url import Bucket, Folder
+from imgkeep.core.store_url import Folder
 from imgkeep.database import require_driver
 from imgkeep.database.sqlite_file import find_fault, find_file
 from imgkeep.storage.local import ownership
 
 if TYPE_CHECKING:
     from imgkeep.config import Config
+    from imgkeep.core.store_url import StorePlace
 
 
 async def check_machine(config: Config) -> None:
@@ -35,16 +37,11 @@ async def check_machine(config: Config) -> None:
     """
     mistakes = await asyncio.to_thread(_find_local_mistakes, config)
     place = read_store_url("store.url", config.store.url)
-    if isinstance(place, Bucket):
-        from imgkeep.storage.s3 import S3Store  # noqa: PLC0415 - botocore is slow to import, and a local store does not need it
-
-        bucket = S3Store(place, timeout_s=config.store.timeout_s)
+    if not isinstance(place, Folder):
         try:
-            await bucket.client.check_settings()
+            await make_client(place, timeout_s=config.store.timeout_s).check_settings()
         except ConfigError as error:
             mistakes += error.messages
-        finally:
-            await bucket.aclose()
     if mistakes:
         raise ConfigError(*mistakes)
 
@@ -80,7 +77,7 @@ def require_store(config: Config) -> None:
         raise ConfigError(f"store.url: there is no store in {Path(place.path).absolute()}: {_HINT}")
 
 
-def require_source_store(place: Folder | Bucket) -> None:
+def require_source_store(place: StorePlace) -> None:
     """Refuse a source of `migrate` that does not exist. Blocks. Raises: as `require_store`."""
     if isinstance(place, Folder) and not _is_store_there(Path(place.path)):
         raise ConfigError(f"FROM: there is no store in {Path(place.path).absolute()}; name its folder")

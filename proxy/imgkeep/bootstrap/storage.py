@@ -19,16 +19,18 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from imgkeep.bootstrap.bucket_clients import make_client
 from imgkeep.config import data_folder, read_database_url, read_store_url
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import OBJECTS, object_path
-from imgkeep.core.store_url import Bucket, Folder
+from imgkeep.core.store_url import Folder
 from imgkeep.database import Database, IncompatibleDatabase
 from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
 from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.maintenance.migrate import Migration
 from imgkeep.replication.circuit_breaker import CircuitBreaker
 from imgkeep.replication.tiered_store import TieredStore
+from imgkeep.storage.bucket.store import BucketStore
 from imgkeep.storage.disk_cache import CacheShare, DiskCache
 from imgkeep.storage.local.disk import Disk
 from imgkeep.storage.local.store import LocalStore
@@ -40,8 +42,8 @@ if TYPE_CHECKING:
     from imgkeep.clock import Clock, Sleep
     from imgkeep.config import Config
     from imgkeep.core.records import Record
+    from imgkeep.core.store_url import RemotePlace, StorePlace
     from imgkeep.storage.interfaces import ListableStore, Spool, Store
-    from imgkeep.storage.s3 import S3Store
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ log = logging.getLogger(__name__)
 class RemoteStorage:
     """The parts of a storage whose store is a bucket, besides the disk."""
 
-    bucket: S3Store
+    bucket: BucketStore
     cache: DiskCache
     breaker: CircuitBreaker
     tiered_store: TieredStore
@@ -130,7 +132,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         stack.push_async_callback(database.aclose)
         await _open_parts((database,) if reading else (local, database), reading=reading)
         remote = None
-        if isinstance(place, Bucket):
+        if not isinstance(place, Folder):
             remote = await _open_remote(stack, config, place, local, memory, timer, sleep, observe, share, reading)
         yield Storage(local, database, memory, remote)
 
@@ -150,7 +152,7 @@ async def _open_parts(parts: Sequence[LocalStore | Database], *, reading: bool) 
 async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     stack: AsyncExitStack,
     config: Config,
-    place: Bucket,
+    place: RemotePlace,
     local: LocalStore,
     memory: MemorySpool,
     timer: Callable[[], float],
@@ -159,9 +161,7 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     share: CacheShare | None,
     reading: bool,  # noqa: FBT001 - as the others
 ) -> RemoteStorage:
-    from imgkeep.storage.s3 import S3Store  # noqa: PLC0415 - a third of a second that a local store need not wait for
-
-    bucket = S3Store(place, timeout_s=config.store.timeout_s, observe=observe)
+    bucket = BucketStore(make_client(place, timeout_s=config.store.timeout_s, observe=observe))
     stack.push_async_callback(bucket.aclose)
     await bucket.open()
     breaker = CircuitBreaker(bucket.probe, place=bucket.client.place, draw=random.random, timer=timer, sleep=sleep)
@@ -174,8 +174,8 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     if share is None and not reading:
         await cache.open()
     stack.push_async_callback(tiered_store.aclose)
-    base = _public_base(config, bucket)
-    public_url = None if base is None else lambda name: f"{base}/{quote(place.path(object_path(name)))}"
+    public_path = _public_paths(config, place, bucket)
+    public_url = None if public_path is None else lambda name: public_path(object_path(name))
     object_urls = ObjectUrls(
         config.delivery.mode,
         has_object=tiered_store.has,
@@ -185,19 +185,33 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
         timer=timer,
     )
     return RemoteStorage(
-        bucket, cache, breaker, tiered_store, object_urls, fallback, public_url, objects_url(config, base)
+        bucket,
+        cache,
+        breaker,
+        tiered_store,
+        object_urls,
+        fallback,
+        public_url,
+        objects_url(config, bucket),
     )
 
 
-def objects_url(config: Config, base: str | None = None) -> str | None:
+def objects_url(config: Config, bucket: BucketStore | None = None) -> str | None:
     """
     Return the public URL prefix of all objects; `None`: the configuration has none.
 
-    `base`: the prefix that an open bucket reports; without it the result depends on the configuration alone.
+    `bucket`: the open bucket; without it the result depends on the configuration alone.
     """
     place = read_store_url("store.url", config.store.url)
-    base = base or config.delivery.base_url.rstrip("/")
-    return f"{base}/{quote(place.path(OBJECTS))}" if base and isinstance(place, Bucket) else None
+    public_path = None if isinstance(place, Folder) else _public_paths(config, place, bucket)
+    return None if public_path is None else public_path(OBJECTS)
+
+
+def _public_paths(config: Config, place: RemotePlace, bucket: BucketStore | None) -> Callable[[str], str] | None:
+    """Return the function that gives the public URL of a path; `None`: there is no public URL."""
+    if base := config.delivery.base_url.rstrip("/"):
+        return lambda path: f"{base}/{quote(place.path(path))}"
+    return bucket.client.public_url if bucket is not None and config.delivery.mode == "redirect" else None
 
 
 def permanent_url(remote: RemoteStorage | None, base: str, record: Record) -> str:
@@ -206,14 +220,9 @@ def permanent_url(remote: RemoteStorage | None, base: str, record: Record) -> st
     return f"{base}/images/{record.object_name}" if public_url is None else public_url(record.object_name)
 
 
-def _public_base(config: Config, bucket: S3Store) -> str | None:
-    own = bucket.client.public_base if config.delivery.mode == "redirect" else None
-    return config.delivery.base_url.rstrip("/") or own
-
-
 @asynccontextmanager
 async def open_migration(
-    config: Config, source: Folder | Bucket, target: Folder | Bucket, *, clock: Clock
+    config: Config, source: StorePlace, target: StorePlace, *, clock: Clock
 ) -> AsyncGenerator[Migration]:
     """
     Open two stores, to copy one to the other. `source` is only read; `target` is probed at once.
@@ -222,7 +231,7 @@ async def open_migration(
         StorageError: One of them is not usable.
     """
     async with AsyncExitStack() as stack:
-        from_store: LocalStore | S3Store
+        from_store: LocalStore | BucketStore
         if isinstance(source, Folder):
             # Not opened: `open` would create a missing store, and sweep partial files.
             from_store = LocalStore(Disk(Path(source.path)))
@@ -248,10 +257,8 @@ async def _open_folder(stack: AsyncExitStack, root: Path, free_bytes_min: int) -
     return local
 
 
-async def _open_bucket(stack: AsyncExitStack, config: Config, place: Bucket) -> S3Store:
-    from imgkeep.storage.s3 import S3Store  # noqa: PLC0415 - as in `_open_remote`
-
-    bucket = S3Store(place, timeout_s=config.store.timeout_s)
+async def _open_bucket(stack: AsyncExitStack, config: Config, place: RemotePlace) -> BucketStore:
+    bucket = BucketStore(make_client(place, timeout_s=config.store.timeout_s))
     stack.push_async_callback(bucket.aclose)
     await bucket.open()
     return bucket

@@ -14,6 +14,7 @@ from imgkeep.bootstrap.storage import open_storage
 from imgkeep.cli.printing import print_json, readable_bytes
 from imgkeep.clock import read_clock
 from imgkeep.core.errors import StorageError
+from imgkeep.storage.bucket.diagnostics import diagnose
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -45,8 +46,6 @@ async def _check_live(storage: Storage, *, as_json: bool) -> int:
 
 
 async def _check_bucket(remote: RemoteStorage) -> AsyncGenerator[tuple[str, str | None, str | None]]:
-    from imgkeep.storage.s3.diagnostics import diagnose  # noqa: PLC0415 - botocore is slow to import
-
     async with aclosing(diagnose(remote.bucket, public_url=remote.public_url)) as steps:
         async for step in steps:
             yield step.name, step.error, step.remedy

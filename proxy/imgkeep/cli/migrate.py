@@ -18,10 +18,11 @@ from imgkeep.clock import read_clock
 from imgkeep.config import ConfigError, read_store_url
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import OBJECTS
-from imgkeep.core.store_url import Bucket, Folder
+from imgkeep.core.store_url import Folder, S3Bucket
 
 if TYPE_CHECKING:
     from imgkeep.cli.invocation import Invocation
+    from imgkeep.core.store_url import StorePlace
     from imgkeep.maintenance.migrate import CopyResult, Migration
 
 
@@ -37,11 +38,11 @@ async def run(invocation: Invocation) -> int:
         return await migrate(migration, as_json=invocation.arguments.json, out=sys.stdout, err=sys.stderr)
 
 
-def _read_store(argument: str, url: str, invocation: Invocation) -> Folder | Bucket:
+def _read_store(argument: str, url: str, invocation: Invocation) -> StorePlace:
     """Read the URL of a store; `AWS_REGION` counts as it does for `store.url`."""
     store = read_store_url(argument, url)
     region = invocation.environment.get("AWS_REGION")
-    if isinstance(store, Bucket) and store.region is None and region:
+    if isinstance(store, S3Bucket) and store.region is None and region:
         return replace(store, region=region)
     return store
 

@@ -13,13 +13,13 @@ from imgkeep.core.store_url import read_store_url as read_place
 
 if TYPE_CHECKING:
     from imgkeep.config.schema import Config
-    from imgkeep.core.store_url import Bucket
+    from imgkeep.core.store_url import StorePlace
 
 DATA_FOLDER_DEFAULT: Final = "data"
 """The folder for drafts and copies if there is no fallback."""
 
 
-def read_store_url(setting: str, url: str) -> Folder | Bucket:
+def read_store_url(setting: str, url: str) -> StorePlace:
     """
     Read the URL of a store.
 

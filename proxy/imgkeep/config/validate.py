@@ -15,7 +15,7 @@ from imgkeep.core.http_headers import FORWARDED_HEADERS
 from imgkeep.core.policy import Policy
 from imgkeep.core.signing import KEY_CHARS_MIN
 from imgkeep.core.source_url import read_base
-from imgkeep.core.store_url import Bucket, Folder
+from imgkeep.core.store_url import Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -176,7 +176,7 @@ def _require(rule: _Rule) -> None:
 
 def _is_remote(config: Config) -> bool:
     try:
-        return isinstance(read_store_url("store.url", config.store.url), Bucket)
+        return not isinstance(read_store_url("store.url", config.store.url), Folder)
     except ConfigError:
         return True  # another check reports it
 

@@ -1,5 +1,6 @@
 """
-The URL of a store: `file:PATH` or `s3://BUCKET/PREFIX?region=&endpoint=&addressing=`.
+The URL of a store: `file:PATH`, `s3://BUCKET/PREFIX?region=&endpoint=&addressing=`, `gs://BUCKET/PREFIX`,
+`az://CONTAINER/PREFIX?account=` or `cloudinary:FOLDER`.
 
 Rules: the parser guesses nothing that the URL leaves open (`None` means: as the AWS tools find it); a URL contains no
 secret, so messages may quote it; an invalid URL raises a `ValueError` that names the expected form.
@@ -14,10 +15,10 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 Addressing = Literal["auto", "path", "virtual"]
 
-LATER: Final = ("gs", "az", "cloudinary")
-"""Schemes of later versions."""
-
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
+_GCS_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_CONTAINER: Final = re.compile(r"(?=.{3,63}$)[a-z0-9](?:-?[a-z0-9])+|\$root|\$web")
+_ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
 _REGION: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9!_.*'()/=@:,+ -]{0,512}")
 """Characters that S3 calls safe in names, and a few more (Amazon S3 User Guide, "Naming objects")."""
@@ -31,7 +32,7 @@ class Folder:
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
+class S3Bucket:
     """
     A bucket of Amazon S3 or of a compatible service.
 
@@ -53,8 +54,70 @@ class Bucket:
         """Return the name of an object in the bucket for a path of the stored layout."""
         return f"{self.prefix}/{path}" if self.prefix else path
 
+    def __str__(self) -> str:
+        return f"bucket {self.name} at {self.endpoint}" if self.endpoint else f"bucket {self.name}"
 
-def read_store_url(url: str) -> Folder | Bucket:
+
+@dataclass(frozen=True, slots=True)
+class GcsBucket:
+    """A bucket of Google Cloud Storage. `prefix` as in `S3Bucket`."""
+
+    name: str
+    prefix: str = ""
+
+    def path(self, path: str) -> str:
+        """Return the name of an object in the bucket for a path of the stored layout."""
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+    def __str__(self) -> str:
+        return f"bucket {self.name} of Google Cloud Storage"
+
+
+@dataclass(frozen=True, slots=True)
+class AzureContainer:
+    """
+    A container of Azure Blob Storage.
+
+    Attributes:
+        prefix: As in `S3Bucket`.
+        account: Name of the storage account; `None`: as the environment says.
+    """
+
+    name: str
+    prefix: str = ""
+    account: str | None = None
+
+    def path(self, path: str) -> str:
+        """Return the name of a blob in the container for a path of the stored layout."""
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+    def __str__(self) -> str:
+        return f"container {self.name} of Azure Blob Storage"
+
+
+@dataclass(frozen=True, slots=True)
+class CloudinaryFolder:
+    """A folder of a Cloudinary product environment; `prefix` is its path, without slashes at its ends."""
+
+    prefix: str
+
+    def path(self, path: str) -> str:
+        """Return the name of an asset for a path of the stored layout."""
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+    def __str__(self) -> str:
+        return f"folder {self.prefix} of Cloudinary" if self.prefix else "Cloudinary"
+
+
+RemotePlace = S3Bucket | GcsBucket | AzureContainer | CloudinaryFolder
+StorePlace = Folder | RemotePlace
+
+EXPECTED: Final = (
+    "expected file:PATH, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or cloudinary:FOLDER"
+)
+
+
+def read_store_url(url: str) -> StorePlace:
     """
     Read the URL of a store.
 
@@ -67,8 +130,13 @@ def read_store_url(url: str) -> Folder | Bucket:
         return _read_folder(rest)
     if scheme == "s3":
         return _read_bucket(url)
-    later = "this version has no such store: " if scheme in LATER else ""
-    raise ValueError(f"{later}expected file:PATH or s3://BUCKET/PREFIX")
+    if scheme == "gs":
+        return _read_gcs(url)
+    if scheme == "az":
+        return _read_azure(url)
+    if scheme == "cloudinary":
+        return CloudinaryFolder(_read_prefix(rest.strip("/")))
+    raise ValueError(EXPECTED)
 
 
 def _read_folder(path: str) -> Folder:
@@ -78,7 +146,7 @@ def _read_folder(path: str) -> Folder:
     return Folder(path)
 
 
-def _read_bucket(url: str) -> Bucket:
+def _read_bucket(url: str) -> S3Bucket:
     parts = _split(url, "expected s3://BUCKET/PREFIX")
     if not _BUCKET.fullmatch(parts.netloc) or parts.fragment:
         # The message does not quote the URL: an operator may have put credentials there.
@@ -86,9 +154,7 @@ def _read_bucket(url: str) -> Bucket:
             "expected s3://BUCKET/PREFIX, where the bucket has a name of 3 letters, digits, dots, hyphens or more; "
             "credentials come from the environment or an AWS profile"
         )
-    prefix = unquote(parts.path).strip("/")
-    if not _PREFIX.fullmatch(prefix) or any(part in {"", ".", ".."} for part in prefix.split("/") if prefix):
-        raise ValueError("the prefix has a character that not every store takes, or an empty part")
+    prefix = _read_prefix(parts.path)
     parameters: dict[str, str] = {}
     for name, value in parse_qsl(parts.query, keep_blank_values=True):
         if name not in {"region", "endpoint", "addressing"} or name in parameters:
@@ -98,13 +164,51 @@ def _read_bucket(url: str) -> Bucket:
     addressing = parameters.get("addressing", "").lower() or "auto"
     if addressing not in {"auto", "path", "virtual"}:
         raise ValueError("addressing: expected path, virtual or auto")
-    return Bucket(
+    return S3Bucket(
         parts.netloc,
         prefix,
         _read_region(parameters.get("region", "")),
         _read_endpoint(parameters.get("endpoint", "")),
         cast("Addressing", addressing),
     )
+
+
+def _read_gcs(url: str) -> GcsBucket:
+    expected = "expected gs://BUCKET/PREFIX; credentials come from the environment, as Google's tools find them"
+    parts = _split(url, expected)
+    if not _GCS_BUCKET.fullmatch(parts.netloc) or parts.query or parts.fragment:
+        raise ValueError(expected)
+    return GcsBucket(parts.netloc, _read_prefix(parts.path))
+
+
+def _read_azure(url: str) -> AzureContainer:
+    expected = (
+        "expected az://CONTAINER/PREFIX, and ?account=NAME where the environment names no account; credentials come "
+        "from the environment, as Azure's tools find them"
+    )
+    parts = _split(url, expected)
+    parameters = parse_qsl(parts.query, keep_blank_values=True)
+    account = dict(parameters).get("account", "")
+    if (
+        not _CONTAINER.fullmatch(parts.netloc)
+        or parts.fragment
+        or [name for name, _ in parameters]
+        not in (
+            [],
+            ["account"],
+        )
+    ):
+        raise ValueError(expected)
+    if account and not _ACCOUNT.fullmatch(account):
+        raise ValueError("account: expected the name of a storage account, 3 to 24 lower-case letters and digits")
+    return AzureContainer(parts.netloc, _read_prefix(parts.path), account or None)
+
+
+def _read_prefix(path: str) -> str:
+    prefix = unquote(path).strip("/")
+    if not _PREFIX.fullmatch(prefix) or any(part in {"", ".", ".."} for part in prefix.split("/") if prefix):
+        raise ValueError("the prefix has a character that not every store takes, or an empty part")
+    return prefix
 
 
 def _describe_unknown(name: str) -> str:

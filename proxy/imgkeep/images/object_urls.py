@@ -47,7 +47,7 @@ class ObjectUrls:
 
     Args:
         has_object: Tells whether the primary can be reached and was seen to have an object recently.
-        presign: Returns a URL that works for a while, and for how many seconds, as `S3Store.presign`.
+        presign: Returns a URL that works for a while, and for how many seconds, as `BucketStore.presign`.
         public_url: Returns the permanent URL of an object in the primary; `None`: the configuration names none.
         timer: Gives monotonic seconds.
     """

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Digest, Key, Record, Tombstone
     from imgkeep.replication.circuit_breaker import CircuitBreaker
+    from imgkeep.storage.bucket.store import BucketStore
     from imgkeep.storage.disk_cache import DiskCache
     from imgkeep.storage.interfaces import Body, Draft
     from imgkeep.storage.local.store import LocalStore
     from imgkeep.storage.memory import MemorySpool
-    from imgkeep.storage.s3 import S3Store
 
 SEEN_MAX: Final = 100_000
 """Maximum number of names that the primary was seen to have: 200 bytes each, 20 MB."""
@@ -70,7 +70,7 @@ class TieredStore:
     def __init__(  # noqa: PLR0913 - all by keyword, in one place
         self,
         *,
-        primary: S3Store,
+        primary: BucketStore,
         fallback: LocalStore | None,
         cache: DiskCache,
         memory: MemorySpool,

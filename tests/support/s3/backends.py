@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import TYPE_CHECKING
 
-from imgkeep.core.store_url import Bucket
+from imgkeep.core.store_url import S3Bucket
+from imgkeep.storage.bucket.store import PROBE, BucketStore
 from imgkeep.storage.local.disk import Disk
-from imgkeep.storage.s3 import S3Store
-from imgkeep.storage.s3.records import PROBE
+from imgkeep.storage.s3 import S3Client
 from tests.support.s3.gate import Gate
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _PROBED: dict[str, bool] = {}
 """By server: whether `If-None-Match` works on PUT."""
 
 
-class SpooledBucket(S3Store):
+class SpooledBucket(BucketStore):
     """A bucket, and a disk for drafts on their way to it."""
 
     spool: Disk
@@ -45,7 +45,7 @@ class BucketBackend:
         self._breaking: asyncio.Task[None] | None = None
 
     def left(self) -> dict[str, list[str]]:
-        prefix = f"{self.store.client.bucket.prefix}/"
+        prefix = f"{self.store.client.bucket.prefix}/"  # type: ignore[attr-defined]
         # In another thread: the server is another process, and the caller is no coroutine.
         with ThreadPoolExecutor(1) as pool:
             paths = sorted(pool.submit(asyncio.run, self._server.objects(prefix)).result())
@@ -69,16 +69,16 @@ async def open_bucket(name: str, request: pytest.FixtureRequest, folder: Path) -
     patch.setenv("AWS_SECRET_ACCESS_KEY", server.secret)
     gate = Gate("127.0.0.1", server.port)
     await gate.start()
-    bucket = Bucket(server.bucket, f"contract-{next(_NUMBERS)}", region="us-east-1", endpoint=gate.endpoint)
-    store = SpooledBucket(bucket, timeout_s=TIMEOUT_S)
+    bucket = S3Bucket(server.bucket, f"contract-{next(_NUMBERS)}", region="us-east-1", endpoint=gate.endpoint)
+    store = SpooledBucket(S3Client(bucket, timeout_s=TIMEOUT_S))
     store.spool = Disk(folder)
     await store.spool.open()
     await store.open()
     if name not in _PROBED:
         await store.probe()
-        _PROBED[name] = store.supports_if_none_match
+        _PROBED[name] = store.client.features.conditional_put
         assert {kind: kind == "moto" for kind in _PROBED} == _PROBED
-    store._records.supports_if_none_match = _PROBED[name]
+    store.client.features.conditional_put = _PROBED[name]
     yield BucketBackend(store, server, gate)
     await store.aclose()
     await store.spool.aclose()

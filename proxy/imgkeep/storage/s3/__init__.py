@@ -1,5 +1,5 @@
-"""Amazon S3 and compatible services: the bucket (`client`), bodies (`body`), `uploads`, the store (`store`)."""
+"""Amazon S3 and compatible services: the `client` of a bucket, over its `connection`, with its `uploads`."""
 
-from imgkeep.storage.s3.store import S3Store
+from imgkeep.storage.s3.client import S3Client
 
-__all__ = ["S3Store"]
+__all__ = ["S3Client"]

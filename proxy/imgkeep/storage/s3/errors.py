@@ -1,19 +1,19 @@
 """
-Errors of a bucket as errors of imgkeep, and their remedies.
+Errors of S3 as errors of imgkeep, and their remedies.
 
 No message of the bucket is passed on: it may hold a link, and links are credentials.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Final
 
 import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
-from imgkeep.core.errors import ImgkeepError, RemoteFault
+from imgkeep.core.errors import ImgkeepError
+from imgkeep.storage.bucket.errors import SILENT, UNREACHABLE, BucketError, cause_of
 
 MISSING: Final = "NoSuchKey"
 """The code of a missing object. A bare 404 may come from anything before the bucket, and is a fault."""
@@ -43,41 +43,14 @@ OBJECT_CODES: Final = frozenset(
 )
 """Codes that may concern the requested object alone; a probe of the circuit breaker finds out."""
 
-CAUSES_MAX: Final = 8
-"""Maximum number of errors in a chain of causes that are examined."""
 NOT_S3: Final = "the server at the address of the bucket does not speak S3"
 
 _CODE: Final = re.compile(r"[A-Za-z0-9.]{1,64}")
 
 
-class BucketError(RemoteFault):
-    """An error of the bucket, or a missing answer. `error_code` is the code of S3, where there is one."""
-
-    def __init__(self, message: str, error_code: str = "", *, general: bool | None = None, cause: str = "") -> None:
-        super().__init__(message, general=error_code not in OBJECT_CODES if general is None else general, cause=cause)
-        self.error_code = error_code
-
-    @property
-    def remedy(self) -> str | None:
-        return REMEDIES.get(self.error_code)
-
-
-def _cause_of(error: BaseException) -> str:
-    """Return why a connection failed, in the words of the system: no URL, and no words of the bucket."""
-    for _ in range(CAUSES_MAX):
-        inner = getattr(error, "kwargs", {}).get("error") or error.__cause__ or error.__context__
-        if isinstance(error, aiohttp.ClientConnectorDNSError):
-            return "the host does not resolve"
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            return "the certificate is not valid for the host, or not trusted"
-        if isinstance(error, OSError) and error.errno and error.errno > 0:
-            return os.strerror(error.errno)
-        if isinstance(error, aiohttp.ServerDisconnectedError):
-            return "the server closed the connection"
-        if inner is None:
-            break
-        error = inner
-    return type(error).__name__
+def make_error(message: str, code: str) -> BucketError:
+    """Return the error that a code of S3 means."""
+    return BucketError(message, code, general=code not in OBJECT_CODES, remedy=REMEDIES.get(code))
 
 
 def translate_error(error: Exception) -> Exception:
@@ -88,12 +61,12 @@ def translate_error(error: Exception) -> Exception:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if not _CODE.fullmatch(code):
             code = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-        return BucketError(f"the bucket answers {code}", code)
+        return make_error(f"the bucket answers {code}", code)
     if isinstance(error, TimeoutError):
-        return BucketError("the bucket does not answer within store.timeout_s")
+        return BucketError(SILENT)
     if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
         return BucketError("there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")
     if isinstance(error, (BotoCoreError, aiohttp.ClientError, OSError)):
-        return BucketError("the bucket cannot be reached, or the connection broke off", cause=_cause_of(error))
+        return BucketError(UNREACHABLE, cause=cause_of(error))
     # The library fails in many ways on an answer that is not S3: parser errors, missing fields, endless redirects.
     return BucketError(NOT_S3)

@@ -13,15 +13,18 @@ from hashlib import md5
 from typing import TYPE_CHECKING, Any, Final
 
 from imgkeep.core.errors import StorageError
-from imgkeep.storage.s3.body import DraftPart
-from imgkeep.storage.s3.client import read_etag
-from imgkeep.storage.s3.errors import NOT_S3, BucketError
+from imgkeep.storage.bucket.body import DraftPart
+from imgkeep.storage.bucket.errors import NOT_TAKEN, BucketError
+from imgkeep.storage.s3.connection import read_etag
+from imgkeep.storage.s3.errors import NOT_S3
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from mmap import mmap
 
+    from imgkeep.storage.bucket.client import ObjectStatus
     from imgkeep.storage.interfaces import Draft
-    from imgkeep.storage.s3.client import BucketClient
+    from imgkeep.storage.s3.connection import S3Connection
 
 WHOLE_BYTES_MAX: Final = 1_048_576
 """Maximum size that is sent from memory, without the round trip of `100 Continue`."""
@@ -32,10 +35,16 @@ PARTS_CONCURRENT_MAX: Final = 3
 
 
 class Uploader:
-    """The uploads to one bucket. `fields` are parameters of S3's `PutObject`."""
+    """
+    The uploads to one bucket. `fields` are parameters of S3's `PutObject`.
 
-    def __init__(self, client: BucketClient) -> None:
-        self._client = client
+    Args:
+        stat: Asks for size and ETag of an object, as `BucketClient.stat`.
+    """
+
+    def __init__(self, connection: S3Connection, stat: Callable[[str], Awaitable[ObjectStatus | None]]) -> None:
+        self._connection = connection
+        self._stat = stat
         self._aborting: set[asyncio.Task[None]] = set()
 
     async def aclose(self) -> None:
@@ -68,9 +77,9 @@ class Uploader:
     async def _put(
         self, path: str, body: bytes | DraftPart, size: int, digest: bytes, fields: dict[str, str]
     ) -> dict[str, Any]:
-        return await self._client.call(
+        return await self._connection.call(
             "put_object",
-            Key=self._client.bucket.path(path),
+            Key=self._connection.bucket.path(path),
             Body=body,
             ContentLength=size,
             ContentMD5=b64encode(digest).decode(),
@@ -78,10 +87,10 @@ class Uploader:
         )
 
     async def _put_parts(self, path: str, draft: Draft, fields: dict[str, str]) -> None:
-        key = self._client.bucket.path(path)
+        key = self._connection.bucket.path(path)
         starts = range(0, draft.size, PART_BYTES)
         digests = await draft.check(lambda body: [md5_of(body[start : start + PART_BYTES]) for start in starts])
-        begun = await self._client.call("create_multipart_upload", Key=key, **fields)
+        begun = await self._connection.call("create_multipart_upload", Key=key, **fields)
         upload = begun.get("UploadId")
         if not upload:
             raise BucketError(NOT_S3)
@@ -103,7 +112,7 @@ class Uploader:
             start = (number - 1) * PART_BYTES
             end = min(start + PART_BYTES, draft.size)
             async with slots:
-                answer = await self._client.call(
+                answer = await self._connection.call(
                     "upload_part",
                     Key=key,
                     UploadId=upload,
@@ -119,7 +128,7 @@ class Uploader:
                 parts = [group.create_task(send(number, digest)) for number, digest in enumerate(digests, 1)]
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
-        return await self._client.call(
+        return await self._connection.call(
             "complete_multipart_upload",
             Key=key,
             UploadId=upload,
@@ -128,7 +137,7 @@ class Uploader:
 
     async def _abort(self, key: str, upload: str) -> None:
         try:
-            await self._client.call("abort_multipart_upload", Key=key, UploadId=upload)
+            await self._connection.call("abort_multipart_upload", Key=key, UploadId=upload)
         except BucketError:
             return  # the bucket's lifecycle rule removes it (docs/s3.md)
 
@@ -138,9 +147,9 @@ class Uploader:
             return
         encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
         comparable = len(etag) == len(digest) and not encrypted and "-" not in digest
-        stat = None if not etag or comparable else await self._client.stat(path)
+        stat = None if not etag or comparable else await self._stat(path)
         if stat is None or stat.size != size:
-            raise BucketError("the bucket does not have what it said it took")
+            raise BucketError(NOT_TAKEN)
 
 
 def md5_of(data: bytes | bytearray | mmap) -> bytes:

@@ -1,10 +1,10 @@
 """
-The store in a bucket: the stored layout, without trust in what S3-compatible services promise.
+The store in a bucket: the stored layout, without trust in what services promise.
 
 Rules:
-- A 200 alone proves no upload (`uploads`).
+- A 200 alone proves no upload (`BucketClient`).
 - An answer alone proves no read: a record has to be one, and a store that makes a copy hashes the object.
-- `If-None-Match: *` is used where a probe showed that it works (`records`); nothing relies on it.
+- A conditional PUT is used where the service has it (`records`); nothing relies on it.
 - The object goes before the record, both verified, so a record in the bucket means that its object is there.
 """
 
@@ -15,7 +15,6 @@ from hashlib import sha256
 from secrets import token_hex
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Final, TypeVar
-from urllib.parse import quote
 
 from imgkeep.core.errors import Conflict, WrittenByNewer
 from imgkeep.core.layout import (
@@ -34,12 +33,11 @@ from imgkeep.core.layout import (
     record_path,
 )
 from imgkeep.core.records import Digest, Format, Record, Tombstone
+from imgkeep.storage.bucket.body import PIECE_BYTES, BucketBody
+from imgkeep.storage.bucket.client import ObjectFields
+from imgkeep.storage.bucket.errors import BucketError
+from imgkeep.storage.bucket.records import RECORD_FIELDS, BucketRecords, CorruptRecord
 from imgkeep.storage.local.open_files import check_all
-from imgkeep.storage.s3.body import PIECE_BYTES, S3Body
-from imgkeep.storage.s3.client import BucketClient
-from imgkeep.storage.s3.errors import NOT_S3, BucketError
-from imgkeep.storage.s3.records import PROBE, PROBE_BYTES, RECORD_FIELDS, BucketRecords, CorruptRecord
-from imgkeep.storage.s3.uploads import Uploader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -47,7 +45,7 @@ if TYPE_CHECKING:
     from mmap import mmap
 
     from imgkeep.core.records import Key
-    from imgkeep.core.store_url import Bucket
+    from imgkeep.storage.bucket.client import BucketClient
     from imgkeep.storage.interfaces import Body, Draft, Spool
 
 T = TypeVar("T")
@@ -61,34 +59,26 @@ IDLE_CHECK_S: Final = 30
 CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
 
 
-class S3Store:
+PROBE: Final = "v1/probe"
+PROBE_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
+"""Always the same, and left in place: nodes that probe at the same time do not disturb each other."""
+
+
+class BucketStore:
     """A store in a bucket. Implements `ListableStore`."""
 
-    name = "s3"
     local_drafts_only = False
 
-    def __init__(
-        self,
-        bucket: Bucket,
-        *,
-        timeout_s: float = 5,
-        observe: Callable[[str, str, float], None] = lambda *_: None,
-    ) -> None:
-        self.client = BucketClient(bucket, timeout_s=timeout_s, observe=observe)
-        self._uploader = Uploader(self.client)
-        self._records = BucketRecords(self.client, self._uploader)
+    def __init__(self, client: BucketClient) -> None:
+        self.name = client.service
+        self.client = client
+        self._records = BucketRecords(client)
         self._is_probed = False
-
-    @property
-    def supports_if_none_match(self) -> bool:
-        """Whether a probe showed that `If-None-Match: *` works on PUT."""
-        return self._records.supports_if_none_match
 
     async def open(self) -> None:
         await self.client.open()
 
     async def aclose(self) -> None:
-        await self._uploader.aclose()
         await self.client.aclose()
 
     async def check(self) -> int:
@@ -106,15 +96,15 @@ class S3Store:
         Raises:
             StorageError: One of these steps fails.
         """
-        await self._uploader.put_bytes(PROBE, PROBE_BYTES, {"ContentType": "text/plain"})
+        await self.client.put_bytes(PROBE, PROBE_BYTES, ObjectFields("text/plain"))
         opened = await self.client.get(PROBE)
         if opened is None or await opened.stream.read_all(len(PROBE_BYTES) + 1) != PROBE_BYTES:
             raise BucketError("the bucket returns other bytes than were put")
         missing = await self.client.get(f"{PROBE}-{token_hex(8)}")
         if missing is not None:
             missing.stream.close()
-            raise BucketError(NOT_S3)
-        await self._records.probe_if_none_match()
+            raise BucketError("the bucket returns an object that is not there")
+        await self.client.probe_features(PROBE)
         self._is_probed = True
 
     async def find(self, key: Key) -> Record | None:
@@ -125,7 +115,7 @@ class S3Store:
         opened = await self.client.get(path)
         if opened is None:
             return None
-        body = S3Body(self.client, path, opened)
+        body = BucketBody(self.client, path, opened)
         if size is None or body.size == size:
             return body
         # The hash decides which of them is wrong: a wrong record must not cost a good object.
@@ -133,7 +123,7 @@ class S3Store:
             await self.client.quarantine(path, body.etag)
             return None
         opened = await self.client.get(path)
-        return None if opened is None else S3Body(self.client, path, opened)
+        return None if opened is None else BucketBody(self.client, path, opened)
 
     async def holds(self, name: str, size: int) -> bool:
         return await self.size_of(name) == size
@@ -172,7 +162,7 @@ class S3Store:
         return record
 
     async def put_object(self, draft: Draft, name: str) -> None:
-        await self._uploader.put_draft(object_path(name), draft, _fields(name))
+        await self.client.put_draft(object_path(name), draft, _fields(name))
 
     async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
         await self._records.put(record, replaces)
@@ -195,15 +185,15 @@ class S3Store:
         return draft
 
     async def put_tombstone(self, tombstone: Tombstone) -> None:
-        await self._uploader.put_bytes(record_path(tombstone.key), encode_tombstone(tombstone), RECORD_FIELDS)
+        await self.client.put_bytes(record_path(tombstone.key), encode_tombstone(tombstone), RECORD_FIELDS)
 
     async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
-        await self._uploader.put_bytes(block_path(digest), encode_block(digest, removed_at, keys), RECORD_FIELDS)
+        await self.client.put_bytes(block_path(digest), encode_block(digest, removed_at, keys), RECORD_FIELDS)
 
     async def delete_object(self, digest: Digest) -> None:
         # Its extension is not known for sure, and deleting a missing object costs nothing.
         for name in object_names(digest):
-            await self.client.call("delete_object", Key=self.client.bucket.path(object_path(name)))
+            await self.client.delete(object_path(name))
 
     async def list_blocked(self) -> set[Digest]:
         return {digest async for path, _ in self.walk(BLOCKED) if (digest := read_block_path(path)) is not None}
@@ -224,16 +214,12 @@ class S3Store:
             await self._delete(record_path(tombstone.key))
 
     async def has_object(self, digest: Digest) -> bool:
-        # One LIST, where thirteen extensions would be as many requests.
-        prefix = self.client.bucket.path(object_path(f"{digest}."))
-        answer = await self.client.call("list_objects_v2", Prefix=prefix, MaxKeys=1)
-        if "KeyCount" not in answer and "Contents" not in answer and "Name" not in answer:
-            raise BucketError(NOT_S3)
-        return bool(answer.get("Contents"))
+        # One request, where thirteen extensions would be as many.
+        return await self.client.has_any(object_path(f"{digest}."))
 
     async def _delete(self, path: str) -> None:
         """Delete an object, and check that it is gone: a 200 alone proves nothing."""
-        await self.client.call("delete_object", Key=self.client.bucket.path(path))
+        await self.client.delete(path)
         left = await self.client.get(path)
         if left is not None:
             left.stream.close()
@@ -247,7 +233,7 @@ class S3Store:
     async def has(self, name: str) -> bool:
         """Tell whether the object `<digest>.<ext>` is there, with a single request."""
         # The first byte, and not a HEAD, which cannot tell a missing object from a missing bucket.
-        opened = await self.client.get(object_path(name), Range="bytes=0-0")
+        opened = await self.client.get(object_path(name), end=1)
         if opened is not None:
             await opened.stream.read_all(1)
         return opened is not None
@@ -258,14 +244,14 @@ class S3Store:
         opened = await self.client.get(path)
         if opened is None:
             return
-        body = S3Body(self.client, path, opened)
+        body = BucketBody(self.client, path, opened)
         # Bytes that differ from read to read were changed on their way, and the object may be good.
         if await _hash(body) == digest != name.partition(".")[0]:
             await self.client.quarantine(path, body.etag)
 
     def public_url(self, name: str) -> str:
         """Return the public URL of an object, if the bucket is public."""
-        return f"{self.client.public_base}/{quote(self.client.bucket.path(object_path(name)))}"
+        return self.client.public_url(object_path(name))
 
     async def presign(self, name: str, *, ttl_s: int, head: bool) -> tuple[str, int]:
         """Return a link to an object, for HEAD or else for GET, and its life in seconds, `ttl_s` at most."""
@@ -289,13 +275,13 @@ class S3Store:
 
     async def hash_object(self, path: str) -> Digest | None:
         opened = await self.client.get(path)
-        return None if opened is None else await _hash(S3Body(self.client, path, opened))
+        return None if opened is None else await _hash(BucketBody(self.client, path, opened))
 
     async def check_object(self, path: str, check: Callable[[bytes | mmap], T]) -> tuple[Digest, T] | None:
         opened = await self.client.get(path)
         if opened is None:
             return None
-        body = S3Body(self.client, path, opened)
+        body = BucketBody(self.client, path, opened)
         # On a disk and not in memory: it may be as large as `fetch.body_bytes_max`.
         with await asyncio.to_thread(TemporaryFile) as file:
             async for piece in body.pieces():
@@ -309,19 +295,17 @@ class S3Store:
             await self.client.quarantine(path, stat.etag)
 
 
-async def _hash(body: S3Body) -> Digest:
+async def _hash(body: BucketBody) -> Digest:
     digest = sha256()
     async for piece in body.pieces():
         digest.update(piece)
     return Digest(digest.hexdigest())
 
 
-def _fields(name: str) -> dict[str, str]:
+def _fields(name: str) -> ObjectFields:
     read = read_object_name(name)
     assert read is not None
     format_ = read[1]
-    fields = {"ContentType": format_.media_type, "CacheControl": CACHE_CONTROL}
-    if format_ is Format.SVG:
-        # A redirect cannot carry the sandboxing policy; in an <img> this field changes nothing.
-        fields["ContentDisposition"] = f'attachment; filename="{name[:16]}.svg"'
-    return fields
+    # A redirect cannot carry the sandboxing policy of an SVG; in an <img> this field changes nothing.
+    disposition = f'attachment; filename="{name[:16]}.svg"' if format_ is Format.SVG else ""
+    return ObjectFields(format_.media_type, CACHE_CONTROL, disposition)

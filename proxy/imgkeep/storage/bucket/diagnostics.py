@@ -19,17 +19,19 @@ from yarl import URL
 
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import object_path
+from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.memory import MemorySpool
-from imgkeep.storage.s3.errors import MISSING, NOT_S3, BucketError
-from imgkeep.storage.s3.uploads import WHOLE_BYTES_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
-    from imgkeep.storage.s3.store import S3Store
+    from imgkeep.storage.bucket.client import Check
+    from imgkeep.storage.bucket.store import BucketStore
 
 PRESIGN_TTL_S: Final = 60
 RANGE: Final = (8, 16)
+IMAGE_BYTES_MAX: Final = 1024
+"""Maximum size of the image of a diagnosis."""
 PRESIGN_REMEDY: Final = "set the clock of this machine, and see that nothing before the bucket changes requests"
 PUBLIC_REMEDY: Final = "make v1/objects/ public: docs/s3.md, or use delivery.mode presign"
 
@@ -43,17 +45,19 @@ class Step:
     remedy: str | None = None
 
 
-async def diagnose(store: S3Store, *, public_url: Callable[[str], str] | None) -> AsyncGenerator[Step]:
+async def diagnose(store: BucketStore, *, public_url: Callable[[str], str] | None) -> AsyncGenerator[Step]:
     """Try everything that the bucket must do; `public_url` gives the permanent URL of an object, if it has one."""
     probe = _Probe(store, _image())
     try:
         put = await _try("put", probe.put)
         yield put
-        for name, work in (("head", probe.head), ("get", probe.get), ("range", probe.get_range)):
+        for name, work in probe.reads():
             yield await _try(name, work, put)
         yield await _try("list", probe.list)
-        yield await _try("multipart", probe.send_part)
-        yield await _try("presign", probe.get_presigned, put, remedy=PRESIGN_REMEDY)
+        for name, work in probe.own_checks():
+            yield await _try(name, work)
+        if store.client.features.presign:
+            yield await _try("presign", probe.get_presigned, put, remedy=PRESIGN_REMEDY)
         if public_url is not None:
             url = public_url(probe.name)
             yield await _try("public", lambda: probe.get_from(url), put, remedy=PUBLIC_REMEDY)
@@ -82,17 +86,23 @@ async def _try(
 class _Probe:
     """The steps, with one image. Each raises a `StorageError` if it fails."""
 
-    def __init__(self, store: S3Store, image: bytes) -> None:
+    def __init__(self, store: BucketStore, image: bytes) -> None:
         self.name = f"{sha256(image).hexdigest()}.png"
         self.delete_tried = False
         self._store = store
         self._client = store.client
         self._image = image
         self._path = object_path(self.name)
-        self._key = store.client.bucket.path(self._path)
+
+    def reads(self) -> Sequence[Check]:
+        found = [("head", self.head), ("get", self.get)]
+        return [*found, ("range", self.get_range)] if self._client.features.ranges else found
+
+    def own_checks(self) -> Sequence[Check]:
+        return self._client.own_checks(self._path, self._image)
 
     async def put(self) -> None:
-        draft = await MemorySpool(WHOLE_BYTES_MAX).begin(len(self._image))
+        draft = await MemorySpool(IMAGE_BYTES_MAX).begin(len(self._image))
         try:
             await draft.write(self._image)
             await self._store.put_object(draft, self.name)
@@ -109,28 +119,13 @@ class _Probe:
 
     async def get_range(self) -> None:
         start, end = RANGE
-        opened = await self._client.get(self._path, Range=f"bytes={start}-{end - 1}")
+        opened = await self._client.get(self._path, start=start, end=end)
         part = b"" if opened is None else await opened.stream.read_all(len(self._image))
         if part != self._image[start:end]:
             raise BucketError("the bucket does not return the requested part of an object")
 
     async def list(self) -> None:
-        answer = await self._client.call("list_objects_v2", Prefix=self._key, MaxKeys=1)
-        if "KeyCount" not in answer and "Contents" not in answer and "Name" not in answer:
-            raise BucketError(NOT_S3)
-
-    async def send_part(self) -> None:
-        begun = await self._client.call("create_multipart_upload", Key=self._key, ContentType="image/png")
-        upload = begun.get("UploadId")
-        if not upload:
-            raise BucketError(NOT_S3)
-        try:
-            await self._client.call("upload_part", Key=self._key, UploadId=upload, PartNumber=1, Body=self._image)
-        except BaseException:
-            with suppress(BucketError):
-                await self._client.call("abort_multipart_upload", Key=self._key, UploadId=upload)
-            raise
-        await self._client.call("abort_multipart_upload", Key=self._key, UploadId=upload)
+        await self._client.has_any(self._path)
 
     async def get_presigned(self) -> None:
         url, _ = await self._store.presign(self.name, ttl_s=PRESIGN_TTL_S, head=False)
@@ -146,7 +141,7 @@ class _Probe:
             ):
                 status = response.status
                 received = bytearray()
-                while len(received) <= len(self._image) and (piece := await response.content.read(WHOLE_BYTES_MAX)):
+                while len(received) <= len(self._image) and (piece := await response.content.read(IMAGE_BYTES_MAX)):
                     received += piece
         except TimeoutError:
             raise StorageError("a plain GET got no answer within store.timeout_s") from None
@@ -159,11 +154,7 @@ class _Probe:
 
     async def delete(self) -> None:
         self.delete_tried = True
-        try:
-            await self._client.call("delete_object", Key=self._key)
-        except BucketError as error:
-            if error.error_code != MISSING:
-                raise
+        await self._client.delete(self._path)
 
 
 def _image() -> bytes:

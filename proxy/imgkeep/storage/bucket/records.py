@@ -18,20 +18,16 @@ from imgkeep.core.layout import (
     record_path,
 )
 from imgkeep.core.records import Tombstone
-from imgkeep.storage.s3.errors import EXISTS, RACED, BucketError
+from imgkeep.storage.bucket.client import ObjectFields
+from imgkeep.storage.bucket.errors import AlreadyThere, BucketError
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Digest, Key, Record
-    from imgkeep.storage.s3.client import BucketClient
-    from imgkeep.storage.s3.uploads import Uploader
-
-PROBE: Final = "v1/probe"
-PROBE_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
-"""Always the same, and left in place: nodes that probe at the same time do not disturb each other."""
+    from imgkeep.storage.bucket.client import BucketClient
 
 REREAD_AFTER_S: Final = 0.2
 """Time after which a corrupt record is read again: longer than a write takes."""
-RECORD_FIELDS: Final = {"ContentType": "application/json", "CacheControl": "no-store"}
+RECORD_FIELDS: Final = ObjectFields("application/json", "no-store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +39,10 @@ class CorruptRecord:
 
 
 class BucketRecords:
-    """
-    The records of a bucket.
+    """The records of a bucket."""
 
-    Attributes:
-        supports_if_none_match: Whether a probe showed that `If-None-Match: *` works on PUT. It saves a request, and
-            nothing relies on it.
-    """
-
-    def __init__(self, client: BucketClient, uploader: Uploader) -> None:
+    def __init__(self, client: BucketClient) -> None:
         self._client = client
-        self._uploader = uploader
-        self.supports_if_none_match = False
-
-    async def probe_if_none_match(self) -> None:
-        """Find out whether a conditional PUT works. The probe object has to be there. Raises: StorageError."""
-        path = self._client.bucket.path(PROBE)
-        try:
-            await self._client.call("put_object", Key=path, Body=PROBE_BYTES, IfNoneMatch="*")
-        except BucketError as error:
-            # A service that does not know the field may answer anything; earlier steps found all other faults.
-            self.supports_if_none_match = error.error_code in EXISTS
-        else:
-            self.supports_if_none_match = False
 
     async def read(self, path: str) -> Record | Tombstone | CorruptRecord | None:
         """
@@ -107,17 +84,15 @@ class BucketRecords:
         """Write a record whose object is there. As `Store.put_record`."""
         path = record_path(record.key)
         data = encode_record(record)
-        if self.supports_if_none_match and replaces is None:
+        if self._client.features.conditional_put and replaces is None:
             try:
-                await self._uploader.put_bytes(path, data, {**RECORD_FIELDS, "IfNoneMatch": "*"})
-            except BucketError as error:
-                # 409: two PUTs met (S3 API, "ConditionalRequestConflict"). Either way another writer was quicker.
-                if error.error_code not in EXISTS | RACED:
-                    raise
+                await self._client.put_bytes(path, data, RECORD_FIELDS, only_if_absent=True)
+            except AlreadyThere:
+                pass  # another writer was quicker
             else:
                 return
         await self._require_replaceable(record, replaces)
-        await self._uploader.put_bytes(path, data, RECORD_FIELDS)
+        await self._client.put_bytes(path, data, RECORD_FIELDS)
 
     async def _require_replaceable(self, record: Record, replaces: Digest | None) -> None:
         current = await self.find(record.key)

@@ -6,13 +6,14 @@ from io import UnsupportedOperation
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import StorageError
-from imgkeep.storage.s3.errors import BucketError
+from imgkeep.storage.bucket.errors import BROKEN_OFF, BucketError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from imgkeep.storage.bucket.client import BucketClient, ObjectResponse
+    from imgkeep.storage.bucket.stream import ResponseStream
     from imgkeep.storage.interfaces import Draft
-    from imgkeep.storage.s3.client import BucketClient, ObjectResponse, ResponseStream
 
 PIECE_BYTES: Final = 262_144
 RESUMES_MAX: Final = 2
@@ -52,11 +53,11 @@ class DraftPart:
         """Do nothing: botocore calls it before it repeats a request, and every iteration begins at the start anyway."""
 
 
-class S3Body:
+class BucketBody:
     """
     An object in a bucket. Implements `Body`: reads ahead of or behind the stream make another request (RFC 9110, 14.2).
 
-    A stream that breaks off is taken up where it broke; `If-Match` makes sure that it is still the same object.
+    A stream that breaks off is taken up where it broke; its ETag makes sure that it is still the same object.
     """
 
     def __init__(self, client: BucketClient, path: str, opened: ObjectResponse) -> None:
@@ -89,7 +90,7 @@ class S3Body:
                 if self._resumes == RESUMES_MAX:
                     raise
             if self._resumes == RESUMES_MAX:
-                raise BucketError("the bucket's answer broke off")
+                raise BucketError(BROKEN_OFF)
             self._resumes += 1
             self._close_stream()
 
@@ -110,7 +111,7 @@ class S3Body:
         stream = self._stream
         if stream is None or not 0 <= offset - self._position <= SKIP_BYTES_MAX:
             self._close_stream()
-            opened = await self._client.get(self._path, Range=f"bytes={offset}-", IfMatch=f'"{self.etag}"')
+            opened = await self._client.get(self._path, start=offset, etag=self.etag)
             if opened is None:
                 raise BucketError("the object in the bucket was deleted during a read", general=False)
             stream = self._stream = opened.stream
@@ -121,7 +122,7 @@ class S3Body:
         while self._position < offset:
             piece = await stream.read(min(PIECE_BYTES, offset - self._position))
             if not piece:
-                raise BucketError("the bucket's answer broke off")
+                raise BucketError(BROKEN_OFF)
             self._position += len(piece)
         return stream
 

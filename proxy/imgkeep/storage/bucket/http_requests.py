@@ -1,0 +1,175 @@
+"""
+Requests to the HTTP API of a service, over one aiohttp session: for clients that sign each request themselves.
+
+Rules:
+- An attempt that reaches no server, or that the service answers with a passing failure, is made once more.
+- No redirect is followed, no cookie is kept, and no body is decompressed.
+- A response holds its slot until its body is read or closed; a failure holds none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+from yarl import URL
+
+from imgkeep.storage.bucket.errors import SILENT, UNREACHABLE, BucketError, cause_of
+from imgkeep.storage.bucket.request_guard import ATTEMPTS_MAX, REQUESTS_MAX
+from imgkeep.storage.bucket.stream import ResponseStream
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from imgkeep.storage.bucket.body import DraftPart
+    from imgkeep.storage.bucket.request_guard import RequestGuard
+
+PASSING: Final = frozenset({429, 500, 502, 503, 504})
+"""Statuses of failures that may have passed a moment later."""
+RETRY_DELAY_S: Final = 0.2
+"""Delay before the second attempt, while a client may be waiting."""
+ERROR_BYTES_MAX: Final = 65_536
+"""Maximum number of bytes of an error response that are read; services send some hundred."""
+IDLE_CONNECTION_S: Final = 20
+"""Time for which an idle connection is kept: shorter than services keep theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A request, signed. `url` is encoded already; a `body` that is no bytes is read again by every attempt."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: bytes | DraftPart | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """A response with a status below 300. Its holder closes the stream."""
+
+    status: int
+    headers: Mapping[str, str]
+    stream: ResponseStream
+
+
+class HttpRequests:
+    """
+    Sends requests to one bucket.
+
+    Args:
+        guard: The limits of the bucket.
+        refuse: Returns the error that a response means: its status, header fields, and the beginning of its body.
+    """
+
+    def __init__(self, guard: RequestGuard, refuse: Callable[[int, Mapping[str, str], bytes], BucketError]) -> None:
+        self._guard = guard
+        self._refuse = refuse
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=REQUESTS_MAX, keepalive_timeout=IDLE_CONNECTION_S),
+            timeout=aiohttp.ClientTimeout(),  # `RequestGuard` has the timeout
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=True,  # proxies, as the services' own programs find them
+        )
+
+    async def aclose(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def open_response(
+        self, operation: str, make: Callable[[], Awaitable[HttpRequest]], body: object = None
+    ) -> HttpResponse:
+        """
+        Send a request and return the response once its head is there.
+
+        Args:
+            operation: Its name in the metrics.
+            make: Returns the signed request, for each attempt anew.
+            body: The body that it will send, if that has `progress`.
+
+        Raises:
+            BucketError: As `refuse` says, or no server answers within `timeout_s`.
+            Busy: Too many other requests are under way.
+        """
+        await self._guard.acquire_slot()
+        try:
+            return await self._guard.run(operation, lambda: self._attempt(make), body)
+        except BaseException:
+            self._guard.release_slot()
+            raise
+
+    async def call(
+        self, operation: str, make: Callable[[], Awaitable[HttpRequest]], size_max: int, body: object = None
+    ) -> tuple[HttpResponse, bytes]:
+        """Send a request and read up to `size_max` bytes of the response. As `open_response`."""
+        response = await self.open_response(operation, make, body)
+        return response, await response.stream.read_all(size_max)
+
+    async def _attempt(self, make: Callable[[], Awaitable[HttpRequest]]) -> HttpResponse:
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            is_last = attempt == ATTEMPTS_MAX
+            request = await make()
+            try:
+                response = await self._send(request)
+            except (aiohttp.ClientConnectionError, ConnectionError):
+                if is_last:
+                    raise
+            else:
+                if response.status < HTTPStatus.MULTIPLE_CHOICES:
+                    stream = ResponseStream(_Content(response), self._guard.timeout_s, self._guard.release_slot)
+                    return HttpResponse(response.status, response.headers, stream)
+                data = await _read_error(response)
+                if is_last or response.status not in PASSING:
+                    raise self._refuse(response.status, response.headers, data)
+            await asyncio.sleep(RETRY_DELAY_S)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _send(self, request: HttpRequest) -> aiohttp.ClientResponse:
+        assert self._session is not None
+        return await self._session.request(
+            request.method,
+            URL(request.url, encoded=True),
+            headers=request.headers,
+            data=request.body,
+            allow_redirects=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type"),
+        )
+
+
+class _Content:
+    """The body of a response, as `ResponseStream` reads it. Its connection is used again if it was read to the end."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+
+    async def read(self, size: int) -> bytes:
+        return await self._response.content.read(size)
+
+    def close(self) -> None:
+        self._response.close()
+
+
+async def _read_error(response: aiohttp.ClientResponse) -> bytes:
+    data = bytearray()
+    try:
+        while len(data) < ERROR_BYTES_MAX and (piece := await response.content.read(ERROR_BYTES_MAX - len(data))):
+            data += piece
+    finally:
+        response.close()
+    return bytes(data)
+
+
+def translate_http_error(error: Exception) -> Exception:
+    """Return an error of a request as one of imgkeep, for services whose errors `HttpRequests` has read."""
+    if isinstance(error, TimeoutError):
+        return BucketError(SILENT)
+    if isinstance(error, (aiohttp.ClientError, OSError)):
+        return BucketError(UNREACHABLE, cause=cause_of(error))
+    return error
