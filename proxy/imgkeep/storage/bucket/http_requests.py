@@ -3,7 +3,7 @@ Requests to the HTTP API of a service, over one aiohttp session: for clients tha
 
 Rules:
 - An attempt that reaches no server, or that the service answers with a passing failure, is made once more.
-- No redirect is followed, no cookie is kept, no body is decompressed, and `~/.netrc` is not read.
+- No redirect is followed, no cookie is stored, no body is decompressed, and `~/.netrc` is not read.
 - A response holds its slot until its body is read or closed; a failure holds none.
 """
 
@@ -36,7 +36,7 @@ RETRY_DELAY_S: Final = 0.2
 ERROR_BYTES_MAX: Final = 65_536
 """Maximum number of bytes of an error response that are read; services send some hundred."""
 IDLE_CONNECTION_S: Final = 20
-"""Time for which an idle connection is kept: shorter than services keep theirs."""
+"""Time for which an idle connection stays open: shorter than services keep theirs."""
 
 
 @dataclass(frozen=True, slots=True)
