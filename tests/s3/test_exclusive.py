@@ -165,6 +165,6 @@ async def test_check_finds_images_of_an_earlier_configuration(tmp_path: Path) ->
     image = tmp_path / "data" / "v1" / "objects" / "aa" / f"{'a' * 64}.png"
     image.parent.mkdir(parents=True)
     image.write_bytes(make_image())
-    settings = {"store__url": "s3://images", "store__exclusive": "true", "AWS_REGION": "us-east-1"}
+    settings: dict[str, Any] = {"store__url": "s3://images", "store__exclusive": "true", "AWS_REGION": "us-east-1"}
     status, _, err = await run(tmp_path / "data", "check", **settings)
     assert (status, f"store.exclusive: there are images in {tmp_path}/data; " in err) == (2, True), err

@@ -194,16 +194,8 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
         presign_ttl_s=config.delivery.presign_ttl_s,
         timer=timer,
     )
-    return RemoteStorage(
-        bucket,
-        cache,
-        breaker,
-        tiered_store,
-        object_urls,
-        fallback,
-        public_url,
-        objects_url(config, bucket),
-    )
+    prefix = objects_url(config, bucket)
+    return RemoteStorage(bucket, cache, breaker, tiered_store, object_urls, fallback, public_url, prefix)
 
 
 def objects_url(config: Config, bucket: BucketStore | None = None) -> str | None:
