@@ -100,6 +100,8 @@ class BackgroundTasks:
         ]
         if services.storage.remote is not None:
             tasks.append(services.storage.remote.breaker.run())
+            if services.storage.remote.public_access is not None:
+                tasks.append(services.storage.remote.public_access.run())
         tasks += (
             self._list_leader_tasks() if self._leader_lock is None else [self._lead_when_elected(self._leader_lock)]
         )
