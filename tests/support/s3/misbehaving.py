@@ -47,6 +47,21 @@ class CutBody:
 
 
 @dataclass(frozen=True)
+class Stall:
+    """Fall silent after so many bytes of the response's body."""
+
+    after_bytes: int
+
+
+@dataclass(frozen=True)
+class Drip:
+    """Answer with a head that comes byte by byte and never ends, or with a body that does (`status`)."""
+
+    interval_s: float
+    status: int | None = None
+
+
+@dataclass(frozen=True)
 class Corrupt:
     """Flip one byte of the response's body."""
 
@@ -61,7 +76,7 @@ class SetHeader:
     value: str | None
 
 
-Mischief = Pass | Hang | Reset | Answer | CutBody | Corrupt | SetHeader
+Mischief = Pass | Hang | Reset | Answer | CutBody | Stall | Drip | Corrupt | SetHeader
 
 
 def only(method: str, path_part: str = "") -> Match:

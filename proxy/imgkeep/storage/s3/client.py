@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
@@ -102,10 +103,14 @@ class S3Client:
 
     async def delete(self, path: str) -> None:
         try:
-            await self._connection.call("delete_object", Key=self.bucket.path(path))
+            answer = await self._connection.call("delete_object", Key=self.bucket.path(path))
         except BucketError as error:
             if error.error_code != MISSING:
                 raise
+        else:
+            # The library takes any 2xx for a success, and so the page of a captive portal (S3 API, DeleteObject: 204).
+            if answer["ResponseMetadata"]["HTTPStatusCode"] != HTTPStatus.NO_CONTENT:
+                raise BucketError(NOT_S3)
 
     async def quarantine(self, path: str, etag: str) -> None:
         # Buckets have no rename.
