@@ -34,7 +34,11 @@ def make_client(
             from imgkeep.storage.s3 import S3Client  # noqa: PLC0415
 
             return S3Client(place, timeout_s=timeout_s, observe=observe)
-        case GcsBucket() | AzureContainer() | CloudinaryFolder():
+        case CloudinaryFolder():
+            from imgkeep.storage.cloudinary import CloudinaryClient  # noqa: PLC0415
+
+            return CloudinaryClient(place, timeout_s=timeout_s, observe=observe)
+        case GcsBucket() | AzureContainer():
             raise ConfigError("store.url: this version has no such store")
         case _:
             assert_never(place)

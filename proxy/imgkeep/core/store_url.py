@@ -22,6 +22,10 @@ _ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
 _REGION: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9!_.*'()/=@:,+ -]{0,512}")
 """Characters that S3 calls safe in names, and a few more (Amazon S3 User Guide, "Naming objects")."""
+_CLOUDINARY_FOLDER: Final = re.compile(r"(?=.{1,120}$)(?!v[0-9]+(/|$))[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
+"""
+A public ID has 255 characters at most, and ours end with some 130. One that begins like a version would be read as one.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +101,16 @@ class AzureContainer:
 
 @dataclass(frozen=True, slots=True)
 class CloudinaryFolder:
-    """A folder of a Cloudinary product environment; `prefix` is its path, without slashes at its ends."""
+    """A folder of a Cloudinary product environment; `prefix` is its path, not empty, without slashes at its ends."""
 
     prefix: str
 
     def path(self, path: str) -> str:
         """Return the name of an asset for a path of the stored layout."""
-        return f"{self.prefix}/{path}" if self.prefix else path
+        return f"{self.prefix}/{path}"
 
     def __str__(self) -> str:
-        return f"folder {self.prefix} of Cloudinary" if self.prefix else "Cloudinary"
+        return f"folder {self.prefix} of Cloudinary"
 
 
 RemotePlace = S3Bucket | GcsBucket | AzureContainer | CloudinaryFolder
@@ -135,7 +139,7 @@ def read_store_url(url: str) -> StorePlace:
     if scheme == "az":
         return _read_azure(url)
     if scheme == "cloudinary":
-        return CloudinaryFolder(_read_prefix(rest.strip("/")))
+        return _read_cloudinary(rest)
     raise ValueError(EXPECTED)
 
 
@@ -202,6 +206,19 @@ def _read_azure(url: str) -> AzureContainer:
     if account and not _ACCOUNT.fullmatch(account):
         raise ValueError("account: expected the name of a storage account, 3 to 24 lower-case letters and digits")
     return AzureContainer(parts.netloc, _read_prefix(parts.path), account or None)
+
+
+def _read_cloudinary(rest: str) -> CloudinaryFolder:
+    folder = rest.strip("/")
+    if "@" in rest:
+        # The message does not quote the URL: that is the form of CLOUDINARY_URL, with its secret.
+        raise ValueError("expected cloudinary:FOLDER; the account comes from the environment variable CLOUDINARY_URL")
+    if not _CLOUDINARY_FOLDER.fullmatch(folder) or any(part in {".", ".."} for part in folder.split("/")):
+        raise ValueError(
+            "expected cloudinary:FOLDER, where the folder has letters, digits, dots, hyphens, underscores and single "
+            "slashes, and does not begin with a version, like v1"
+        )
+    return CloudinaryFolder(folder)
 
 
 def _read_prefix(path: str) -> str:
