@@ -24,7 +24,7 @@ from imgkeep.bootstrap.preflight import require_no_images
 from imgkeep.config import data_folder, read_database_url, read_store_url
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import OBJECTS, object_path
-from imgkeep.core.store_url import CloudinaryFolder, Folder
+from imgkeep.core.store_url import Folder
 from imgkeep.database import Database, IncompatibleDatabase
 from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
 from imgkeep.images.object_urls import ObjectUrls
@@ -32,7 +32,6 @@ from imgkeep.maintenance.migrate import Migration
 from imgkeep.replication.circuit_breaker import CircuitBreaker
 from imgkeep.replication.tiered_store import TieredStore
 from imgkeep.storage.bucket.store import BucketStore
-from imgkeep.storage.cloudinary.assets import delivery_path
 from imgkeep.storage.disk_cache import CacheShare, DiskCache
 from imgkeep.storage.local.disk import Disk
 from imgkeep.storage.local.store import LocalStore
@@ -213,8 +212,6 @@ def objects_url(config: Config, bucket: BucketStore | None = None) -> str | None
 def _public_paths(config: Config, place: RemotePlace, bucket: BucketStore | None) -> Callable[[str], str] | None:
     """Return the function that gives the public URL of a path; `None`: there is no public URL."""
     if base := config.delivery.base_url.rstrip("/"):
-        if isinstance(place, CloudinaryFolder):
-            return lambda path: f"{base}/{delivery_path(place, path)}"
         return lambda path: f"{base}/{quote(place.path(path))}"
     return bucket.client.public_url if bucket is not None and config.delivery.mode == "redirect" else None
 

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from imgkeep.config import ConfigError
 from imgkeep.core.layout import OBJECTS
 from imgkeep.core.records import Format
 
@@ -27,6 +28,7 @@ DeliveryType = Literal["upload", "authenticated"]
 RAW_FORMATS: Final = frozenset({Format.APNG, Format.HEIF, Format.CUR, Format.TIFF})
 """Formats that Cloudinary does not know, or for which its documentation names several extensions."""
 _RAW_EXTENSIONS: Final = frozenset(format_.extension for format_ in RAW_FORMATS)
+_VERSION: Final = re.compile("v[0-9]")
 _OBJECT: Final = re.compile(rf"({OBJECTS}/[0-9a-f]{{2}}/[0-9a-f]{{64}})\.([a-z]{{2,4}})")
 _IMAGES_PREFIX: Final = re.compile(rf"({OBJECTS}/[0-9a-f]{{2}}/[0-9a-f]{{64}})\.[a-z]*")
 
@@ -56,6 +58,20 @@ class Asset:
 IMAGES: Final = AssetKind("image", "upload")
 RAW_OBJECTS: Final = AssetKind("raw", "upload")
 PRIVATE_FILES: Final = AssetKind("raw", "authenticated")
+
+
+def check_folder(folder: CloudinaryFolder) -> None:
+    """
+    Check that no public ID in a folder begins like the version in a delivery URL.
+
+    Raises:
+        ConfigError: They do, or there is no folder: the stored layout begins with `v1`.
+    """
+    if not folder.prefix or _VERSION.match(folder.prefix):
+        raise ConfigError(
+            "store.url: expected cloudinary:FOLDER with a folder that does not begin like v1: Cloudinary would take "
+            "that for the version in a URL"
+        )
 
 
 def asset_of(folder: CloudinaryFolder, path: str) -> Asset:

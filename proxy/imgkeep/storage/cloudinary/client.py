@@ -28,6 +28,7 @@ from imgkeep.storage.cloudinary.assets import (
     Asset,
     AssetKind,
     asset_of,
+    check_folder,
     delivery_path,
     kinds_below,
     object_assets,
@@ -85,9 +86,11 @@ class CloudinaryClient:
         return self._api.guard.answered_at
 
     async def open(self) -> None:
+        check_folder(self.folder)
         await self._api.open()
 
     async def check_settings(self) -> None:
+        check_folder(self.folder)
         self._api.read_account()
 
     async def aclose(self) -> None:
