@@ -50,10 +50,9 @@ ENLIST_INTERVAL_S: Final = 600
 DELAY_MIN_S: Final = 2
 """Delay after the first failed upload of an image."""
 DELAY_MAX_S: Final = 60
-"""Maximum delay between two uploads of an image whose fault may concern others: of a full disk, or too many requests."""
+"""Maximum delay after a fault that may concern other images: a full disk, too many requests."""
 OWN_DELAY_MAX_S: Final = 3600
-"""Maximum delay between two uploads of an image that alone cannot be stored: what helps takes an operator, or a newer
-version of the primary."""
+"""Maximum delay for an image that alone cannot be stored: an operator has to help, or a newer primary."""
 
 log = logging.getLogger(__name__)
 

@@ -49,8 +49,8 @@ GENERAL_CODES: Final = frozenset(
     }
 )
 """
-Codes that concern all requests: of the bucket, the credentials, the clock, the region, and the load. Every other one may
-concern the requested object alone, an InternalError included; a probe of the circuit breaker finds out.
+Codes that concern all requests: of the bucket, the credentials, the clock, the region, and the load. Every other one
+may concern the requested object alone, an InternalError included; a probe of the circuit breaker finds out.
 """
 
 NOT_S3: Final = "the server at the address of the bucket does not speak S3"
