@@ -9,7 +9,7 @@ from imgkeep.core.errors import StorageError
 from imgkeep.storage.bucket.errors import BROKEN_OFF, BucketError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from imgkeep.storage.bucket.client import BucketClient, ObjectResponse
     from imgkeep.storage.bucket.stream import ResponseStream
@@ -26,7 +26,9 @@ class DraftPart:
     """
     Part of a draft as the body of a request: read from its start whenever the request is sent again.
 
-    `progress` is called whenever a piece is read.
+    Attributes:
+        progress: Is called whenever a piece is read.
+        failure: The error of the last read, if it failed. The HTTP client reports it as a broken connection.
     """
 
     def __init__(self, draft: Draft, start: int, end: int) -> None:
@@ -34,16 +36,26 @@ class DraftPart:
         self._start = start
         self._end = end
         self.progress: Callable[[], None] = lambda: None
+        self.failure: StorageError | None = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         offset = self._start
         while offset < self._end:
-            piece = await self._draft.read(offset, min(PIECE_BYTES, self._end - offset))
-            if not piece:
-                raise StorageError("a draft is shorter than before")
+            piece = await self._read(offset)
             self.progress()
             offset += len(piece)
             yield piece
+
+    async def _read(self, offset: int) -> bytes:
+        try:
+            piece = await self._draft.read(offset, min(PIECE_BYTES, self._end - offset))
+        except StorageError as error:
+            self.failure = error
+            raise
+        if not piece:
+            self.failure = StorageError("a draft is shorter than before")
+            raise self.failure
+        return piece
 
     def read(self) -> bytes:
         """Fail: botocore recognises bodies by this name and never calls it."""
@@ -94,7 +106,7 @@ class BucketBody:
             self._resumes += 1
             self._close_stream()
 
-    async def pieces(self) -> AsyncIterator[bytes]:
+    async def pieces(self) -> AsyncGenerator[bytes]:
         """Read to the end, and close."""
         offset = 0
         try:

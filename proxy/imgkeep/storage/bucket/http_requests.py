@@ -3,20 +3,23 @@ Requests to the HTTP API of a service, over one aiohttp session: for clients tha
 
 Rules:
 - An attempt that reaches no server, or that the service answers with a passing failure, is made once more.
-- No redirect is followed, no cookie is kept, and no body is decompressed.
+- No redirect is followed, no cookie is stored, no body is decompressed, and `~/.netrc` is not read.
 - A response holds its slot until its body is read or closed; a failure holds none.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
 
+from imgkeep.storage.bucket.body import DraftPart
 from imgkeep.storage.bucket.errors import SILENT, UNREACHABLE, BucketError, cause_of
 from imgkeep.storage.bucket.request_guard import ATTEMPTS_MAX, REQUESTS_MAX
 from imgkeep.storage.bucket.stream import ResponseStream
@@ -24,7 +27,6 @@ from imgkeep.storage.bucket.stream import ResponseStream
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from imgkeep.storage.bucket.body import DraftPart
     from imgkeep.storage.bucket.request_guard import RequestGuard
 
 PASSING: Final = frozenset({429, 500, 502, 503, 504})
@@ -34,7 +36,7 @@ RETRY_DELAY_S: Final = 0.2
 ERROR_BYTES_MAX: Final = 65_536
 """Maximum number of bytes of an error response that are read; services send some hundred."""
 IDLE_CONNECTION_S: Final = 20
-"""Time for which an idle connection is kept: shorter than services keep theirs."""
+"""Time for which an idle connection stays open: shorter than services keep theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class HttpRequests:
         self._guard = guard
         self._refuse = refuse
         self._session: aiohttp.ClientSession | None = None
+        self._proxies: dict[URL, URL | None] = {}
 
     async def open(self) -> None:
         self._session = aiohttp.ClientSession(
@@ -76,7 +79,8 @@ class HttpRequests:
             timeout=aiohttp.ClientTimeout(),  # `RequestGuard` has the timeout
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=True,  # proxies, as the services' own programs find them
+            # With `trust_env` aiohttp reads ~/.netrc for every request, and fails where it names the host.
+            trust_env=False,
         )
 
     async def aclose(self) -> None:
@@ -92,15 +96,16 @@ class HttpRequests:
         Args:
             operation: Its name in the metrics.
             make: Returns the signed request, for each attempt anew.
-            body: The body that it will send, if that has `progress`.
+            body: The body that it will send, if that is a `DraftPart`.
 
         Raises:
             BucketError: As `refuse` says, or no server answers within `timeout_s`.
+            StorageError: The draft cannot be read.
             Busy: Too many other requests are under way.
         """
         await self._guard.acquire_slot()
         try:
-            return await self._guard.run(operation, lambda: self._attempt(make), body)
+            return await self._guard.run(operation, lambda: self._attempt(make, body), body)
         except BaseException:
             self._guard.release_slot()
             raise
@@ -112,14 +117,15 @@ class HttpRequests:
         response = await self.open_response(operation, make, body)
         return response, await response.stream.read_all(size_max)
 
-    async def _attempt(self, make: Callable[[], Awaitable[HttpRequest]]) -> HttpResponse:
+    async def _attempt(self, make: Callable[[], Awaitable[HttpRequest]], body: object) -> HttpResponse:
         for attempt in range(1, ATTEMPTS_MAX + 1):
             is_last = attempt == ATTEMPTS_MAX
             request = await make()
+            assert request.body is body or not isinstance(request.body, DraftPart)
             try:
                 response = await self._send(request)
             except (aiohttp.ClientConnectionError, ConnectionError):
-                if is_last:
+                if is_last or (isinstance(body, DraftPart) and body.failure is not None):
                     raise
             else:
                 if response.status < HTTPStatus.MULTIPLE_CHOICES:
@@ -132,13 +138,19 @@ class HttpRequests:
         raise AssertionError("the last attempt returns or raises")
 
     async def _send(self, request: HttpRequest) -> aiohttp.ClientResponse:
-        assert self._session is not None
+        if self._session is None or self._session.closed:
+            raise BucketError("the connections to the bucket are closed", general=False)
+        url = URL(request.url, encoded=True)
+        origin = url.origin()
+        if origin not in self._proxies:
+            self._proxies[origin] = find_proxy(url)
         return await self._session.request(
             request.method,
-            URL(request.url, encoded=True),
+            url,
             headers=request.headers,
             data=request.body,
             allow_redirects=False,
+            proxy=self._proxies[origin],
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type"),
         )
 
@@ -157,13 +169,23 @@ class _Content:
 
 
 async def _read_error(response: aiohttp.ClientResponse) -> bytes:
+    """Read the beginning of an error response: as much as comes, because the status alone says a lot."""
     data = bytearray()
     try:
-        while len(data) < ERROR_BYTES_MAX and (piece := await response.content.read(ERROR_BYTES_MAX - len(data))):
-            data += piece
+        with suppress(aiohttp.ClientError, ConnectionError):
+            while len(data) < ERROR_BYTES_MAX and (piece := await response.content.read(ERROR_BYTES_MAX - len(data))):
+                data += piece
     finally:
         response.close()
     return bytes(data)
+
+
+def find_proxy(url: URL) -> URL | None:
+    """Return the HTTP proxy for a URL, as the services' own programs find it: HTTPS_PROXY, HTTP_PROXY and NO_PROXY."""
+    proxy = URL(getproxies().get(url.scheme, ""))
+    if proxy.scheme not in {"http", "https"} or not proxy.host or proxy_bypass(url.host or ""):
+        return None
+    return proxy
 
 
 def translate_http_error(error: Exception) -> Exception:

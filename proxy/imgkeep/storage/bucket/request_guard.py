@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from imgkeep.core.errors import Busy, StorageError
+from imgkeep.core.errors import Busy
+from imgkeep.storage.bucket.body import DraftPart
+from imgkeep.storage.bucket.errors import BucketError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container
@@ -69,32 +71,39 @@ class RequestGuard:
         Args:
             operation: Its name in the metrics.
             work: The call.
-            body: The body that it sends. One with `progress` prolongs the timeout with every piece that is read.
+            body: The body that it sends. A `DraftPart` prolongs the timeout with every piece that is read.
 
         Raises:
             BucketError: It failed, or made no progress for `timeout_s`.
+            StorageError: The draft cannot be read, which is no fault of the bucket.
         """
         loop = asyncio.get_running_loop()
         start, outcome = loop.time(), "cancelled"
+        part = body if isinstance(body, DraftPart) else None
         try:
             async with asyncio.timeout(self.timeout_s) as limit:
-                if hasattr(body, "progress"):
-                    body.progress = lambda: limit.reschedule(loop.time() + self.timeout_s)
+                if part is not None:
+                    part.progress = lambda: limit.reschedule(loop.time() + self.timeout_s)
                 result = await work()
             outcome = "ok"
         except Exception as error:  # noqa: BLE001 - each is translated, at least to "speaks another protocol"
+            if part is not None and part.failure is not None:
+                outcome = "draft"
+                raise part.failure from None
             failure = self.name(self._translate(error))
             outcome = getattr(failure, "error_code", "") or "unreachable"
             if outcome in self._answers:
                 self.answered_at = loop.time()
             raise failure from None
         finally:
+            if part is not None:
+                part.progress = lambda: None  # a server may answer, and go on reading
             self._observe(operation, outcome, loop.time() - start)
         self.answered_at = loop.time()
         return result
 
     def name(self, fault: Exception) -> Exception:
-        """Add the bucket's name to a fault."""
-        if isinstance(fault, StorageError):
+        """Add the bucket's name to a fault of the bucket."""
+        if isinstance(fault, BucketError):
             fault.place = fault.place or self.place
         return fault

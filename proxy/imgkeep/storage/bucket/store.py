@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from hashlib import sha256
 from secrets import token_hex
 from tempfile import TemporaryFile
@@ -284,8 +285,9 @@ class BucketStore:
         body = BucketBody(self.client, path, opened)
         # On a disk and not in memory: it may be as large as `fetch.body_bytes_max`.
         with await asyncio.to_thread(TemporaryFile) as file:
-            async for piece in body.pieces():
-                await asyncio.to_thread(file.write, piece)
+            async with aclosing(body.pieces()) as pieces:
+                async for piece in pieces:
+                    await asyncio.to_thread(file.write, piece)
             await asyncio.to_thread(file.flush)
             return await asyncio.to_thread(check_all, file.fileno(), file.tell(), check)
 

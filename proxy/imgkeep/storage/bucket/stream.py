@@ -37,6 +37,9 @@ class ResponseStream:
         try:
             async with asyncio.timeout(self._timeout_s):
                 piece: bytes = await self._body.read(size)
+        except TimeoutError:
+            self.close()
+            raise BucketError(SILENT) from None
         except Exception:  # noqa: BLE001 - of aiohttp, and of a library's wrapper: the stream is over
             self.close()
             raise BucketError(BROKEN_OFF) from None
