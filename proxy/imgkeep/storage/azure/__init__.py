@@ -1,4 +1,4 @@
-"""Azure Blob Storage: the `client` of a container, over its `connection`, with its `uploads` and `shared_access` links."""
+"""Azure Blob Storage: the `client` of a container over its `connection`, `uploads`, and links with `shared_access`."""
 
 from imgkeep.storage.azure.client import AzureClient
 

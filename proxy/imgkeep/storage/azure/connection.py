@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from importlib import import_module
+from email.utils import format_datetime
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, assert_never
 from urllib.parse import quote, urlsplit
 
@@ -19,7 +20,6 @@ from imgkeep.storage.azure.errors import ANSWERS, AUTHENTICATION, NOT_AZURE, mak
 from imgkeep.storage.azure.settings import AccountKey, MachineIdentity, SasToken, read_account
 from imgkeep.storage.azure.shared_access import KEY_BYTES_MAX, LinkSigner
 from imgkeep.storage.azure.shared_key import sign
-from imgkeep.storage.bucket.body import DraftPart
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.http_requests import HttpRequest, HttpRequests
 from imgkeep.storage.bucket.request_guard import RequestGuard
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from imgkeep.clock import Clock
     from imgkeep.core.store_url import AzureContainer
     from imgkeep.storage.azure.settings import StorageAccount
+    from imgkeep.storage.bucket.body import DraftPart
     from imgkeep.storage.bucket.http_requests import HttpResponse
 
 API_VERSION: Final = "2021-12-02"
@@ -87,8 +88,7 @@ class AzureConnection:
         account = self._read_account()
         if isinstance(account.credentials, SasToken):
             return
-        # In a thread: the libraries take a second to import.
-        if not await asyncio.to_thread(_import_libraries):
+        if not await asyncio.to_thread(_has_libraries):
             raise ConfigError("store.url: az:// needs the libraries of Azure: pip install 'imgkeep[azure]'")
 
     async def aclose(self) -> None:
@@ -141,7 +141,7 @@ class AzureConnection:
             method: As in HTTP.
             url: As `url` returns it.
             query: The parameters, not encoded.
-            headers: Besides those of every request.
+            headers: Besides those of every request. With a part of a draft its `Content-Length`.
             body: The body.
 
         Raises:
@@ -166,13 +166,10 @@ class AzureConnection:
         headers: Mapping[str, str],
         body: bytes | DraftPart | None,
     ) -> HttpRequest:
-        size = 0 if body is None else body.size if isinstance(body, DraftPart) else len(body)
-        fields = {
-            "x-ms-date": self._clock().strftime("%a, %d %b %Y %H:%M:%S GMT"),
-            "x-ms-version": API_VERSION,
-            **({"Content-Length": str(size)} if method in {"PUT", "POST"} else {}),
-            **headers,
-        }
+        fields = {"x-ms-date": format_datetime(self._clock(), usegmt=True), "x-ms-version": API_VERSION}
+        if method in {"PUT", "POST"}:
+            fields["Content-Length"] = str(len(body) if isinstance(body, bytes) else 0)
+        fields |= headers
         own = ""
         match self.account.credentials:
             case AccountKey(key):
@@ -209,13 +206,12 @@ class AzureConnection:
         return answer
 
 
-def _import_libraries() -> bool:
+def _has_libraries() -> bool:
+    """Tell whether the libraries are installed; their import takes a second, and waits until it is needed."""
     try:
-        for name in _LIBRARIES:
-            import_module(name)
-    except ModuleNotFoundError:
+        return all(find_spec(name) is not None for name in _LIBRARIES)
+    except ModuleNotFoundError:  # of `azure`, or of `azure.storage`
         return False
-    return True
 
 
 def read_etag(headers: Mapping[str, str]) -> str:

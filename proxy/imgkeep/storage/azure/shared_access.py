@@ -1,15 +1,18 @@
 """
 Links to blobs with a shared access signature, by azure-storage-blob.
 
-The key of the account signs them; without it a user delegation key, which the service gives to an identity. A SAS of the
-operator signs nothing: appended to a link, it would give each reader its rights, and imgkeep needs one that may write.
+The key of the account signs them; without it a user delegation key, which the service gives to an identity. A SAS of
+the operator signs nothing: appended to a link, it would give every reader its rights, and imgkeep needs one that may
+write.
 """
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64encode
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Final, assert_never
 from urllib.parse import urlsplit
 
@@ -77,8 +80,8 @@ class LinkSigner:
         Raises:
             BucketError: Nothing can sign it.
         """
-        # Half a second of imports, and only where links are signed. A thread of its own would gain nothing: `open` has
-        # imported it.
+        # Almost a second of imports, the first time: where links are signed, and not on the event loop.
+        await asyncio.to_thread(import_module, "azure.storage.blob")
         from azure.storage.blob import BlobSasPermissions, generate_blob_sas  # noqa: PLC0415
 
         now = self._clock().replace(microsecond=0)
@@ -125,7 +128,7 @@ class LinkSigner:
 def _read_key(answer: bytes) -> UserDelegationKey:
     from azure.storage.blob import UserDelegationKey  # noqa: PLC0415 - as above
 
-    key = UserDelegationKey()
+    key = UserDelegationKey()  # type: ignore[no-untyped-call]
     try:
         found = {element.path.rpartition("/")[2]: element.text for element in read_elements(answer)}
     except ValueError:
