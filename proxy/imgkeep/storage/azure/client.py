@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.store_url import AzureContainer
     from imgkeep.storage.azure.listing import Page
+    from imgkeep.storage.azure.settings import StorageAccount
     from imgkeep.storage.bucket.client import Check
     from imgkeep.storage.interfaces import Draft
 
@@ -63,11 +64,15 @@ class AzureClient:
         return self._connection.guard.answered_at
 
     async def open(self) -> None:
-        await self._connection.open()
-        self.features.presign = not isinstance(self._connection.account.credentials, SasToken)
+        await self._connection.open(await self._read_account())
 
     async def check_settings(self) -> None:
-        await self._connection.check_settings()
+        await self._read_account()
+
+    async def _read_account(self) -> StorageAccount:
+        account = await self._connection.read_account()
+        self.features.presign = not isinstance(account.credentials, SasToken)
+        return account
 
     async def aclose(self) -> None:
         await self._connection.aclose()

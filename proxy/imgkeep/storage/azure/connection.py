@@ -73,30 +73,25 @@ class AzureConnection:
         self._requests = HttpRequests(self.guard, self._refuse)
         self._tokens = AccessTokens(timeout_s=timeout_s, clock=clock)
 
-    async def open(self) -> None:
-        """Read the settings and open a session; no request is sent. Raises: ConfigError."""
-        await self.check_settings()
-        self.account = self._read_account()
+    async def open(self, account: StorageAccount) -> None:
+        """Open a session; no request is sent."""
+        self.account = account
         self.links = LinkSigner(
-            self.account, self.container.name, clock=self._clock, request_key=self._request_delegation_key
+            account, self.container.name, clock=self._clock, request_key=self._request_delegation_key
         )
-        self.guard.place = f"container {self.container.name} at {urlsplit(self.account.endpoint).netloc}"
+        self.guard.place = f"container {self.container.name} at {urlsplit(account.endpoint).netloc}"
         await self._requests.open()
 
-    async def check_settings(self) -> None:
-        """Check the settings, without any request. Raises: ConfigError."""
-        account = self._read_account()
-        if isinstance(account.credentials, SasToken):
-            return
-        if not await asyncio.to_thread(_has_libraries):
+    async def read_account(self) -> StorageAccount:
+        """Return the account that the settings name, without any request. Raises: ConfigError."""
+        account = read_account(self.container, os.environ)  # noqa: TID251 - as all tools of Azure read it
+        if not isinstance(account.credentials, SasToken) and not await asyncio.to_thread(_has_libraries):
             raise ConfigError("store.url: az:// needs the libraries of Azure: pip install 'imgkeep[azure]'")
+        return account
 
     async def aclose(self) -> None:
         await self._requests.aclose()
         await self._tokens.aclose()
-
-    def _read_account(self) -> StorageAccount:
-        return read_account(self.container, os.environ)  # noqa: TID251 - as all tools of Azure read it
 
     def url(self, path: str | None = None) -> str:
         """Return the URL of a blob, or of the container, without a query."""
