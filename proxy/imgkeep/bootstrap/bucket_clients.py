@@ -38,7 +38,11 @@ def make_client(
             from imgkeep.storage.azure import AzureClient  # noqa: PLC0415
 
             return AzureClient(place, timeout_s=timeout_s, observe=observe)
-        case GcsBucket() | CloudinaryFolder():
+        case CloudinaryFolder():
+            from imgkeep.storage.cloudinary import CloudinaryClient  # noqa: PLC0415
+
+            return CloudinaryClient(place, timeout_s=timeout_s, observe=observe)
+        case GcsBucket():
             raise ConfigError("store.url: this version has no such store")
         case _:
             assert_never(place)
