@@ -23,7 +23,19 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, assert_never
 
 from tests.support.s3.loopback import HOST, port_of, reserve
-from tests.support.s3.misbehaving import Answer, Corrupt, CutBody, Drip, Hang, Pass, Reset, SetHeader, Stall, s3_error
+from tests.support.s3.misbehaving import (
+    Answer,
+    Corrupt,
+    CutBody,
+    Drip,
+    Hang,
+    Pass,
+    Reset,
+    Rewrite,
+    SetHeader,
+    Stall,
+    s3_error,
+)
 from tests.support.s3.recording import (
     Head,
     Line,
@@ -264,7 +276,7 @@ class Gate:
             case Drip() as drip:
                 await self._drip(client, drip)
                 return False
-            case Pass() | Reset() | CutBody() | Stall() | Corrupt() | SetHeader():
+            case Pass() | Reset() | CutBody() | Stall() | Corrupt() | SetHeader() | Rewrite():
                 return await self._pass_on(client, request, seen, mischief)
             case unknown:
                 assert_never(unknown)
@@ -348,6 +360,8 @@ class Gate:
                     raise _HangsError
                 case Corrupt(place) if at <= place < at + len(piece):
                     await client.send(framed(_flipped(piece, place - at), told_framing))
+                case Rewrite():
+                    await client.send(framed(mischief.rewrite(piece), told_framing))
                 case _:
                     await client.send(framed(piece, told_framing))
             at += len(piece)
