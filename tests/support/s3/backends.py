@@ -12,6 +12,7 @@ from imgkeep.storage.bucket.store import PROBE, BucketStore
 from imgkeep.storage.local.disk import Disk
 from imgkeep.storage.s3 import S3Client
 from tests.support.s3.gate import Gate
+from tests.support.s3.programs import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -77,7 +78,7 @@ async def open_bucket(name: str, request: pytest.FixtureRequest, folder: Path) -
     if name not in _PROBED:
         await store.probe()
         _PROBED[name] = store.client.features.conditional_put
-        assert {kind: kind == "moto" for kind in _PROBED} == _PROBED
+        assert _PROBED[name] == KINDS[name].conditional
     store.client.features.conditional_put = _PROBED[name]
     yield BucketBackend(store, server, gate)
     await store.aclose()

@@ -238,6 +238,8 @@ class BucketStore:
 
     async def has(self, name: str) -> bool:
         """Tell whether the object `<digest>.<ext>` is there, with a single request."""
+        if not self.client.features.ranges:
+            return await self.client.stat(object_path(name)) is not None
         # The first byte, and not a HEAD, which cannot tell a missing object from a missing bucket.
         opened = await self.client.get(object_path(name), end=1)
         if opened is not None:
