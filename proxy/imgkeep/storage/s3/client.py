@@ -11,6 +11,7 @@ from imgkeep.storage.bucket.errors import AlreadyThere, BucketError
 from imgkeep.storage.s3.connection import S3Connection, read_etag
 from imgkeep.storage.s3.errors import EXISTS, MISSING, NOT_S3, RACED
 from imgkeep.storage.s3.own_checks import OwnChecks
+from imgkeep.storage.s3.unfinished_uploads import abort_unfinished_uploads
 from imgkeep.storage.s3.uploads import Uploader
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class S3Client:
             self.features.conditional_put = False
 
     async def abort_uploads(self) -> int:
-        return 0
+        return await abort_unfinished_uploads(self._connection)
 
     def own_checks(self, path: str, image: bytes) -> Sequence[Check]:
         return OwnChecks(self, self._connection, self._uploader, self._copy, path=path, image=image).steps()
