@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, get_args
 import pytest
 
 from imgkeep.core.errors import StorageError
-from imgkeep.core.store_url import AzureContainer, CloudinaryFolder, GcsBucket, RemotePlace
+from imgkeep.core.store_url import AzureContainer, GcsBucket, RemotePlace
 from imgkeep.storage.bucket.client import ObjectFields
 from imgkeep.storage.bucket.errors import BROKEN_OFF, SILENT, UNREACHABLE, BucketError
 from tests.support.bucket_backends import TIMEOUT_S, guard_of
@@ -223,7 +223,7 @@ async def test_disk_that_fails_during_an_upload_is_no_fault_of_the_bucket(calls:
 # --- the table
 
 
-NOT_YET: set[type] = {GcsBucket, AzureContainer, CloudinaryFolder}
+NOT_YET: set[type] = {GcsBucket, AzureContainer}
 
 
 def test_table_covers_every_service_and_refusal() -> None:
