@@ -73,7 +73,7 @@ async def works_is(node: Imgkeep, *, found: bool) -> bool:
     return access.works is found
 
 
-async def test_trial_leaves_nothing_in_the_bucket(remote: Remote) -> None:
+async def test_probe_leaves_nothing_in_the_bucket(remote: Remote) -> None:
     await remote.make_public()
     node = await remote.node(mode="redirect")
     assert await works(node) == "1.0"
@@ -101,10 +101,10 @@ async def test_public_url_that_only_clients_reach_is_used(remote: Remote, origin
     assert await is_redirected(node, url)
 
 
-async def test_start_waits_for_no_trial(remote: Remote, origin: FakeOrigin) -> None:
+async def test_start_waits_for_no_probe(remote: Remote, origin: FakeOrigin) -> None:
     await remote.make_public()
     await remote.gate.hang(match=only("PUT", "/v1/objects/"), times=1)
-    node = await remote.node(mode="redirect", waits_for_trial=False, store=HURRIED)
+    node = await remote.node(mode="redirect", waits_for_probe=False, store=HURRIED)
     await remote.gate.until_seen("PUT", "/v1/objects/")
     assert (await node.client.get("/readyz")).status == 200
     access = public_access_of(node)

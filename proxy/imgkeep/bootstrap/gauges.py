@@ -67,7 +67,7 @@ def _watch_remote(metrics: Metrics, remote: RemoteStorage) -> None:
     if access := remote.public_access:
         metrics.watch(
             "public_urls_work",
-            "1 while public URLs of objects work, 0 until a trial has found that or while they do not",
+            "1 while public URLs of objects work, 0 until a probe has found that or while they do not",
             lambda: access.works is True,
         )
     metrics.watch("disk_cache_bytes", "Bytes of local copies", lambda: cache.bytes)

@@ -2,10 +2,10 @@
 Public access: whether the public URLs of objects in the primary work, tried with an object of its own.
 
 A redirect into a bucket that is not public is a broken image. So clients are redirected to public URLs only after a
-trial has worked, and imgkeep serves the images meanwhile. The trial runs in the background: no start waits for it.
+probe has worked, and imgkeep serves the images meanwhile. The probe runs in the background: no start waits for it.
 
 A public URL that this machine cannot reach proves nothing about clients: it may be a CDN before a private network.
-Then the configuration counts, or what an earlier trial found.
+Then the configuration counts, or what an earlier probe found.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from imgkeep.storage.bucket.store import BucketStore
 
 PUBLIC_INTERVAL_S: Final = 3600
-"""Interval of the trials while public URLs work: an operator may close the bucket. Each is a PUT, GET and DELETE."""
+"""Interval of the probes while public URLs work: an operator may close the bucket. Each is a PUT, GET and DELETE."""
 DENIED_INTERVAL_S: Final = 60
-"""Interval of the trials while they do not, or are not reached: an open bucket gets redirects a minute later."""
+"""Interval of the probes while they do not, or are not reached: an open bucket gets redirects a minute later."""
 FAULT_INTERVAL_S: Final = 15
-"""Interval of the trials while the bucket fails: its circuit breaker is open, and the images are served."""
+"""Interval of the probes while the bucket fails: its circuit breaker is open, and the images are served."""
 
 log = logging.getLogger(__name__)
 

@@ -49,7 +49,7 @@ class Remote:
     _folder: Path
 
     async def node(
-        self, name: str = "a", *, mode: str = "serve", waits_for_trial: bool = True, **sections: Any
+        self, name: str = "a", *, mode: str = "serve", waits_for_probe: bool = True, **sections: Any
     ) -> Imgkeep:
         """Start a node, and wait until it has tried the public URLs of its bucket, where it has any."""
         store = {
@@ -61,7 +61,7 @@ class Remote:
         sections.setdefault("platform", Platform(sleep=sleep_briefly))
         delivery = {"mode": mode, **sections.pop("delivery", {})}
         node = await self._start(folder=self._folder / name, store=store, delivery=delivery, **sections)
-        if waits_for_trial and (access := public_access_of(node)) is not None:
+        if waits_for_probe and (access := public_access_of(node)) is not None:
             await until(lambda: access.works is not None)
         return node
 

@@ -35,7 +35,7 @@ IMAGE_BYTES_MAX: Final = 1024
 """Maximum size of the image of a diagnosis."""
 PRESIGN_REMEDY: Final = "set the clock of this machine, and see that nothing before the bucket changes requests"
 DELETE_TIMEOUT_S: Final = 2
-"""Timeout for the removal of a trial's image: the end of a process may wait for it."""
+"""Timeout for the removal of a probe's image: the end of a process may wait for it."""
 
 
 class NotPublic(StorageError):
