@@ -110,4 +110,3 @@ async def test_links_of_other_kinds_are_refused(cloudinary_client: CloudinaryCli
     assert not cloudinary_client.features.presign
     assert not cloudinary_client.features.ranges
     assert await cloudinary_client.abort_uploads() == 0
-

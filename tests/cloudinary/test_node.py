@@ -110,7 +110,7 @@ async def test_images_of_an_outage_are_uploaded_afterwards(
     assert OBJECT not in cloudinary.paths()
 
     async def degraded() -> bool:
-        return (await readyz(imgkeep))["status"] == "degraded"
+        return bool((await readyz(imgkeep))["status"] == "degraded")
 
     await until(degraded)
     await cloudinary_gate.open()

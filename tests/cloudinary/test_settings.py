@@ -79,7 +79,7 @@ def test_mistake_in_the_variable_is_named_without_its_value(value: str, message:
 async def test_folder_that_reads_as_a_version_is_refused(prefix: str) -> None:
     client = CloudinaryClient(CloudinaryFolder(prefix), environment={"CLOUDINARY_URL": ACCOUNT})
     for check in (client.check_settings, client.open):
-        with pytest.raises(ConfigError, match="store.url: expected cloudinary:FOLDER"):
+        with pytest.raises(ConfigError, match="expected cloudinary:FOLDER"):
             await check()
 
 

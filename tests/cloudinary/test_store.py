@@ -107,7 +107,9 @@ async def test_settings_of_the_account_that_change_images_are_told(check: Check,
 # --- the store
 
 
-async def test_removal_and_its_undo(cloudinary: CloudinaryServer, cloudinary_store: BucketStore, tmp_path: Path) -> None:
+async def test_removal_and_its_undo(
+    cloudinary: CloudinaryServer, cloudinary_store: BucketStore, tmp_path: Path
+) -> None:
     cloudinary_store.spool = Disk(tmp_path)  # type: ignore[attr-defined]
     await cloudinary_store.spool.open()  # type: ignore[attr-defined]
     record = await put_image(cloudinary_store, make_image(), record_of(make_image()))
