@@ -3,8 +3,7 @@ Ceph with its S3 gateway: a monitor and a store in memory, and radosgw, which th
 
     python -m tests.support.s3.ceph FOLDER PORT MONITOR_PORT
 
-It starts in some fifteen seconds and forgets everything at a stop. From Debian: `apt-get install --no-install-recommends
-radosgw ceph-mon ceph-osd`.
+It starts in some fifteen seconds and forgets everything at a stop. Debian has it: radosgw, ceph-mon, ceph-osd.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from uuid import uuid4
 from tests.support.s3.loopback import HOST
 from tests.support.s3.process import LEASH
 
-KEY, SECRET = "ceph-key", "ceph-secret"  # noqa: S105 - of a server that only tests reach
+KEY, SECRET = "ceph-key", "ceph-secret"
 
 _CONFIGURATION = """
 [global]
@@ -86,7 +85,7 @@ def main(folder: Path, port: int, monitor_port: int) -> None:
     _start("ceph-osd", *here, "-i", "0", "-f")
     user = ("--uid=imgkeep", "--display-name=imgkeep", f"--access-key={KEY}", f"--secret-key={SECRET}")
     _make("radosgw-admin", *here, "user", "create", *user)
-    os.execvp("radosgw", ["radosgw", *here, "-n", "client.rgw", "-f"])  # noqa: S606 - it is what is frozen and killed
+    os.execvp("radosgw", ["radosgw", *here, "-n", "client.rgw", "-f"])
 
 
 if __name__ == "__main__":
