@@ -116,8 +116,8 @@ async def try_public(store: BucketStore, public_url: Callable[[str], str]) -> No
 
 
 def _public_remedy(store: BucketStore) -> str:
-    presign = ", or use delivery.mode presign" if store.client.features.presign else ""
-    return f"make {OBJECTS}/ public: docs/{store.name}.md{presign}"
+    mode = "presign" if store.client.features.presign else "serve"
+    return f"make v1/objects/ public: docs/{store.name}.md, or use delivery.mode {mode}"
 
 
 async def _try(
