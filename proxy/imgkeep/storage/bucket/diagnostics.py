@@ -19,7 +19,7 @@ import aiohttp
 from yarl import URL
 
 from imgkeep.core.errors import StorageError
-from imgkeep.core.layout import OBJECTS, object_path
+from imgkeep.core.layout import object_path
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.memory import MemorySpool
 
