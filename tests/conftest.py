@@ -27,6 +27,7 @@ pytest_plugins = [
     "tests.support.gcs.fixtures",
     "tests.support.s3.fixtures",
     "tests.support.s3.remote",
+    "tests.support.cloudinary.fixtures",
 ]
 
 PROCESSES = 4

@@ -40,7 +40,11 @@ def make_client(
             except ModuleNotFoundError as error:
                 raise _missing("gs://", "gcs", error) from None
             return GcsClient(place, timeout_s=timeout_s, observe=observe)
-        case AzureContainer() | CloudinaryFolder():
+        case CloudinaryFolder():
+            from imgkeep.storage.cloudinary import CloudinaryClient  # noqa: PLC0415
+
+            return CloudinaryClient(place, timeout_s=timeout_s, observe=observe)
+        case AzureContainer():
             raise ConfigError("store.url: this version has no such store")
         case _:
             assert_never(place)

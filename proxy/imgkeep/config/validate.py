@@ -183,7 +183,8 @@ def _delivery_rules(config: Config) -> Iterator[_Rule]:
     yield _Rule(
         "delivery.base_url",
         lambda: not delivery.base_url or not isinstance(_place(config), CloudinaryFolder),
-        "the links of Cloudinary have a form of their own; leave it empty",
+        "the links of Cloudinary have a form of their own; leave it empty, and put their host into CLOUDINARY_URL, see "
+        "docs/cloudinary.md",
         needs=("store.url",),
     )
     yield _Rule(

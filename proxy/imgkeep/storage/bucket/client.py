@@ -71,8 +71,11 @@ class Features:
     presign: bool = True
 
 
-Check = tuple[str, "Callable[[], Awaitable[None]]"]
-"""A step of the diagnosis: its name, and what raises a `StorageError` if it fails."""
+Check = tuple[str, "Callable[[], Awaitable[str | None]]"]
+"""
+A step of the diagnosis: its name, and what raises a `StorageError` if it fails. It may return a note for the operator:
+of what the service cannot do, and what imgkeep does instead.
+"""
 
 
 class BucketClient(Protocol):

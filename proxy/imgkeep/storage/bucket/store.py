@@ -136,7 +136,7 @@ class BucketStore:
                 await self.put_object(draft, record.object_name)
                 await self._records.put(record, replaces)
         except TimeoutError:
-            raise BucketError("the bucket takes an image too slowly") from None
+            raise BucketError("the bucket takes an image too slowly", general=False) from None
         return record
 
     async def import_image(self, draft: Draft | None, record: Record) -> Record:
@@ -152,7 +152,7 @@ class BucketStore:
         if draft is not None:
             await self.put_object(draft, record.object_name)
         if await self.size_of(record.object_name) != record.size:
-            raise BucketError("the bucket accepted an object and does not have it")
+            raise BucketError("the bucket accepted an object and does not have it", general=False)
         try:
             await self._records.put(record, None)
         except Conflict:
@@ -163,7 +163,12 @@ class BucketStore:
         return record
 
     async def put_object(self, draft: Draft, name: str) -> None:
-        await self.client.put_draft(object_path(name), draft, _fields(name))
+        try:
+            await self.client.put_draft(object_path(name), draft, _fields(name))
+        except BucketError as fault:
+            # A server on the way may break off because of the size of this image. A probe tells, and soon.
+            fault.general = fault.general and bool(fault.error_code)
+            raise
 
     async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
         await self._records.put(record, replaces)
@@ -233,6 +238,8 @@ class BucketStore:
 
     async def has(self, name: str) -> bool:
         """Tell whether the object `<digest>.<ext>` is there, with a single request."""
+        if not self.client.features.ranges:
+            return await self.client.stat(object_path(name)) is not None
         # The first byte, and not a HEAD, which cannot tell a missing object from a missing bucket.
         opened = await self.client.get(object_path(name), end=1)
         if opened is not None:
