@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from imgkeep.storage.bucket.diagnostics import diagnose
 from imgkeep.storage.bucket.errors import AlreadyThere, BucketError
@@ -284,7 +285,7 @@ async def test_version_that_changed_is_a_fault(client: GcsClient, strict_gcs: St
 async def test_cancelled_call_leaves_nothing(gate: Gate, call: str) -> None:
     async with opening() as client:  # checks the slots at its end
         await gate.hang()
-        task = asyncio.create_task(CALLS[call](client))
+        task = asyncio.ensure_future(CALLS[call](client))
         await gate.until_seen("POST" if call == "put" else "DELETE" if call == "delete" else "GET")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -315,7 +316,7 @@ async def test_metrics_have_the_names_of_operations(strict_gcs: StrictGcs) -> No
 async def follow(link: str, method: str = "GET") -> tuple[int, bytes]:
     async with (
         aiohttp.ClientSession() as session,
-        session.request(method, aiohttp.client.URL(link, encoded=True)) as response,
+        session.request(method, URL(link, encoded=True)) as response,
     ):
         return response.status, await response.read()
 

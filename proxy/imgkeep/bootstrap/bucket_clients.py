@@ -40,12 +40,14 @@ def make_client(
             except ModuleNotFoundError as error:
                 raise _missing("gs://", "gcs", error) from None
             return GcsClient(place, timeout_s=timeout_s, observe=observe)
+        case AzureContainer():
+            from imgkeep.storage.azure import AzureClient  # noqa: PLC0415
+
+            return AzureClient(place, timeout_s=timeout_s, observe=observe)
         case CloudinaryFolder():
             from imgkeep.storage.cloudinary import CloudinaryClient  # noqa: PLC0415
 
             return CloudinaryClient(place, timeout_s=timeout_s, observe=observe)
-        case AzureContainer():
-            raise ConfigError("store.url: this version has no such store")
         case _:
             assert_never(place)
 

@@ -28,6 +28,7 @@ from imgkeep.storage.local.store_files import DAMAGED
 if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.core.store_url import StorePlace
+    from imgkeep.storage.bucket.client import BucketClient
 
 
 async def check_machine(config: Config) -> None:
@@ -41,7 +42,9 @@ async def check_machine(config: Config) -> None:
     place = read_store_url("store.url", config.store.url)
     if not isinstance(place, Folder):
         try:
-            await make_client(place, timeout_s=config.store.timeout_s).check_settings()
+            client = make_client(place, timeout_s=config.store.timeout_s)
+            await client.check_settings()
+            require_presign(config, client)
         except ConfigError as error:
             mistakes += error.messages
     if mistakes:
@@ -65,6 +68,20 @@ def require_folder_owner(folder: Path) -> None:
     """Refuse to write into a folder of another user. Blocks. Raises: as `require_owner`."""
     if why := ownership.refusal(folder, server_helps=False):
         raise ConfigError(why)
+
+
+def require_presign(config: Config, client: BucketClient) -> None:
+    """
+    Refuse `delivery.mode` presign where the credentials of the store sign no links, after `client.check_settings`.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    if config.delivery.mode == "presign" and not client.features.presign:
+        raise ConfigError(
+            "delivery.mode: presign is not possible with these credentials of the store; use others, or 'serve' or "
+            "'redirect'"
+        )
 
 
 def require_no_images(config: Config) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from imgkeep.bootstrap.bucket_clients import make_client
-from imgkeep.bootstrap.preflight import require_no_images
+from imgkeep.bootstrap.preflight import require_no_images, require_presign
 from imgkeep.config import data_folder, read_database_url, read_store_url
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import OBJECTS, object_path
@@ -168,6 +168,7 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     bucket = BucketStore(make_client(place, timeout_s=config.store.timeout_s, observe=observe))
     stack.push_async_callback(bucket.aclose)
     await bucket.open()
+    require_presign(config, bucket.client)
     breaker = CircuitBreaker(bucket.probe, place=bucket.client.place, draw=random.random, timer=timer, sleep=sleep)
     cache = DiskCache(local.disk, config.store.cache_bytes_max, free_bytes_min=config.store.free_bytes_min, share=share)
     fallback = local if config.store.fallback else None

@@ -1,5 +1,5 @@
 """
-Google's servers for credentials, on the strict server: for tokens, workload identity, metadata of a machine, signatures.
+Google's servers for credentials, on the strict server: tokens, workload identity, a machine's metadata, signatures.
 
 A token is given for a proof alone: a JWT with a good signature, a refresh token, a subject token, or a machine's own
 header field.

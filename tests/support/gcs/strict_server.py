@@ -2,8 +2,8 @@
 Google Cloud Storage as strict as its documentation, on loopback: tokens, signatures, checksums, preconditions.
 
 It is written from the reference of the JSON API and from the description of V4 signatures. Beside it are the servers
-for credentials (`accounts`). It can break some of its promises on request; a gate before it (`tests.support.s3.gate`) does
-what any server may do.
+for credentials (`accounts`). It can break some of its promises on request; a gate before it (`tests.support.s3.gate`)
+does what any server may do.
 """
 
 from __future__ import annotations

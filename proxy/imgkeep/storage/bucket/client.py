@@ -63,7 +63,7 @@ class Features:
     Attributes:
         conditional_put: Whether it refuses to overwrite an object on request. A probe may find out.
         ranges: Whether it returns a part of an object.
-        presign: Whether links to its objects can be signed.
+        presign: Whether links to its objects can be signed; known after `check_settings` and `open`.
     """
 
     conditional_put: bool = False

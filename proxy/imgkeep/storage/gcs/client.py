@@ -217,12 +217,7 @@ class GcsClient:
             query["rewriteToken"] = answer.rewriteToken
 
     async def has_any(self, prefix: str) -> bool:
-        token = ""
-        while True:
-            page = await self._connection.list_page(self.bucket.path(prefix), token=token, count=1)
-            if page.items or not page.next_page_token:
-                return bool(page.items)
-            token = page.next_page_token
+        return await self._connection.find_first(self.bucket.path(prefix)) is not None
 
     async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         prefix = self.bucket.path(f"{folder}/")

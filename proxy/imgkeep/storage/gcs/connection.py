@@ -167,6 +167,13 @@ class GcsConnection:
             raise self.guard.name(BucketError(NOT_GCS))
         return page
 
+    async def find_first(self, prefix: str) -> str | None:
+        """Return the first name that begins so; `None`: there is none. Raises as `open_response`."""
+        page = await self.list_page(prefix, count=1)
+        while not page.items and page.next_page_token:
+            page = await self.list_page(prefix, token=page.next_page_token, count=1)
+        return page.items[0].name if page.items else None
+
     def of_bucket(self, error: BucketError) -> Exception:
         """Return the error of a request to which only the bucket can be missing."""
         return self.guard.name(make_error(NO_BUCKET)) if error.error_code == "notFound" else error
@@ -181,5 +188,4 @@ class GcsConnection:
         if error.error_code not in UNCLEAR:
             return error.error_code == MISSING
         name = self.bucket.path(path)
-        page = await self.list_page(name, count=1)
-        return name not in {item.name for item in page.items}
+        return await self.find_first(name) != name

@@ -1,8 +1,8 @@
 """
 Errors of Google Cloud Storage as errors of imgkeep, and their remedies.
 
-A code is the `reason` of a JSON error, else its status. No message of the service is passed on, but for the name of the
-permission that is missing.
+A code is the `reason` of a JSON error, else what a status means. No message of the service is passed on, but for the
+name of the permission that is missing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UNCLEAR: Final = frozenset({"notFound", "404"})
 EXISTS: Final = "conditionNotMet"
 UNAUTHORIZED: Final = "401"
 """Code of a token that is not valid, or not any more, whatever the reason."""
-LIMITED: Final = frozenset({"rateLimitExceeded", "userRateLimitExceeded", "429"})
+LIMITED: Final = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
 
 _GRANT: Final = (
     "grant the role Storage Object User (roles/storage.objectUser) on the bucket to the account of these credentials"
@@ -36,7 +36,6 @@ _GRANT: Final = (
 REMEDIES: Final = {
     UNAUTHORIZED: "set the clock of this machine, and see that the account and its key are enabled",
     "forbidden": _GRANT,
-    "403": _GRANT,
     "insufficientPermissions": "give the machine the access scope cloud-platform, or devstorage.read_write",
     NO_BUCKET: "create the bucket, or correct its name in store.url",
     "404": "correct the bucket's name in store.url, or STORAGE_EMULATOR_HOST; is a proxy in between?",
@@ -47,7 +46,6 @@ REMEDIES: Final = {
     "objectUnderActiveHold": "release the holds on the objects of the bucket",
     "rateLimitExceeded": "wait: the service limits requests, and writes of one object to one a second",
     "userRateLimitExceeded": "wait: the service limits requests",
-    "429": "wait: the service limits requests",
 }
 OBJECT_CODES: Final = frozenset(
     {
@@ -55,17 +53,24 @@ OBJECT_CODES: Final = frozenset(
         *UNCLEAR,
         EXISTS,
         "forbidden",
-        "403",
         "invalid",
         "invalidArgument",
         "400",
         "retentionPolicyNotMet",
         "objectUnderActiveHold",
         "requestedRangeNotSatisfiable",
-        "416",
     }
 )
 """Codes that may concern the requested object alone; a probe of the circuit breaker finds out."""
+
+_REASONS: Final[dict[int, str]] = {
+    HTTPStatus.UNAUTHORIZED: UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN: "forbidden",
+    HTTPStatus.PRECONDITION_FAILED: EXISTS,
+    HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE: "requestedRangeNotSatisfiable",
+    HTTPStatus.TOO_MANY_REQUESTS: "rateLimitExceeded",
+}
+"""What a status means where there is no JSON: the errors of a download are plain text."""
 
 NOT_GCS: Final = "the server at the address of the bucket does not speak the API of Google Cloud Storage"
 
@@ -101,14 +106,14 @@ def read_error(status: int, _headers: Mapping[str, str], body: bytes) -> BucketE
     try:
         found = msgspec.json.decode(body, type=_ErrorBody).error
     except msgspec.MsgspecError:
-        # The errors of a download are plain text.
         found = _Error(body[:1024].decode("utf-8", "replace"))
     if status == HTTPStatus.NOT_FOUND:
         if found.message.startswith(_NO_OBJECT):
             return make_error(MISSING)
         if found.message.startswith(_NO_BUCKET):
             return make_error(NO_BUCKET)
-    code = next((cause.reason for cause in found.errors if _CODE.fullmatch(cause.reason)), str(status))
+    reasons = (cause.reason for cause in found.errors if _CODE.fullmatch(cause.reason))
+    code = next(reasons, None) or _REASONS.get(status) or str(status)
     if status == HTTPStatus.UNAUTHORIZED:
         code = UNAUTHORIZED
     permission = _PERMISSION.search(found.message) if status == HTTPStatus.FORBIDDEN else None
