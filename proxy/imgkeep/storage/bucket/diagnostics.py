@@ -33,7 +33,6 @@ RANGE: Final = (8, 16)
 IMAGE_BYTES_MAX: Final = 1024
 """Maximum size of the image of a diagnosis."""
 PRESIGN_REMEDY: Final = "set the clock of this machine, and see that nothing before the bucket changes requests"
-PUBLIC_REMEDY: Final = "make v1/objects/ public: docs/s3.md, or use delivery.mode presign"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +67,18 @@ async def diagnose(store: BucketStore, *, public_url: Callable[[str], str] | Non
             yield await _try("presign", probe.get_presigned, put, remedy=PRESIGN_REMEDY)
         if public_url is not None:
             url = public_url(probe.name)
-            yield await _try("public", lambda: probe.get_from(url), put, remedy=PUBLIC_REMEDY)
+            yield await _try("public", lambda: probe.get_from(url), put, remedy=_public_remedy(store))
         # Also after a failed put: the bucket may have taken the image, and a missing name can be deleted.
         yield await _try("delete", probe.delete)
     finally:
         if not probe.delete_tried:
             with suppress(StorageError):
                 await probe.delete()
+
+
+def _public_remedy(store: BucketStore) -> str:
+    mode = "presign" if store.client.features.presign else "serve"
+    return f"make v1/objects/ public: docs/{store.name}.md, or use delivery.mode {mode}"
 
 
 async def _try(
