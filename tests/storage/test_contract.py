@@ -21,6 +21,7 @@ from imgkeep.storage.memory import MemorySpool
 from imgkeep.storage.s3 import S3Client
 from tests.support.azure import backends as azure
 from tests.support.cloudinary import backends as cloudinary
+from tests.support.gcs import backends as gcs
 from tests.support.s3.backends import open_s3
 from tests.support.s3.servers import NAMES
 from tests.support.stores import NOON, FakeStore, fetch_image, local_store, put_image, read_all, record_of, spool_of
@@ -84,6 +85,8 @@ HERE = {"local": open_local, "fake": open_fake}
 REMOTE: dict[str, Callable[..., AsyncIterator[BucketBackend]]] = {
     **dict.fromkeys(NAMES, open_s3),
     azure.SERVER: azure.open_azure,
+    gcs.SERVER: gcs.open_gcs,
+    gcs.STRICT: gcs.open_gcs,
     cloudinary.SERVER: cloudinary.open_cloudinary,
 }
 """By name of the server."""
