@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from imgkeep.core.confirmation import adopt
 from imgkeep.core.errors import SourceNotFound, StorageError
 from imgkeep.core.layout import object_names
 from imgkeep.core.policy import Policy
@@ -237,8 +238,9 @@ class FakeStore:
         if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
             raise StorageError("another image was stored under this link meanwhile")
         self.objects[record.object_name] = bytes(draft.data)
-        self.records[record.key] = record
-        return record
+        adopted = adopt(theirs, record) if theirs and replaces is None else None
+        self.records[record.key] = adopted or record
+        return self.records[record.key]
 
     async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
         await self._called("put_record", None)
