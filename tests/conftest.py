@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     from aiohttp.test_utils import TestClient
     from pytest_aiohttp.plugin import AiohttpClient
 
-pytest_plugins = ["tests.support.s3.fixtures", "tests.support.s3.remote"]
+pytest_plugins = [
+    "tests.support.azure.fixtures",
+    "tests.support.gcs.fixtures",
+    "tests.support.s3.fixtures",
+    "tests.support.s3.remote",
+    "tests.support.cloudinary.fixtures",
+]
 
 PROCESSES = 4
 """Of the whole suite, also on two cores: most tests of stores and programs wait for another process."""

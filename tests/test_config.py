@@ -152,8 +152,18 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
         pytest.param({"sources": {"refresh": ["known"]}}, {}, "sources.refresh: ", id="a group to refresh at"),
         pytest.param({"sources": {"deny": ["a.example", "shared"]}}, {}, "sources.deny: ", id="a group to deny"),
         pytest.param({"sources": {"placeholders": "yes"}}, {}, "sources.placeholders: ", id="unknown policy"),
+        pytest.param({"store": {"url": "ftp://host"}}, {}, "store.url: expected file:PATH, s3://", id="another store"),
         pytest.param(
-            {"store": {"url": "gs://bucket"}}, {}, "store.url: this version has no such store", id="another cloud"
+            {"store": {"url": "gs://Bucket"}}, {}, "store.url: expected gs://BUCKET/PREFIX", id="a bucket of Google"
+        ),
+        pytest.param(
+            {"store": {"url": "az://my--images"}}, {}, "store.url: expected az://CONTAINER/PREFIX", id="a container"
+        ),
+        pytest.param(
+            {"store": {"url": "cloudinary://123:hush@acme"}},
+            {},
+            "store.url: expected cloudinary:FOLDER",
+            id="the variable of Cloudinary",
         ),
         pytest.param({"store": {"url": "data"}}, {}, "store.url: expected file:PATH", id="a bare path"),
         pytest.param(
@@ -198,6 +208,42 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
             {},
             "delivery.base_url: needs an object store",
             id="a public place of a local store",
+        ),
+        pytest.param(
+            {"store": {"url": "cloudinary:images"}, "delivery": {"mode": "presign"}},
+            {},
+            "delivery.mode: Cloudinary has public links alone",
+            id="presigned links of Cloudinary",
+        ),
+        pytest.param(
+            {"store": {"url": "cloudinary:images"}, "delivery": {"base_url": "https://cdn.example"}},
+            {},
+            "delivery.base_url: the links of Cloudinary",
+            id="another base of Cloudinary",
+        ),
+        pytest.param(
+            {"store": {"exclusive": True}},
+            {},
+            "store.exclusive: no image may stay on a local disk, and store.url is one",
+            id="an exclusive local store",
+        ),
+        pytest.param(
+            {"store": {"url": "s3://images", "exclusive": True, "fallback": "file:data"}},
+            {},
+            "store.fallback: puts images on a local disk, which store.exclusive forbids",
+            id="an exclusive bucket with a fallback",
+        ),
+        pytest.param(
+            {"store": {"url": "s3://images", "exclusive": "yes"}},
+            {"IMGKEEP_STORE__CACHE_BYTES_MAX": "1GiB"},
+            "store.cache_bytes_max: puts images on a local disk, which store.exclusive forbids",
+            id="an exclusive bucket with a disk cache",
+        ),
+        pytest.param(
+            {"store": {"url": "s3://images", "exclusive": True}, "server": {"workers": 8}},
+            {},
+            "store.hot_bytes_max: with store.exclusive images are in memory while clients read them",
+            id="an exclusive bucket with too little memory",
         ),
         pytest.param(
             {}, {"AWS_S3_BUCKET_NAME": "-"}, "store.url: expected s3://BUCKET/PREFIX", id="a variable that is no bucket"
@@ -318,11 +364,35 @@ def test_aws_variables_name_a_bucket_by_default(file: dict[str, Any], environmen
     assert file == before
 
 
+def test_credentials_of_a_service_name_no_store() -> None:
+    environment = {
+        "CLOUDINARY_URL": "cloudinary://123:secret@acme",
+        "GOOGLE_CLOUD_PROJECT": "acme",
+        "GOOGLE_APPLICATION_CREDENTIALS": "/etc/key.json",
+        "AZURE_STORAGE_CONNECTION_STRING": "AccountName=acme;AccountKey=c2VjcmV0",
+        "AZURE_STORAGE_ACCOUNT": "acme",
+    }
+    assert load({}, environment) == Config()
+
+
+@pytest.mark.parametrize("url", ["s3://images", "gs://images", "az://images"])
 @pytest.mark.parametrize("mode", ["serve", "redirect", "presign"])
-def test_bucket_allows_every_delivery_mode(mode: str) -> None:
+def test_bucket_allows_every_delivery_mode(url: str, mode: str) -> None:
     delivery = {"mode": mode, "base_url": "https://cdn.example"}
-    config = load({"store": {"url": "s3://images", "fallback": ""}, "delivery": delivery}, {})
+    config = load({"store": {"url": url, "fallback": ""}, "delivery": delivery}, {})
     assert (config.delivery.mode, config.delivery.base_url) == (mode, "https://cdn.example")
+
+
+@pytest.mark.parametrize("mode", ["serve", "redirect"])
+def test_cloudinary_serves_and_redirects(mode: str) -> None:
+    assert load({"store": {"url": "cloudinary:images"}, "delivery": {"mode": mode}}, {}).delivery.mode == mode
+
+
+def test_exclusive_store_has_neither_fallback_nor_disk_cache() -> None:
+    store = load({"store": {"url": "gs://images"}}, {"IMGKEEP_STORE__EXCLUSIVE": "true"}).store
+    assert (store.exclusive, store.fallback, store.cache_bytes_max) == (True, "", 0)
+    given = {"url": "gs://images", "exclusive": True, "fallback": "", "cache_bytes_max": 0}
+    assert load({"store": given}, {}).store == store
 
 
 def test_bucket_timeout_has_a_maximum() -> None:

@@ -91,6 +91,16 @@ async def test_fault_of_one_object_has_a_probe_decide(breaker: CircuitBreaker, p
     await until(lambda: not is_closed(breaker))
 
 
+async def test_check_probes_for_all_that_ask(breaker: CircuitBreaker, probe: Probe, timer: Timer) -> None:
+    probe.fails = False
+    assert await breaker.check()
+    assert (breaker.reason, probe.count) == (None, 1)
+    timer.seconds += 1
+    probe.fails = True
+    assert await asyncio.gather(*(breaker.check() for _ in range(3))) == [False] * 3
+    assert (breaker.reason, probe.count) == ("probe 2", 2)
+
+
 async def test_general_fault_opens_at_once(breaker: CircuitBreaker) -> None:
     breaker.report_failure(RemoteFault("it cannot be reached"))
     assert breaker.reason == "it cannot be reached"

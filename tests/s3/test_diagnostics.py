@@ -16,8 +16,9 @@ from imgkeep.config import load
 from imgkeep.storage.bucket.diagnostics import diagnose
 from imgkeep.storage.bucket.store import PROBE
 from imgkeep.storage.s3.errors import REMEDIES
+from imgkeep.storage.s3.own_checks import NO_CONDITION, NO_LIST
 from tests.support.program import environment, run
-from tests.support.s3.misbehaving import only, s3_error
+from tests.support.s3.misbehaving import NO_ETAG, only, s3_error
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
     Check = Callable[..., Awaitable[tuple[int, list[str]]]]
 
-ALL = ["put", "head", "get", "range", "list", "multipart", "presign", "public", "delete"]
+OWN = ["multipart", "copy", "conditional-put", "unfinished-uploads"]
+ALL = ["put", "head", "get", "range", "list", *OWN, "presign", "public", "delete"]
 DENIED = ["the bucket answers AccessDenied", f"  remedy: {REMEDIES['AccessDenied']}"]
 
 
@@ -65,7 +67,7 @@ def check(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         async with open_storage(load({}, variables), clock=read_clock) as storage:
             remote = storage.remote
             assert remote is not None
-            steps = ((s.name, s.error, s.remedy) async for s in diagnose(remote.bucket, public_url=remote.public_url))
+            steps = diagnose(remote.bucket, public_url=remote.public_url)
             status = await print_check({}, steps, as_json=False, place=remote.bucket.client.place, out=out)
             return status, lines_about(out.getvalue().splitlines()[1:], remote.bucket.client.place)
 
@@ -109,14 +111,38 @@ async def test_command_reports_every_step(
 
 @pytest.mark.parametrize("server", ["moto", "rclone"], indirect=True)
 async def test_working_bucket_passes_every_step_and_stays_empty(check: Check, server: S3Server, gate: Gate) -> None:
-    assert await check() == (0, [f"✓ {name}" for name in ALL if name != "public"])
+    note = "" if server.name == "moto" else f": {NO_CONDITION}"
+    told = [f"✓ {name}{note if name == 'conditional-put' else ''}" for name in ALL if name != "public"]
+    assert await check() == (0, told)
     assert await left(server) == []
-    paths = {seen.path.partition("?")[0] for seen in gate.seen if "/v1/objects/" in seen.path}
-    assert len(paths) == 1
+    assert len(images_in(gate)) == 1
     await check()
-    assert len({seen.path.partition("?")[0] for seen in gate.seen if "/v1/objects/" in seen.path}) == 2, (
-        "each run has an image of its own"
-    )
+    assert len(images_in(gate)) == 2, "each run has an image of its own"
+
+
+def images_in(gate: Gate) -> set[str]:
+    """Return the images of all requests so far; objects beside one have its name and a further ending."""
+    return {seen.path.partition(".png")[0] for seen in gate.seen if "/v1/objects/" in seen.path}
+
+
+async def test_missing_right_to_list_uploads_is_told_and_no_failure(check: Check, gate: Gate) -> None:
+    await gate.do(s3_error(403, "AccessDenied"), match=lambda method, path: method == "GET" and "uploads" in path)
+    status, lines = await check()
+    assert (status, lines[8]) == (0, f"✓ unfinished-uploads: {NO_LIST}")
+
+
+async def test_upload_in_parts_without_an_etag_passes(check: Check, gate: Gate, server: S3Server) -> None:
+    await gate.do(NO_ETAG, match=only("POST", "uploadId="))
+    status, lines = await check()
+    assert (status, lines[5]) == (0, "✓ multipart")
+    assert gate.count("HEAD", ".parts") == 1
+    assert await left(server) == []
+
+
+async def test_upload_in_parts_that_is_not_there_is_reported(check: Check, gate: Gate) -> None:
+    await gate.answer(200, {}, b"<CompleteMultipartUploadResult/>", match=only("POST", "uploadId="))
+    status, lines = await check()
+    assert (status, lines[5]) == (1, "✗ multipart: the bucket does not have what it said it took")
 
 
 @pytest.mark.parametrize("server", ["s3rver"], indirect=True)
@@ -165,6 +191,10 @@ async def test_failed_put_skips_only_steps_that_need_it(check: Check, gate: Gate
         "✓ list",
         f"✗ multipart: {DENIED[0]}",
         DENIED[1],
+        "✗ copy: the object to copy is not there",
+        f"✗ conditional-put: {DENIED[0]}",
+        DENIED[1],
+        "✓ unfinished-uploads",
         *(f"✗ {name}: {untried}" for name in ("presign", "public")),
         "✓ delete",
     ]
@@ -177,8 +207,8 @@ async def test_missing_right_to_delete_is_reported(check: Check, gate: Gate) -> 
     assert status == 1
     assert lines == [
         *(f"✓ {name}" for name in ("put", "head", "get", "range", "list")),
-        f"✗ multipart: {DENIED[0]}",
-        DENIED[1],
+        *(line for name in ("multipart", "copy", "conditional-put") for line in (f"✗ {name}: {DENIED[0]}", DENIED[1])),
+        "✓ unfinished-uploads",
         "✓ presign",
         f"✗ delete: {DENIED[0]}",
         DENIED[1],
@@ -189,6 +219,6 @@ async def test_broken_presigned_link_is_reported_without_the_link(check: Check, 
     await gate.corrupt(50, match=only("GET", "X-Amz-Signature"))
     status, lines = await check()
     assert status == 1
-    assert lines[6] == "✗ presign: a plain GET returned other bytes than were put"
-    assert lines[7].startswith("  remedy: set the clock")
-    assert lines[8] == "✓ delete"
+    assert lines[9] == "✗ presign: a plain GET returned other bytes than were put"
+    assert lines[10].startswith("  remedy: set the clock")
+    assert lines[11] == "✓ delete"

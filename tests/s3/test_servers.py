@@ -10,9 +10,11 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tests.support.s3.loopback import HOST, listens, port_of, reserve
 from tests.support.s3.process import LEASH
+from tests.support.s3.programs import KINDS
 from tests.support.s3.servers import NAMES, S3Server
 
 if TYPE_CHECKING:
@@ -68,15 +70,24 @@ async def test_frozen_server_goes_on_after_a_thaw(server: S3Server) -> None:
     assert await asking == b"body"
 
 
-@pytest.mark.parametrize(("name", "keeps"), [("moto", False), ("rclone", True), ("s3rver", True)])
-async def test_server_starts_again_on_its_port(name: str, keeps: bool, bucket: Callable[[str], S3Server]) -> None:  # noqa: FBT001 - a column of the table
-    server = bucket(name)
+async def test_conditional_put_is_refused_or_ignored(server: S3Server) -> None:
+    await server.put("a", b"first")
+    if KINDS[server.name].conditional:
+        with pytest.raises(ClientError, match="PreconditionFailed"):
+            await server.put("a", b"second", IfNoneMatch="*")
+        assert await server.get("a") == b"first"
+    else:
+        await server.put("a", b"second", IfNoneMatch="*")
+        assert await server.get("a") == b"second"
+
+
+async def test_server_starts_again_on_its_port(server: S3Server) -> None:
     await server.put("a", b"body")
     assert await server.get("a") == b"body"  # s3rver answers just before its write
     server.stop()
     assert not listens(server.port)
     await server.restart()
-    assert await server.objects() == ({"a": b"body"} if keeps else {})
+    assert await server.objects() == ({"a": b"body"} if KINDS[server.name].keeps else {})
     await server.put("b", b"body")
     assert await server.get("b") == b"body"
 

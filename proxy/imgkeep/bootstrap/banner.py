@@ -72,7 +72,7 @@ def _places(config: Config) -> dict[str, str]:
     folder = absolute(data_folder(config))
     if isinstance(place, Folder):
         return {"images": folder}
-    return {"images": str(place), "folder": folder}
+    return {"images": str(place), "folder": f"{folder} (drafts alone)" if config.store.exclusive else folder}
 
 
 def _link(url: str) -> Text:

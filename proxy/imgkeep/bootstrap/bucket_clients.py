@@ -34,7 +34,15 @@ def make_client(
             from imgkeep.storage.s3 import S3Client  # noqa: PLC0415
 
             return S3Client(place, timeout_s=timeout_s, observe=observe)
-        case GcsBucket() | AzureContainer() | CloudinaryFolder():
+        case AzureContainer():
+            from imgkeep.storage.azure import AzureClient  # noqa: PLC0415
+
+            return AzureClient(place, timeout_s=timeout_s, observe=observe)
+        case CloudinaryFolder():
+            from imgkeep.storage.cloudinary import CloudinaryClient  # noqa: PLC0415
+
+            return CloudinaryClient(place, timeout_s=timeout_s, observe=observe)
+        case GcsBucket():
             raise ConfigError("store.url: this version has no such store")
         case _:
             assert_never(place)

@@ -43,6 +43,8 @@ def tell_opening(config: Config, addresses: Sequence[tuple[str, int]], local_tok
         "images_for": _IMAGES_FOR[config.security.signature],
         "api_for": "clients with a token" if config.security.api_tokens else api_for,
     }
+    if config.store.exclusive:
+        facts["exclusive"] = True
     if config.server.workers > 1:
         facts["workers"] = config.server.workers
     log.info("listening", extra=facts)

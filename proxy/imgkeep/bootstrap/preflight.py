@@ -18,14 +18,17 @@ import sqlalchemy as sa
 
 from imgkeep.bootstrap.bucket_clients import make_client
 from imgkeep.config import ConfigError, data_folder, read_database_url, read_store_url
+from imgkeep.core.layout import OBJECTS
 from imgkeep.core.store_url import Folder
 from imgkeep.database import require_driver
 from imgkeep.database.sqlite_file import find_fault, find_file
 from imgkeep.storage.local import ownership
+from imgkeep.storage.local.store_files import DAMAGED
 
 if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.core.store_url import StorePlace
+    from imgkeep.storage.bucket.client import BucketClient
 
 
 async def check_machine(config: Config) -> None:
@@ -39,7 +42,9 @@ async def check_machine(config: Config) -> None:
     place = read_store_url("store.url", config.store.url)
     if not isinstance(place, Folder):
         try:
-            await make_client(place, timeout_s=config.store.timeout_s).check_settings()
+            client = make_client(place, timeout_s=config.store.timeout_s)
+            await client.check_settings()
+            require_presign(config, client)
         except ConfigError as error:
             mistakes += error.messages
     if mistakes:
@@ -63,6 +68,39 @@ def require_folder_owner(folder: Path) -> None:
     """Refuse to write into a folder of another user. Blocks. Raises: as `require_owner`."""
     if why := ownership.refusal(folder, server_helps=False):
         raise ConfigError(why)
+
+
+def require_presign(config: Config, client: BucketClient) -> None:
+    """
+    Refuse `delivery.mode` presign where the credentials of the store sign no links, after `client.check_settings`.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    if config.delivery.mode == "presign" and not client.features.presign:
+        raise ConfigError(
+            "delivery.mode: presign is not possible with these credentials of the store; use others, or 'serve' or "
+            "'redirect'"
+        )
+
+
+def require_no_images(config: Config) -> None:
+    """
+    Refuse `store.exclusive` while images of an earlier configuration are on the local disk. Blocks.
+
+    Copies in the disk cache do not count: imgkeep deletes them.
+
+    Raises:
+        ConfigError: There are some. The message has the remedy.
+    """
+    if not config.store.exclusive:
+        return
+    folder = data_folder(config)
+    if any(path.is_file() for name in (OBJECTS, DAMAGED) for path in (folder / name).rglob("*")):
+        raise ConfigError(
+            f"store.exclusive: there are images in {folder.absolute()}; copy them by `imgkeep migrate file:{folder} "
+            f"{config.store.url}`, then delete the folders v1 and {DAMAGED} there"
+        )
 
 
 def require_store(config: Config) -> None:
@@ -147,6 +185,10 @@ def _find_local_mistakes(config: Config) -> list[str]:
     setting = "store.url" if isinstance(read_store_url("store.url", config.store.url), Folder) else "store.fallback"
     if why := _find_folder_fault(folder):
         mistakes.append(f"{setting}: {why}")
+    try:
+        require_no_images(config)
+    except ConfigError as error:
+        mistakes += error.messages
     if database is None:
         try:
             require_driver(read_database_url(config.database.url))

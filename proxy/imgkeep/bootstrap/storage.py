@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from imgkeep.bootstrap.bucket_clients import make_client
+from imgkeep.bootstrap.preflight import require_no_images, require_presign
 from imgkeep.config import data_folder, read_database_url, read_store_url
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import OBJECTS, object_path
@@ -115,8 +116,9 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
-        ConfigError: The AWS settings of this machine are not usable, or a database's driver is missing.
-            Other faults are logged; the server retries later.
+        ConfigError: The settings of the store's service are not usable on this machine, a database's driver is
+            missing, or images are on the disk against `store.exclusive`. Other faults are logged; the server retries
+            later.
     """
     place = read_store_url("store.url", config.store.url)
     # While the bucket is unreachable, a lookup finds a copy by its row only, so these rows are written soon.
@@ -130,6 +132,8 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     async with AsyncExitStack() as stack:
         stack.push_async_callback(local.aclose)
         stack.push_async_callback(database.aclose)
+        if config.store.exclusive and not reading:
+            await asyncio.to_thread(require_no_images, config)
         await _open_parts((database,) if reading else (local, database), reading=reading)
         remote = None
         if not isinstance(place, Folder):
@@ -164,11 +168,18 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     bucket = BucketStore(make_client(place, timeout_s=config.store.timeout_s, observe=observe))
     stack.push_async_callback(bucket.aclose)
     await bucket.open()
+    require_presign(config, bucket.client)
     breaker = CircuitBreaker(bucket.probe, place=bucket.client.place, draw=random.random, timer=timer, sleep=sleep)
     cache = DiskCache(local.disk, config.store.cache_bytes_max, free_bytes_min=config.store.free_bytes_min, share=share)
     fallback = local if config.store.fallback else None
     tiered_store = TieredStore(
-        primary=bucket, fallback=fallback, cache=cache, memory=memory, breaker=breaker, timer=timer
+        primary=bucket,
+        fallback=fallback,
+        cache=cache,
+        memory=memory,
+        read_spool=memory if config.store.exclusive else cache,
+        breaker=breaker,
+        timer=timer,
     )
     stack.push_async_callback(cache.aclose)
     if share is None and not reading:
@@ -184,16 +195,8 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
         presign_ttl_s=config.delivery.presign_ttl_s,
         timer=timer,
     )
-    return RemoteStorage(
-        bucket,
-        cache,
-        breaker,
-        tiered_store,
-        object_urls,
-        fallback,
-        public_url,
-        objects_url(config, bucket),
-    )
+    prefix = objects_url(config, bucket)
+    return RemoteStorage(bucket, cache, breaker, tiered_store, object_urls, fallback, public_url, prefix)
 
 
 def objects_url(config: Config, bucket: BucketStore | None = None) -> str | None:

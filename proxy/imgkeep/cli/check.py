@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
     from imgkeep.cli.invocation import Invocation
     from imgkeep.health import Checkable
+    from imgkeep.storage.bucket.diagnostics import Step
 
 
 async def run(invocation: Invocation) -> int:
@@ -45,15 +46,15 @@ async def _check_live(storage: Storage, *, as_json: bool) -> int:
         return await check(local, steps, place=place, as_json=as_json, out=sys.stdout)
 
 
-async def _check_bucket(remote: RemoteStorage) -> AsyncGenerator[tuple[str, str | None, str | None]]:
+async def _check_bucket(remote: RemoteStorage) -> AsyncGenerator[Step]:
     async with aclosing(diagnose(remote.bucket, public_url=remote.public_url)) as steps:
         async for step in steps:
-            yield step.name, step.error, step.remedy
+            yield step
 
 
 async def check(
     parts: Mapping[str, Checkable],
-    steps: AsyncIterator[tuple[str, str | None, str | None]] | None = None,
+    steps: AsyncIterator[Step] | None = None,
     *,
     as_json: bool,
     place: str = "",
@@ -64,7 +65,7 @@ async def check(
 
     Args:
         parts: Local stores and the database, by name.
-        steps: The further probes of `place`, one after the other: a name, and the error and its remedy if it fails.
+        steps: The further probes of `place`, one after the other.
         as_json: Print one JSON object for each.
         place: The bucket of `steps`.
         out: Standard output.
@@ -88,10 +89,12 @@ async def check(
             report(name, f"{name}: works{f', {readable_bytes(free)} free' if free else ''}", free_bytes=free or None)
     if steps is not None:
         report("store", f"store: {place}", place=place)
-        async for name, error, remedy in steps:
-            if error is None:
-                report(name, f"✓ {name}")
+        async for step in steps:
+            if step.error is None:
+                note = f": {step.note}" if step.note else ""
+                report(step.name, f"✓ {step.name}{note}", note=step.note)
                 continue
             status = 1
-            report(name, f"✗ {name}: {error}" + (f"\n  remedy: {remedy}" if remedy else ""), error, remedy)
+            remedy = f"\n  remedy: {step.remedy}" if step.remedy else ""
+            report(step.name, f"✗ {step.name}: {step.error}{remedy}", step.error, step.remedy)
     return status

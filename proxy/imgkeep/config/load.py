@@ -65,7 +65,7 @@ def load(
     _apply_aws_variables(merged, environment)
     reading = _SettingsReader(variables, mistakes)
     sections: dict[str, Any] = {name: value for name, table in merged.items() for value in reading.section(name, table)}
-    config = Config(**sections)
+    config = _apply_exclusive(Config(**sections), merged)
     validate(config, mistakes, reading.failed)
     if check is not None:
         try:
@@ -202,6 +202,17 @@ def _explain(error: str, shown: str | None, unit: Unit | None, choices: tuple[ob
     limit = f", {_LIMITS[kind[2]]} {float(kind[3]):g}" if kind[2] else ""
     message = f"expected {' or '.join(_WORDS.get(word, word) for word in kind[1].split(' | '))}{limit}{got}"
     return f"{message}; it takes {FORMS[unit]}" if unit is not None else message, path
+
+
+def _apply_exclusive(config: Config, merged: Mapping[str, Any]) -> Config:
+    """Leave out the fallback and the disk cache, which `store.exclusive` excludes, unless they are given."""
+    if not config.store.exclusive:
+        return config
+    defaults = {name: value for name, value in _EXCLUSIVE.items() if name not in merged["store"]}
+    return msgspec.structs.replace(config, store=msgspec.structs.replace(config.store, **defaults))
+
+
+_EXCLUSIVE: Final[Mapping[str, Any]] = {"fallback": "", "cache_bytes_max": 0}
 
 
 def _apply_aws_variables(merged: dict[str, Any], environment: Mapping[str, str]) -> None:

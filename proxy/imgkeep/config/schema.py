@@ -110,6 +110,7 @@ class Store(Section, frozen=True):
     hot_bytes_max: Bytes = 268_435_456
     free_bytes_min: Bytes = 536_870_912
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5
+    exclusive: bool = False
 
 
 class Database(Section, frozen=True):

@@ -15,13 +15,14 @@ from imgkeep.core.http_headers import FORWARDED_HEADERS
 from imgkeep.core.policy import Policy
 from imgkeep.core.signing import KEY_CHARS_MIN
 from imgkeep.core.source_url import read_base
-from imgkeep.core.store_url import Folder
+from imgkeep.core.store_url import CloudinaryFolder, Folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
     from imgkeep.config.schema import Config, Server
+    from imgkeep.core.store_url import StorePlace
 
 HOSTS_MAX: Final = 16
 """Maximum number of addresses to listen on: each costs every worker a socket."""
@@ -127,21 +128,63 @@ def _rules(config: Config) -> Iterator[_Rule]:
     )
     yield _Rule("security.signing_keys", lambda: _are_secret(security.signing_keys), _NO_SECRET)
     yield _Rule("security.api_tokens", lambda: _are_secret(security.api_tokens), _NO_SECRET)
+    yield from _store_rules(config)
     yield from _delivery_rules(config)
+
+
+def _store_rules(config: Config) -> Iterator[_Rule]:
+    store = config.store
+    yield _Rule(
+        "store.exclusive",
+        lambda: not (store.exclusive and isinstance(_place(config), Folder)),
+        "no image may stay on a local disk, and store.url is one; name a bucket there",
+        needs=("store.url",),
+    )
+    for setting, value in (("store.fallback", store.fallback), ("store.cache_bytes_max", store.cache_bytes_max)):
+        yield _Rule(
+            setting,
+            partial(_is_left_out, value, exclusive=store.exclusive),
+            "puts images on a local disk, which store.exclusive forbids; leave it out",
+            needs=("store.exclusive",),
+        )
+    yield _Rule(
+        "store.hot_bytes_max",
+        lambda: not store.exclusive or store.hot_bytes_max // config.server.workers >= config.fetch.body_bytes_max,
+        "with store.exclusive images are in memory while clients read them, so each of server.workers needs the "
+        "memory for one of fetch.body_bytes_max",
+        needs=("store.exclusive", "server.workers", "fetch.body_bytes_max"),
+    )
+
+
+def _is_left_out(value: object, *, exclusive: bool) -> bool:
+    return not (exclusive and value)
 
 
 def _delivery_rules(config: Config) -> Iterator[_Rule]:
     delivery = config.delivery
     yield _Rule(
         "delivery.mode",
-        lambda: delivery.mode == "serve" or _is_remote(config),
+        lambda: delivery.mode == "serve" or not isinstance(_place(config), Folder),
         "only 'serve' is supported by a local store",
         needs=("store.url",),
     )
     yield _Rule(
+        "delivery.mode",
+        lambda: delivery.mode != "presign" or not isinstance(_place(config), CloudinaryFolder),
+        "Cloudinary has public links alone; use 'redirect' or 'serve'",
+        needs=("store.url",),
+    )
+    yield _Rule(
         "delivery.base_url",
-        lambda: not delivery.base_url or _is_remote(config),
+        lambda: not delivery.base_url or not isinstance(_place(config), Folder),
         "needs an object store, see store.url",
+        needs=("store.url",),
+    )
+    yield _Rule(
+        "delivery.base_url",
+        lambda: not delivery.base_url or not isinstance(_place(config), CloudinaryFolder),
+        "the links of Cloudinary have a form of their own; leave it empty, and put their host into CLOUDINARY_URL, see "
+        "docs/cloudinary.md",
         needs=("store.url",),
     )
     yield _Rule(
@@ -174,11 +217,11 @@ def _require(rule: _Rule) -> None:
         raise ConfigError(f"{rule.setting}: {rule.message}")
 
 
-def _is_remote(config: Config) -> bool:
-    try:
-        return not isinstance(read_store_url("store.url", config.store.url), Folder)
-    except ConfigError:
-        return True  # another check reports it
+def _place(config: Config) -> StorePlace | None:
+    """Return the place of the store; `None`: its URL is wrong, which another check reports."""
+    with suppress(ConfigError):
+        return read_store_url("store.url", config.store.url)
+    return None
 
 
 def _check_fallback(url: str) -> None:

@@ -2,26 +2,50 @@
 The URL of a store: `file:PATH`, `s3://BUCKET/PREFIX?region=&endpoint=&addressing=`, `gs://BUCKET/PREFIX`,
 `az://CONTAINER/PREFIX?account=` or `cloudinary:FOLDER`.
 
-Rules: the parser guesses nothing that the URL leaves open (`None` means: as the AWS tools find it); a URL contains no
-secret, so messages may quote it; an invalid URL raises a `ValueError` that names the expected form.
+Rules: the parser guesses nothing that the URL leaves open (`None` means: as the tools of the service find it); a URL
+contains no secret, so messages may quote it; an invalid URL raises a `ValueError` that names the expected form, and
+quotes nothing, because an operator may have put credentials there.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 Addressing = Literal["auto", "path", "virtual"]
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,253}[A-Za-z0-9]")
 _GCS_BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
-_CONTAINER: Final = re.compile(r"(?=.{3,63}$)[a-z0-9](?:-?[a-z0-9])+|\$root|\$web")
+"""Google Cloud Storage, "Bucket naming requirements"; only a name with dots may have more than 63 characters."""
+_CONTAINER: Final = re.compile(r"(?=.{3,63}$)[a-z0-9](?:-?[a-z0-9])+")
+"""
+Azure, "Naming and Referencing Containers, Blobs, and Metadata". Two special containers are left out: names in `$root`
+have no slashes, and a website shows all of `$web`, records too.
+"""
 _ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
 _REGION: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 _PREFIX: Final = re.compile(r"[A-Za-z0-9!_.*'()/=@:,+ -]{0,512}")
 """Characters that S3 calls safe in names, and a few more (Amazon S3 User Guide, "Naming objects")."""
+_FOLDER: Final = re.compile(r"[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)*")
+"""Characters that stand in a delivery URL as they are."""
+FOLDER_CHARS_MAX: Final = 128
+"""Maximum length of a folder of Cloudinary: a public ID has 255 characters at most, and 90 of them are ours."""
+
+
+class _Prefixed:
+    """A place whose objects have a common prefix."""
+
+    __slots__ = ()
+    prefix: str
+
+    def path(self, path: str) -> str:
+        """Return the name of an object for a path of the stored layout."""
+        return f"{self.prefix}/{path}" if self.prefix else path
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +56,7 @@ class Folder:
 
 
 @dataclass(frozen=True, slots=True)
-class S3Bucket:
+class S3Bucket(_Prefixed):
     """
     A bucket of Amazon S3 or of a compatible service.
 
@@ -50,31 +74,23 @@ class S3Bucket:
     endpoint: str | None = None
     addressing: Addressing = "auto"
 
-    def path(self, path: str) -> str:
-        """Return the name of an object in the bucket for a path of the stored layout."""
-        return f"{self.prefix}/{path}" if self.prefix else path
-
     def __str__(self) -> str:
         return f"bucket {self.name} at {self.endpoint}" if self.endpoint else f"bucket {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
-class GcsBucket:
+class GcsBucket(_Prefixed):
     """A bucket of Google Cloud Storage. `prefix` as in `S3Bucket`."""
 
     name: str
     prefix: str = ""
-
-    def path(self, path: str) -> str:
-        """Return the name of an object in the bucket for a path of the stored layout."""
-        return f"{self.prefix}/{path}" if self.prefix else path
 
     def __str__(self) -> str:
         return f"bucket {self.name} of Google Cloud Storage"
 
 
 @dataclass(frozen=True, slots=True)
-class AzureContainer:
+class AzureContainer(_Prefixed):
     """
     A container of Azure Blob Storage.
 
@@ -87,23 +103,15 @@ class AzureContainer:
     prefix: str = ""
     account: str | None = None
 
-    def path(self, path: str) -> str:
-        """Return the name of a blob in the container for a path of the stored layout."""
-        return f"{self.prefix}/{path}" if self.prefix else path
-
     def __str__(self) -> str:
         return f"container {self.name} of Azure Blob Storage"
 
 
 @dataclass(frozen=True, slots=True)
-class CloudinaryFolder:
-    """A folder of a Cloudinary product environment; `prefix` is its path, without slashes at its ends."""
+class CloudinaryFolder(_Prefixed):
+    """A folder of a Cloudinary product environment. `prefix` is its path; empty: the folder above all others."""
 
-    prefix: str
-
-    def path(self, path: str) -> str:
-        """Return the name of an asset for a path of the stored layout."""
-        return f"{self.prefix}/{path}" if self.prefix else path
+    prefix: str = ""
 
     def __str__(self) -> str:
         return f"folder {self.prefix} of Cloudinary" if self.prefix else "Cloudinary"
@@ -115,6 +123,23 @@ StorePlace = Folder | RemotePlace
 EXPECTED: Final = (
     "expected file:PATH, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or cloudinary:FOLDER"
 )
+_EXPECTED_S3: Final = (
+    "expected s3://BUCKET/PREFIX, where the bucket has a name of 3 letters, digits, dots, hyphens or more; "
+    "credentials come from the environment or an AWS profile"
+)
+_EXPECTED_GCS: Final = (
+    "expected gs://BUCKET/PREFIX, where the bucket has a name of 3 lower-case letters, digits, dots, hyphens, "
+    "underscores or more; credentials come from the environment, as Google's tools find them"
+)
+_EXPECTED_AZURE: Final = (
+    "expected az://CONTAINER/PREFIX, where the container has a name of 3 to 63 lower-case letters, digits and single "
+    "hyphens, with ?account=NAME unless the environment names an account; credentials come from the environment, as "
+    "Azure's tools find them"
+)
+_EXPECTED_CLOUDINARY: Final = (
+    "expected cloudinary:FOLDER, where the folder has letters, digits, dots, hyphens, underscores and slashes, "
+    f"{FOLDER_CHARS_MAX} at most; the credentials come from CLOUDINARY_URL in the environment"
+)
 
 
 def read_store_url(url: str) -> StorePlace:
@@ -125,17 +150,17 @@ def read_store_url(url: str) -> StorePlace:
         ValueError: Another scheme, no path or bucket, a parameter that is unknown or malformed.
     """
     scheme, _, rest = url.partition(":")
-    scheme = scheme.lower()
-    if scheme == "file":
-        return _read_folder(rest)
-    if scheme == "s3":
-        return _read_bucket(url)
-    if scheme == "gs":
-        return _read_gcs(url)
-    if scheme == "az":
-        return _read_azure(url)
-    if scheme == "cloudinary":
-        return CloudinaryFolder(_read_prefix(rest.strip("/")))
+    match scheme.lower():
+        case "file":
+            return _read_folder(rest)
+        case "s3":
+            return _read_s3(url)
+        case "gs":
+            return _read_gcs(url)
+        case "az":
+            return _read_azure(url)
+        case "cloudinary":
+            return _read_cloudinary(rest)
     raise ValueError(EXPECTED)
 
 
@@ -146,27 +171,15 @@ def _read_folder(path: str) -> Folder:
     return Folder(path)
 
 
-def _read_bucket(url: str) -> S3Bucket:
-    parts = _split(url, "expected s3://BUCKET/PREFIX")
-    if not _BUCKET.fullmatch(parts.netloc) or parts.fragment:
-        # The message does not quote the URL: an operator may have put credentials there.
-        raise ValueError(
-            "expected s3://BUCKET/PREFIX, where the bucket has a name of 3 letters, digits, dots, hyphens or more; "
-            "credentials come from the environment or an AWS profile"
-        )
-    prefix = _read_prefix(parts.path)
-    parameters: dict[str, str] = {}
-    for name, value in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in {"region", "endpoint", "addressing"} or name in parameters:
-            wrong = f"{name} is given twice: " if name in parameters else _describe_unknown(name)
-            raise ValueError(f"{wrong}behind the ? expected region=, endpoint= and addressing=, each once")
-        parameters[name] = value
+def _read_s3(url: str) -> S3Bucket:
+    parts = _read_parts(url, _BUCKET, _EXPECTED_S3)
+    parameters = _read_parameters(parts.query, ("region", "endpoint", "addressing"), "")
     addressing = parameters.get("addressing", "").lower() or "auto"
     if addressing not in {"auto", "path", "virtual"}:
         raise ValueError("addressing: expected path, virtual or auto")
     return S3Bucket(
         parts.netloc,
-        prefix,
+        _read_prefix(parts.path),
         _read_region(parameters.get("region", "")),
         _read_endpoint(parameters.get("endpoint", "")),
         cast("Addressing", addressing),
@@ -174,34 +187,53 @@ def _read_bucket(url: str) -> S3Bucket:
 
 
 def _read_gcs(url: str) -> GcsBucket:
-    expected = "expected gs://BUCKET/PREFIX; credentials come from the environment, as Google's tools find them"
-    parts = _split(url, expected)
-    if not _GCS_BUCKET.fullmatch(parts.netloc) or parts.query or parts.fragment:
-        raise ValueError(expected)
+    parts = _read_parts(url, _GCS_BUCKET, _EXPECTED_GCS)
+    _read_parameters(parts.query, (), "; STORAGE_EMULATOR_HOST in the environment names another server")
     return GcsBucket(parts.netloc, _read_prefix(parts.path))
 
 
 def _read_azure(url: str) -> AzureContainer:
-    expected = (
-        "expected az://CONTAINER/PREFIX, and ?account=NAME where the environment names no account; credentials come "
-        "from the environment, as Azure's tools find them"
-    )
-    parts = _split(url, expected)
-    parameters = parse_qsl(parts.query, keep_blank_values=True)
-    account = dict(parameters).get("account", "")
-    if (
-        not _CONTAINER.fullmatch(parts.netloc)
-        or parts.fragment
-        or [name for name, _ in parameters]
-        not in (
-            [],
-            ["account"],
-        )
-    ):
-        raise ValueError(expected)
+    parts = _read_parts(url, _CONTAINER, _EXPECTED_AZURE)
+    remedy = "; AZURE_STORAGE_CONNECTION_STRING in the environment names another server, by its BlobEndpoint"
+    account = _read_parameters(parts.query, ("account",), remedy).get("account", "")
     if account and not _ACCOUNT.fullmatch(account):
         raise ValueError("account: expected the name of a storage account, 3 to 24 lower-case letters and digits")
-    return AzureContainer(parts.netloc, _read_prefix(parts.path), account or None)
+    prefix = _read_prefix(parts.path)
+    if any(part.endswith(".") for part in prefix.split("/")):
+        raise ValueError("a part of the prefix ends with a dot, which Azure does not take")
+    return AzureContainer(parts.netloc, prefix, account or None)
+
+
+def _read_cloudinary(folder: str) -> CloudinaryFolder:
+    # `cloudinary://KEY:SECRET@CLOUD` is the value of CLOUDINARY_URL, and no folder.
+    folder = folder if folder.startswith("//") else folder.strip("/")
+    if not folder:
+        return CloudinaryFolder()
+    is_relative = any(part in {".", ".."} for part in folder.split("/"))
+    if is_relative or len(folder) > FOLDER_CHARS_MAX or not _FOLDER.fullmatch(folder):
+        raise ValueError(_EXPECTED_CLOUDINARY)
+    return CloudinaryFolder(folder)
+
+
+def _read_parts(url: str, name: re.Pattern[str], expected: str) -> SplitResult:
+    """Split a URL whose authority is the name of a bucket."""
+    parts = _split(url, expected)
+    if not name.fullmatch(parts.netloc) or parts.fragment:
+        raise ValueError(expected)
+    return parts
+
+
+def _read_parameters(query: str, names: Sequence[str], remedy: str) -> Mapping[str, str]:
+    """Return the parameters of a URL: those of `names`, each at most once. `remedy`: what there is instead."""
+    parameters: dict[str, str] = {}
+    *others, last = [f"{name}=" for name in names] or ["nothing"]
+    wanted = f"{', '.join(others)} and {last}, each once" if others else last
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name not in names or name in parameters:
+            wrong = f"{name} is given twice: " if name in parameters else _describe_unknown(name)
+            raise ValueError(f"{wrong}behind the ? expected {wanted}{remedy}")
+        parameters[name] = value
+    return parameters
 
 
 def _read_prefix(path: str) -> str:

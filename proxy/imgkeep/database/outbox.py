@@ -47,12 +47,12 @@ class Outbox:
         rows = await self._engine.execute(lambda connection: connection.execute(query).all())
         return [OutboxEntry(Key(row.key), row.attempts) for row in rows]
 
-    async def postpone(self, entry: OutboxEntry, delay_s: float, error: str) -> None:
-        """Count a failed attempt, and wait `delay_s` seconds before the next."""
+    async def postpone(self, entry: OutboxEntry, delay_s: float, error: str, *, counts: bool = True) -> None:
+        """Count a failed attempt, unless it does not count, and wait `delay_s` seconds before the next."""
         change = (
             sa.update(outbox)
             .where(outbox.c.key == entry.key)
-            .values(attempts=entry.attempts + 1, due_at=self._engine.now() + round(delay_s), error=error[:255])
+            .values(attempts=entry.attempts + counts, due_at=self._engine.now() + round(delay_s), error=error[:255])
         )
         await self._engine.execute(lambda connection: connection.execute(change))
 

@@ -74,6 +74,7 @@ class CircuitBreaker:
         self._logged_at = float("-inf")
         self._probed_at = float("-inf")
         self._wake = asyncio.Event()
+        self._checking = asyncio.Lock()
 
     def report_failure(self, fault: RemoteFault) -> None:
         """Open because of `fault`, or start a probe if the fault may concern one object alone."""
@@ -102,16 +103,32 @@ class CircuitBreaker:
             await self._wake.wait()
             if self.reason is not None:
                 await self._sleep(self._delay_s())
-            self._probed_at = self._timer()
-            try:
-                await self._probe()
-            except StorageError as fault:
-                self._fail(fault)
-            except Exception:  # no answer may end this loop
-                log.exception("probe of the primary store failed unexpectedly")
-                self._fail(StorageError("the primary store gave an unexpected answer"))
-            else:
+            if await self._try_probe():
                 self._close()
+
+    async def check(self) -> bool:
+        """
+        Return whether the primary works, by a probe if it is closed, and open if the probe fails. So a caller learns
+        whether a fault concerns one object or the primary. Concurrent callers share probes.
+        """
+        asked_at = self._timer()
+        async with self._checking:
+            if self.reason is None and self._probed_at <= asked_at:
+                await self._try_probe()
+        return self.reason is None
+
+    async def _try_probe(self) -> bool:
+        self._probed_at = self._timer()
+        try:
+            await self._probe()
+        except StorageError as fault:
+            self._fail(fault)
+        except Exception:  # no answer may end the background task
+            log.exception("probe of the primary store failed unexpectedly")
+            self._fail(StorageError("the primary store gave an unexpected answer"))
+        else:
+            return True
+        return False
 
     def _delay_s(self) -> float:
         return backoff_s(self._failures, first_s=DELAY_MIN_S, longest_s=DELAY_MAX_S, draw=self._draw())

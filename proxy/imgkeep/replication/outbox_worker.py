@@ -6,8 +6,9 @@ Rules:
   enlists the images that the outbox lacks. So neither a kill between two writes nor a lost database loses an image.
 - The worker deletes the local record after the primary has the image, and the row of the outbox last. An upload that a
   kill interrupts is repeated, which is idempotent.
-- In an outage the worker does not try to upload, because the circuit breaker is open. So an outage does not count as a
-  failed attempt. After a failed attempt of one image, the delay for that image doubles.
+- In an outage the worker does not try to upload, because the circuit breaker is open. After a failed upload a probe
+  shows whether the fault is the primary's or the image's own. The primary's does not count as a failed attempt. After
+  an image's own the delay of that image doubles, and no other image waits.
 - If the primary has another image under the key, that image stays, unless the local image is confirmed and it is not.
   The local image is stored as an object, because clients have its permanent URL, and under the one link that brought
   it.
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.backoff import backoff_s
 from imgkeep.core.confirmation import Comparison, compare_records, key_of, own_identity
-from imgkeep.core.errors import Busy, RemoteFault, Removed, StorageError
+from imgkeep.core.errors import Busy, Conflict, RemoteFault, Removed, StorageError
 from imgkeep.core.layout import RECORDS, REMOVED
 from imgkeep.core.records import Doubt, Record
 
@@ -49,7 +50,9 @@ ENLIST_INTERVAL_S: Final = 600
 DELAY_MIN_S: Final = 2
 """Delay after the first failed upload of an image."""
 DELAY_MAX_S: Final = 60
-"""Maximum delay between two uploads of an image."""
+"""Maximum delay after a fault that may concern other images: a full disk, too many requests."""
+OWN_DELAY_MAX_S: Final = 3600
+"""Maximum delay for an image that alone cannot be stored: an operator has to help, or a newer primary."""
 
 log = logging.getLogger(__name__)
 
@@ -155,12 +158,23 @@ class OutboxWorker:
             await self._replicate_unless_removed(entry)
         except (StorageError, Busy) as fault:
             self._count(False)
-            if isinstance(fault, RemoteFault):
-                self._breaker.report_failure(fault)
-            delay_s = backoff_s(entry.attempts, first_s=DELAY_MIN_S, longest_s=DELAY_MAX_S, draw=self._draw())
-            error = fault.in_full if isinstance(fault, StorageError) else str(fault)
             with suppress(StorageError):
-                await self._outbox.postpone(entry, delay_s, error)
+                await self._postpone(entry, fault)
+
+    async def _postpone(self, entry: OutboxEntry, fault: StorageError | Busy) -> None:
+        error = fault.in_full if isinstance(fault, StorageError) else str(fault)
+        is_remote = isinstance(fault, RemoteFault)
+        if is_remote and not await self._breaker.check():
+            await self._outbox.postpone(entry, DELAY_MIN_S, error, counts=False)
+            return
+        is_own = isinstance(fault, Conflict) or (isinstance(fault, RemoteFault) and not fault.general)
+        longest_s = OWN_DELAY_MAX_S if is_own else DELAY_MAX_S
+        delay_s = backoff_s(entry.attempts, first_s=DELAY_MIN_S, longest_s=longest_s, draw=self._draw())
+        if is_own:
+            facts = {"key": entry.key, "attempts": entry.attempts + 1, "retry_s": round(delay_s), "reason": error}
+            log.error("upload of one image failed", extra=facts)
+            error = f"image {entry.key}: {error}"
+        await self._outbox.postpone(entry, delay_s, error)
 
     async def _replicate_unless_removed(self, entry: OutboxEntry) -> None:
         record = await self._fallback.find(entry.key)

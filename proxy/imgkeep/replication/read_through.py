@@ -4,7 +4,8 @@ Read-through: one read of an object of the primary, which copies the object to t
 Rules:
 - The read holds the last byte back until the hash of all bytes is the digest in the object's name. So no reader takes a
   truncated or wrong body for the image.
-- A whole copy stays in the disk cache. If the disk fails, the readers get the object and no copy stays.
+- A whole copy stays in the disk cache. If the disk fails, the readers get the object and no copy stays. With
+  `store.exclusive` the bytes are in memory as long as they are read.
 """
 
 from __future__ import annotations
@@ -37,18 +38,20 @@ class RemoteRead(Call):
         name: The object `<digest>.<ext>`.
         fetch: Opens it at the primary.
         cache: The disk cache, which takes the copy.
+        spool: The spool that takes the bytes while readers read them: the cache, or the memory.
         memory: The spool that takes the bytes when the disk fails.
         report_failure: Callback with a fault of the primary.
         quarantine: Callback with the name, and the digest of the wrong bytes that the primary returned.
     """
 
-    def __init__(  # noqa: PLR0913 - the last two by keyword
+    def __init__(  # noqa: PLR0913 - all but two by keyword
         self,
         name: str,
         fetch: Callable[[], Awaitable[Body | None]],
-        cache: DiskCache,
-        memory: Spool,
         *,
+        cache: DiskCache,
+        spool: Spool,
+        memory: Spool,
         report_failure: Callable[[RemoteFault], None],
         quarantine: Callable[[str, Digest], Awaitable[None]],
     ) -> None:
@@ -56,6 +59,7 @@ class RemoteRead(Call):
         self._name = name
         self._fetch = fetch
         self._cache = cache
+        self._spool = spool
         self._report_failure = report_failure
         self._quarantine = quarantine
 
@@ -79,7 +83,7 @@ class RemoteRead(Call):
     async def _copy(self, source: Body) -> None:
         body = self.body
         body.size = await source.wait_for_size()
-        await body.begin(self._cache)
+        await body.begin(self._spool)
         body.head.set_result(True)
         while piece := await self._read(source, body.written):
             await body.write(piece)

@@ -36,7 +36,7 @@ class RecordSettler:
 
     Args:
         unsettled: The records of the primary that have to be read again.
-        read_again: Returns the record of the primary under a key, by a request that begins then. Raises as `Store.find`.
+        read_again: Returns the record of the primary, by a request that begins then. Raises as `Store.find`.
         image_index: The index that takes the records.
         changes: Announces the records.
     """

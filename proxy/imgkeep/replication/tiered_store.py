@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from imgkeep.replication.circuit_breaker import CircuitBreaker
     from imgkeep.storage.bucket.store import BucketStore
     from imgkeep.storage.disk_cache import DiskCache
-    from imgkeep.storage.interfaces import Body, Draft
+    from imgkeep.storage.interfaces import Body, Draft, Spool
     from imgkeep.storage.local.store import LocalStore
     from imgkeep.storage.memory import MemorySpool
 
@@ -63,6 +63,10 @@ class TieredStore:
         cache: The disk cache of its objects.
         fallback: The local store for an outage; `None`: an image that the primary does not take is not stored.
         breaker: The circuit breaker of the primary.
+
+    Args:
+        memory: The spool for objects that no disk can take.
+        read_spool: The spool for objects of the primary while clients read them.
     """
 
     local_drafts_only = False
@@ -74,6 +78,7 @@ class TieredStore:
         fallback: LocalStore | None,
         cache: DiskCache,
         memory: MemorySpool,
+        read_spool: Spool,
         breaker: CircuitBreaker,
         timer: Callable[[], float],
     ) -> None:
@@ -83,6 +88,7 @@ class TieredStore:
         self.fallback = fallback
         self.breaker = breaker
         self._memory = memory
+        self._read_spool = read_spool
         self._remote_reads: SingleFlight[RemoteRead] = SingleFlight()
         self._lookups: dict[Key, asyncio.Task[Record | None]] = {}
         self._checks: dict[str, asyncio.Task[bool]] = {}
@@ -166,8 +172,9 @@ class TieredStore:
         return RemoteRead(
             name,
             lambda: self._call_primary(partial(self.primary.fetch, name, size)),
-            self.cache,
-            self._memory,
+            cache=self.cache,
+            spool=self._read_spool,
+            memory=self._memory,
             report_failure=self.breaker.report_failure,
             quarantine=self.quarantine_if_corrupt,
         )

@@ -22,7 +22,17 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, assert_never
 
 from tests.support.s3.loopback import HOST, port_of, reserve
-from tests.support.s3.misbehaving import Answer, Corrupt, CutBody, Hang, Pass, Reset, SetHeader, s3_error
+from tests.support.s3.misbehaving import (
+    Answer,
+    Corrupt,
+    CutBody,
+    Hang,
+    Pass,
+    Reset,
+    Rewrite,
+    SetHeader,
+    s3_error,
+)
 from tests.support.s3.recording import (
     Head,
     Line,
@@ -234,7 +244,7 @@ class Gate:
             case Answer() as answer:
                 await self._answer(client, request, seen, answer)
                 return not request.last
-            case Pass() | Reset() | CutBody() | Corrupt() | SetHeader():
+            case Pass() | Reset() | CutBody() | Corrupt() | SetHeader() | Rewrite():
                 return await self._pass_on(client, request, seen, mischief)
             case unknown:
                 assert_never(unknown)
@@ -306,6 +316,8 @@ class Gate:
                     return False
                 case Corrupt(place) if at <= place < at + len(piece):
                     await client.send(framed(_flipped(piece, place - at), told_framing))
+                case Rewrite():
+                    await client.send(framed(mischief.rewrite(piece), told_framing))
                 case _:
                     await client.send(framed(piece, told_framing))
             at += len(piece)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,21 @@ class SetHeader:
     value: str | None
 
 
-Mischief = Pass | Hang | Reset | Answer | CutBody | Corrupt | SetHeader
+@dataclass(frozen=True)
+class Rewrite:
+    """Put something shorter in the place of what a pattern finds in a piece of the response's body, and then spaces."""
+
+    pattern: re.Pattern[bytes]
+    by: bytes
+
+    def rewrite(self, piece: bytes) -> bytes:
+        return self.pattern.sub(lambda found: self.by.ljust(len(found[0])), piece)
+
+
+NO_ETAG = Rewrite(re.compile(rb"<ETag>[^<]*</ETag>"), b"<ETag></ETag>")
+"""Ceph RGW 16.2 at the end of an upload in parts."""
+
+Mischief = Pass | Hang | Reset | Answer | CutBody | Corrupt | SetHeader | Rewrite
 
 
 def only(method: str, path_part: str = "") -> Match:

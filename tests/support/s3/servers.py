@@ -1,20 +1,17 @@
 """
 Real S3 servers on loopback, each a process that can be stopped, frozen, and started again on the same port.
 
-`rclone` and `s3rver` keep objects in a folder and have them again after a stop; `moto` keeps them in its memory.
+`tests/support/s3/programs.py` has their names and habits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import botocore.session
@@ -23,19 +20,20 @@ from aiobotocore.session import AioSession
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from tests.support.program import ROOT, cannot
 from tests.support.s3.loopback import HOST, port_of, reserve
 from tests.support.s3.process import ServerProcess
+from tests.support.s3.programs import BUCKET, KINDS
 from tests.support.waiting import block_until, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    import socket
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
 
 START_TIMEOUT_S = 30
 """Timeout on a machine that is busy with other tests."""
 CLIENT_TIMEOUT_S = 30
 REGION = "us-east-1"
-BUCKET = "images"
 
 _NO_CREDENTIALS_LOOKUP = {
     "profile": (None, None, None, None),
@@ -216,51 +214,7 @@ def _blocking_client(endpoint: str, key: str, secret: str) -> Any:
     return session.create_client("s3", **_access(endpoint, key, secret), config=Config(**_PLAIN))
 
 
-# --- the programs
-
-
-def _moto(port: int, _folder: Path) -> list[str]:
-    return [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)]
-
-
-def _rclone(port: int, folder: Path) -> list[str]:
-    program = shutil.which("rclone", path=Path(sys.executable).parent) or shutil.which("rclone")
-    if program is None:
-        cannot("rclone is not installed")
-    data = folder / "data"
-    data.mkdir()
-    return [
-        *(program, "serve", "s3", "--addr", f"{HOST}:{port}", "--auth-key", "rclone-key,rclone-secret"),
-        *("--config", os.devnull, "--cache-dir", str(folder / "cache"), str(data)),
-    ]
-
-
-def _s3rver(port: int, folder: Path) -> list[str]:
-    told = os.environ.get("IMGKEEP_TEST_S3RVER")  # noqa: TID251 - tests read what they run in
-    program = told or shutil.which("s3rver") or shutil.which("s3rver", path=ROOT / "node_modules" / ".bin")
-    if program is None or shutil.which("node") is None:
-        cannot("s3rver is not installed (npm); IMGKEEP_TEST_S3RVER tells where it is")
-    return [
-        # It encrypts the token of a next page with DES, which OpenSSL 3 has in its legacy provider only.
-        *("node", "--openssl-legacy-provider", str(Path(program).resolve())),
-        *("--directory", str(folder / "data"), "--address", HOST, "--port", str(port)),
-        *("--silent", "--no-vhost-buckets", "--configure-bucket", BUCKET),
-    ]
-
-
-@dataclass(frozen=True)
-class _Kind:
-    command: Callable[[int, Path], list[str]]
-    key: str
-    secret: str
-
-
-_KINDS = {
-    "moto": _Kind(_moto, "moto-key", "moto-secret"),
-    "rclone": _Kind(_rclone, "rclone-key", "rclone-secret"),
-    "s3rver": _Kind(_s3rver, "S3RVER", "S3RVER"),  # it has no others
-}
-NAMES = tuple(_KINDS)
+NAMES = tuple(KINDS)
 
 
 @dataclass
@@ -269,6 +223,7 @@ class S3Servers:
 
     folder: Path
     _made: dict[str, S3Server] = field(default_factory=dict)
+    _holders: list[socket.socket] = field(default_factory=list)
     _numbers: count[int] = field(default_factory=lambda: count(1))
 
     def __getitem__(self, name: str) -> S3Server:
@@ -291,17 +246,16 @@ class S3Servers:
         """End all servers for good."""
         for server in self._made.values():
             server.stop()
-            server.process.holder.close()
+        for holder in self._holders:
+            holder.close()
 
     def _make(self, name: str) -> S3Server:
-        kind = _KINDS[name]
+        kind = KINDS[name]
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
-        holder = reserve()
-        try:
-            command = kind.command(port_of(holder), folder)
-        except BaseException:
-            holder.close()
-            raise
-        process = ServerProcess(command, folder, holder)
-        return S3Server(name, f"http://{HOST}:{port_of(holder)}", kind.key, kind.secret, BUCKET, process)
+        holders = [reserve() for _ in range(kind.ports)]
+        self._holders += holders
+        command = kind.command([port_of(holder) for holder in holders], folder)
+        process = ServerProcess(command, folder, holders[0])
+        endpoint = f"http://{HOST}:{port_of(holders[0])}"
+        return S3Server(name, endpoint, kind.key, kind.secret, BUCKET, process)

@@ -63,7 +63,7 @@ class Features:
     Attributes:
         conditional_put: Whether it refuses to overwrite an object on request. A probe may find out.
         ranges: Whether it returns a part of an object.
-        presign: Whether links to its objects can be signed.
+        presign: Whether links to its objects can be signed; known after `check_settings` and `open`.
     """
 
     conditional_put: bool = False
@@ -71,8 +71,11 @@ class Features:
     presign: bool = True
 
 
-Check = tuple[str, "Callable[[], Awaitable[None]]"]
-"""A step of the diagnosis: its name, and what raises a `StorageError` if it fails."""
+Check = tuple[str, "Callable[[], Awaitable[str | None]]"]
+"""
+A step of the diagnosis: its name, and what raises a `StorageError` if it fails. It may return a note for the operator:
+of what the service cannot do, and what imgkeep does instead.
+"""
 
 
 class BucketClient(Protocol):

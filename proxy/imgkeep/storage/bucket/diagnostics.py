@@ -38,11 +38,19 @@ PUBLIC_REMEDY: Final = "make v1/objects/ public: docs/s3.md, or use delivery.mod
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The result of one step; `error` says what failed, and `remedy` what helps, where that is known."""
+    """
+    The result of one step.
+
+    Attributes:
+        error: What failed.
+        remedy: What helps, where that is known.
+        note: What the operator should know though nothing failed.
+    """
 
     name: str
     error: str | None = None
     remedy: str | None = None
+    note: str | None = None
 
 
 async def diagnose(store: BucketStore, *, public_url: Callable[[str], str] | None) -> AsyncGenerator[Step]:
@@ -70,17 +78,17 @@ async def diagnose(store: BucketStore, *, public_url: Callable[[str], str] | Non
 
 
 async def _try(
-    name: str, work: Callable[[], Awaitable[None]], needs: Step | None = None, *, remedy: str | None = None
+    name: str, work: Callable[[], Awaitable[str | None]], needs: Step | None = None, *, remedy: str | None = None
 ) -> Step:
     if needs is not None and needs.error is not None:
         return Step(name, f"not tried, because {needs.name} failed")
     try:
-        await work()
+        note = await work()
     except BucketError as fault:
         return Step(name, fault.in_full, fault.remedy or remedy)
     except StorageError as fault:
         return Step(name, fault.in_full, remedy)
-    return Step(name)
+    return Step(name, note=note)
 
 
 class _Probe:
@@ -95,7 +103,7 @@ class _Probe:
         self._path = object_path(self.name)
 
     def reads(self) -> Sequence[Check]:
-        found = [("head", self.head), ("get", self.get)]
+        found: list[Check] = [("head", self.head), ("get", self.get)]
         return [*found, ("range", self.get_range)] if self._client.features.ranges else found
 
     def own_checks(self) -> Sequence[Check]:

@@ -25,7 +25,7 @@ from imgkeep.storage.bucket.request_guard import ATTEMPTS_MAX, REQUESTS_MAX
 from imgkeep.storage.bucket.stream import ResponseStream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 
     from imgkeep.storage.bucket.request_guard import RequestGuard
 
@@ -46,7 +46,7 @@ class HttpRequest:
     method: str
     url: str
     headers: Mapping[str, str]
-    body: bytes | DraftPart | None = None
+    body: bytes | AsyncIterable[bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from imgkeep.core.records import Digest, Format, Record, Tombstone
 from imgkeep.storage.bucket.blocks import BucketBlocks, delete_and_check
 from imgkeep.storage.bucket.body import PIECE_BYTES, BucketBody
 from imgkeep.storage.bucket.client import ObjectFields
-from imgkeep.storage.bucket.errors import NOT_TAKEN, BucketError
+from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.records import RECORD_FIELDS, BucketRecords, CorruptRecord
 from imgkeep.storage.local.open_files import check_all
 
@@ -152,7 +152,7 @@ class BucketStore:
                 await self._require_not_blocked(record.object_name)
                 return await self._records.change(record, replaces)
         except TimeoutError:
-            raise BucketError("the bucket takes an image too slowly") from None
+            raise BucketError("the bucket takes an image too slowly", general=False) from None
 
     async def import_image(self, draft: Draft | None, record: Record) -> Record:
         """
@@ -168,7 +168,7 @@ class BucketStore:
         if draft is not None:
             await self.put_object(draft, record.object_name)
         if await self._unless_blocked(record.object_name, self.size_of(record.object_name)) != record.size:
-            raise BucketError(NOT_TAKEN)
+            raise BucketError("the bucket accepted an object and does not have it", general=False)
         try:
             return await self._records.add(record)
         except Conflict:
@@ -204,7 +204,12 @@ class BucketStore:
         raise Removed(REMOVED)
 
     async def put_object(self, draft: Draft, name: str) -> None:
-        await self.client.put_draft(object_path(name), draft, _fields(name))
+        try:
+            await self.client.put_draft(object_path(name), draft, _fields(name))
+        except BucketError as fault:
+            # A server on the way may break off because of the size of this image. A probe tells, and soon.
+            fault.general = fault.general and bool(fault.error_code)
+            raise
 
     async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
         return await self._records.change(record, replaces)
@@ -264,6 +269,8 @@ class BucketStore:
 
     async def has(self, name: str) -> bool:
         """Tell whether the object `<digest>.<ext>` is there, with a single request."""
+        if not self.client.features.ranges:
+            return await self.client.stat(object_path(name)) is not None
         # The first byte, and not a HEAD, which cannot tell a missing object from a missing bucket.
         opened = await self.client.get(object_path(name), end=1)
         if opened is not None:

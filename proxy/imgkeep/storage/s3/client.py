@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +9,7 @@ from imgkeep.storage.bucket.client import Features, ObjectStatus
 from imgkeep.storage.bucket.errors import AlreadyThere, BucketError
 from imgkeep.storage.s3.connection import S3Connection, read_etag
 from imgkeep.storage.s3.errors import EXISTS, MISSING, NOT_S3, RACED
+from imgkeep.storage.s3.own_checks import OwnChecks
 from imgkeep.storage.s3.uploads import Uploader
 
 if TYPE_CHECKING:
@@ -172,21 +172,7 @@ class S3Client:
         return 0
 
     def own_checks(self, path: str, image: bytes) -> Sequence[Check]:
-        async def send_part() -> None:
-            key = self.bucket.path(path)
-            begun = await self._connection.call("create_multipart_upload", Key=key, ContentType="image/png")
-            upload = begun.get("UploadId")
-            if not upload:
-                raise BucketError(NOT_S3)
-            try:
-                await self._connection.call("upload_part", Key=key, UploadId=upload, PartNumber=1, Body=image)
-            except BaseException:
-                with suppress(BucketError):
-                    await self._connection.call("abort_multipart_upload", Key=key, UploadId=upload)
-                raise
-            await self._connection.call("abort_multipart_upload", Key=key, UploadId=upload)
-
-        return [("multipart", send_part)]
+        return OwnChecks(self, self._connection, self._uploader, self._copy, path=path, image=image).steps()
 
 
 def _parameters(fields: ObjectFields) -> dict[str, str]:

@@ -38,10 +38,20 @@ REMEDIES: Final = {
     "NotImplemented": "the service does not have this; see docs/s3.md",
     "MethodNotAllowed": "the service does not have this; see docs/s3.md",
 }
-OBJECT_CODES: Final = frozenset(
-    {"AccessDenied", "403", "404", "InvalidRequest", "400", "InvalidObjectState", "KeyTooLongError", "BadDigest"}
+GENERAL_CODES: Final = frozenset(
+    {
+        *("NoSuchBucket", "InvalidBucketName", "AllAccessDisabled", "AccountProblem", "401"),
+        *("InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed", "RequestTimeTooSkewed"),
+        *("ExpiredToken", "InvalidToken"),
+        *("PermanentRedirect", "TemporaryRedirect", "Redirect", "301", "302", "307", "308"),
+        *("SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "Throttling", "TooManyRequests"),
+        *("429", "502", "503", "504", "507"),
+    }
 )
-"""Codes that may concern the requested object alone; a probe of the circuit breaker finds out."""
+"""
+Codes that concern all requests: of the bucket, the credentials, the clock, the region, and the load. Every other one
+may concern the requested object alone, an InternalError included; a probe of the circuit breaker finds out.
+"""
 
 NOT_S3: Final = "the server at the address of the bucket does not speak S3"
 
@@ -50,7 +60,7 @@ _CODE: Final = re.compile(r"[A-Za-z0-9.]{1,64}")
 
 def make_error(message: str, code: str) -> BucketError:
     """Return the error that a code of S3 means."""
-    return BucketError(message, code, general=code not in OBJECT_CODES, remedy=REMEDIES.get(code))
+    return BucketError(message, code, general=code in GENERAL_CODES, remedy=REMEDIES.get(code))
 
 
 def translate_error(error: Exception) -> Exception:

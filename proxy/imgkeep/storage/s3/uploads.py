@@ -1,8 +1,9 @@
 """
 Uploads to a bucket: from memory, as a stream, or in parts, by their size.
 
-A 200 alone proves nothing: the ETag has to be the MD5 of the bytes sent or, where encryption or parts make it another,
-a HEAD has to return the size.
+A 200 alone proves nothing: the ETag has to be the MD5 of the bytes sent or, where encryption or parts make it another
+or the service returns none (Ceph RGW 16 at the end of an upload in parts), a HEAD has to return the size and an ETag
+that fits.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Uploader:
         elif draft.size < MULTIPART_BYTES_MIN:
             digest = await draft.check(md5_of)
             answer = await self._put(path, DraftPart(draft, 0, draft.size), draft.size, digest, fields)
-            await self._verify(path, answer, digest.hex(), draft.size)
+            await self.verify(path, answer, digest.hex(), draft.size)
         else:
             await self._put_parts(path, draft, fields)
 
@@ -72,7 +73,7 @@ class Uploader:
         """Upload a few bytes. Raises as `put_draft`."""
         digest = md5_of(data)
         answer = await self._put(path, data, len(data), digest, fields)
-        await self._verify(path, answer, digest.hex(), len(data))
+        await self.verify(path, answer, digest.hex(), len(data))
 
     async def _put(
         self, path: str, body: bytes | DraftPart, size: int, digest: bytes, fields: dict[str, str]
@@ -103,7 +104,7 @@ class Uploader:
             self._aborting.add(task)
             task.add_done_callback(self._aborting.discard)
             raise
-        await self._verify(path, answer, f"{md5_of(b''.join(digests)).hex()}-{len(digests)}", draft.size)
+        await self.verify(path, answer, f"{md5_of(b''.join(digests)).hex()}-{len(digests)}", draft.size)
 
     async def _send_parts(self, key: str, upload: str, draft: Draft, digests: list[bytes]) -> dict[str, Any]:
         slots = asyncio.Semaphore(PARTS_CONCURRENT_MAX)
@@ -141,15 +142,27 @@ class Uploader:
         except BucketError:
             return  # the bucket's lifecycle rule removes it (docs/s3.md)
 
-    async def _verify(self, path: str, answer: dict[str, Any], digest: str, size: int) -> None:
+    async def verify(self, path: str, answer: dict[str, Any], digest: str, size: int) -> None:
+        """Verify an upload by its answer, whose ETag should be `digest`, or by a HEAD. Raises as `put_draft`."""
         etag = read_etag(answer)
         if etag == digest:
             return
         encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
-        comparable = len(etag) == len(digest) and not encrypted and "-" not in digest
-        stat = None if not etag or comparable else await self._stat(path)
-        if stat is None or stat.size != size:
-            raise BucketError(NOT_TAKEN)
+        if _contradicts(etag, digest, encrypted=encrypted):
+            raise BucketError(NOT_TAKEN, general=False)
+        # `stat` fails on an answer without an ETag, which is no answer of S3.
+        status = await self._stat(path)
+        if status is None or status.size != size or _contradicts(status.etag, digest, encrypted=encrypted):
+            raise BucketError(NOT_TAKEN, general=False)
+
+
+def _contradicts(etag: str, digest: str, *, encrypted: bool) -> bool:
+    """
+    Tell whether an ETag shows that other bytes are stored: it has the form of an MD5, and is another one.
+
+    Of encrypted bytes it is no MD5 of what was sent; services compute that of an upload in parts in different ways.
+    """
+    return etag != digest and len(etag) == len(digest) and "-" not in digest and not encrypted
 
 
 def md5_of(data: bytes | bytearray | mmap) -> bytes:

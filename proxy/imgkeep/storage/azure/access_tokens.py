@@ -1,0 +1,148 @@
+"""
+Access tokens of Microsoft Entra ID for the storage account, from the credentials that azure-identity finds.
+
+Rules:
+- One call of the library is under way at a time, in a thread of its own: the library blocks, and a hung metadata
+  server must not hold up the end of the process.
+- A token is renewed before it ends; requests go on with the old one meanwhile, and when the renewal fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Final
+
+from imgkeep.storage.bucket.errors import BucketError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from imgkeep.clock import Clock
+
+SCOPE: Final = "https://storage.azure.com/.default"
+"""The same in all clouds ("Authorize with Microsoft Entra ID")."""
+RENEW_BEFORE_S: Final = 300
+"""Time before a token's end from which on a new one is requested: as azure-identity does."""
+USABLE_S: Final = 30
+"""Minimum rest of a token's life for a request: it has to arrive, and clocks differ."""
+RETRY_AFTER_S: Final = 10
+"""Interval of attempts to renew a token that still works."""
+COMMAND_TIMEOUT_S: Final = 10
+"""Timeout for the command of a developer's tool that prints a token."""
+
+_REMEDY: Final = "set AZURE_STORAGE_CONNECTION_STRING, or give this machine an identity or a login: docs/azure.md"
+
+
+class AccessTokens:
+    """
+    The access token of this process.
+
+    Args:
+        timeout_s: Timeout for one that a request waits for, and for each request of the library.
+        clock: Returns the time.
+    """
+
+    def __init__(self, *, timeout_s: float, clock: Clock) -> None:
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._token = ""
+        self._ends_at = 0.0
+        self._tried_at = float("-inf")
+        self._credential: Any = None
+        self._flight: asyncio.Future[None] | None = None
+
+    async def get(self) -> str:
+        """
+        Return a token that works for a while.
+
+        Raises:
+            BucketError: There is none.
+        """
+        left_s = self._ends_at - self._clock().timestamp()
+        if left_s >= RENEW_BEFORE_S:
+            return self._token
+        if left_s >= USABLE_S:
+            if asyncio.get_running_loop().time() - self._tried_at >= RETRY_AFTER_S:
+                self._start()
+            return self._token
+        try:
+            # Less than the timeout of the request that waits, whose own message would blame the container.
+            async with asyncio.timeout(self._timeout_s * 0.9):
+                await asyncio.shield(self._start())
+        except TimeoutError:
+            raise BucketError("no credential of this machine gives an access token in time", remedy=_REMEDY) from None
+        return self._token
+
+    def drop(self) -> None:
+        """Forget the token: the service has refused it."""
+        self._ends_at = 0.0
+
+    async def aclose(self) -> None:
+        if self._flight is not None:
+            await asyncio.wait([self._flight], timeout=self._timeout_s)
+        if self._credential is not None and self._flight is None:
+            await asyncio.to_thread(self._credential.close)
+
+    def _start(self) -> asyncio.Future[None]:
+        if self._flight is None:
+            self._flight = asyncio.ensure_future(self._renew())
+            self._flight.add_done_callback(self._land)
+        return self._flight
+
+    def _land(self, flight: asyncio.Future[None]) -> None:
+        self._flight = None
+        if not flight.cancelled():
+            flight.exception()  # a request that waits raises it; without one it may pass before the token ends
+
+    async def _renew(self) -> None:
+        self._tried_at = asyncio.get_running_loop().time()
+        try:
+            found = await _run_in_thread(self._call_library)
+        except Exception as error:  # noqa: BLE001 - the library raises errors of all the libraries that it uses
+            # Its messages have lines of each credential that was tried, with words of the services.
+            raise BucketError(
+                "no credential of this machine gives an access token", cause=type(error).__name__, remedy=_REMEDY
+            ) from None
+        self._token, self._ends_at = found
+
+    def _call_library(self) -> tuple[str, float]:
+        """Return a token and its end. Blocks."""
+        # A third of a second of imports, and only where there is no key.
+        from azure.identity import DefaultAzureCredential  # noqa: PLC0415
+
+        if self._credential is None:
+            self._credential = DefaultAzureCredential(
+                connection_timeout=self._timeout_s,
+                read_timeout=self._timeout_s,
+                retry_total=1,
+                process_timeout=COMMAND_TIMEOUT_S,
+            )
+        token = self._credential.get_token(SCOPE)
+        return token.token, float(token.expires_on)
+
+
+async def _run_in_thread(work: Callable[[], tuple[str, float]]) -> tuple[str, float]:
+    """Run in a thread that the end of the process does not wait for, unlike those of `asyncio.to_thread`."""
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[tuple[str, float]] = loop.create_future()
+
+    def settle(value: tuple[str, float] | None, error: Exception | None) -> None:
+        if not result.done():
+            if value is None:
+                result.set_exception(error or RuntimeError())
+            else:
+                result.set_result(value)
+
+    def run() -> None:
+        value, failure = None, None
+        try:
+            value = work()
+        except Exception as error:  # noqa: BLE001 - passed on
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nothing waits any more
+            loop.call_soon_threadsafe(settle, value, failure)
+
+    Thread(target=run, name="azure-access-token", daemon=True).start()
+    return await result

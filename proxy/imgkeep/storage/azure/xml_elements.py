@@ -1,0 +1,67 @@
+"""
+The XML of the service's answers as a flat list of elements.
+
+Rules: no document type, hence no entities; the depth is bounded; the caller bounds the size. Anything else is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from xml.parsers import expat
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+DEPTH_MAX: Final = 16
+"""Maximum depth of elements; the service's lists have five levels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """An element: the names from the root to it, its attributes, and its own text."""
+
+    path: str
+    attributes: Mapping[str, str]
+    text: str
+
+
+def read_elements(data: bytes) -> Sequence[Element]:
+    """
+    Return all elements of a document, in the order of their ends.
+
+    Raises:
+        ValueError: It is no XML of that kind.
+    """
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    names: list[str] = []
+    opened: list[tuple[Mapping[str, str], list[str]]] = []
+    found: list[Element] = []
+
+    def start(name: str, attributes: Mapping[str, str]) -> None:
+        if len(names) == DEPTH_MAX:
+            raise ValueError("elements are nested too deeply")
+        names.append(name)
+        opened.append((attributes, []))
+
+    def end(_name: str) -> None:
+        attributes, texts = opened.pop()
+        found.append(Element("/".join(names), attributes, "".join(texts)))
+        names.pop()
+
+    def add_text(text: str) -> None:
+        opened[-1][1].append(text)
+
+    def refuse(*_: object) -> None:
+        raise ValueError("there is a document type")
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.CharacterDataHandler = add_text
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError:
+        raise ValueError("it is no XML") from None
+    return found

@@ -1,0 +1,72 @@
+"""The parts of Cloudinary's answers that imgkeep reads; unknown fields are ignored, as its documentation asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import md5
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from mmap import mmap
+
+    from imgkeep.storage.bucket.stream import ResponseStream
+
+
+class UploadedAsset(msgspec.Struct):
+    """
+    An asset, in the answer to an upload and to `explicit` and `rename`.
+
+    Attributes:
+        etag: MD5 of the stored bytes, in hex.
+        format: Extension for the format of an image; empty for a raw file.
+        existing: Whether an upload with `overwrite=false` stored nothing, because the asset was there.
+    """
+
+    public_id: str
+    resource_type: str
+    type: str
+    bytes: int
+    etag: str
+    format: str = ""
+    existing: bool = False
+
+    def is_copy_of(self, etag: str, size: int) -> bool:
+        """Tell whether it has these bytes."""
+        return self.etag == etag and self.bytes == size
+
+
+class ListedAsset(msgspec.Struct):
+    """An asset in a listing."""
+
+    public_id: str
+    bytes: int
+    format: str = ""
+
+
+class Page(msgspec.Struct):
+    """A page of a listing; the last one has no cursor."""
+
+    resources: list[ListedAsset]
+    next_cursor: str = ""
+
+
+class Destroyed(msgspec.Struct):
+    """The answer to `destroy`: `ok`, or `not found`."""
+
+    result: str
+
+
+@dataclass(slots=True)
+class Download:
+    """The bytes of an asset. Size and ETag are missing where the response does not state them."""
+
+    size: int | None
+    etag: str
+    stream: ResponseStream
+
+
+def md5_of(data: bytes | bytearray | mmap) -> str:
+    """Return the MD5 of some bytes: the checksum of Cloudinary, with no use for security."""
+    return md5(data, usedforsecurity=False).hexdigest()

@@ -1,0 +1,245 @@
+"""
+The client of a Cloudinary folder, over Cloudinary's HTTP API.
+
+What the service does otherwise than a bucket:
+- Reads go to the API and not to the delivery URLs: the CDN behind those may return old versions and old misses.
+- It has no ranges, and no condition but `overwrite=false`. So `quarantine` may move a version that another process
+  stored a moment ago; it notices that, and moves it back.
+- It stores no header fields: `ObjectFields` have no effect. Its CDN sets `Content-Type` and `Cache-Control`.
+- The public ID of an image has no extension, so an image has one asset, whatever extension the path has: `delete`
+  removes it for any of them.
+- Listings come from the Admin API, whose requests are limited by the hour. Nothing else uses it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final
+
+from imgkeep.clock import read_clock
+from imgkeep.storage.bucket.body import DraftPart
+from imgkeep.storage.bucket.client import Features, ObjectFields, ObjectResponse, ObjectStatus
+from imgkeep.storage.bucket.errors import NOT_TAKEN, AlreadyThere, BucketError
+from imgkeep.storage.cloudinary.answers import md5_of
+from imgkeep.storage.cloudinary.api import CloudinaryApi
+from imgkeep.storage.cloudinary.assets import (
+    IMAGES,
+    Asset,
+    AssetKind,
+    asset_of,
+    check_folder,
+    delivery_path,
+    kinds_below,
+    object_assets,
+    public_id_prefix,
+)
+from imgkeep.storage.cloudinary.errors import make_error
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from imgkeep.clock import Clock
+    from imgkeep.core.store_url import CloudinaryFolder
+    from imgkeep.storage.bucket.client import Check
+    from imgkeep.storage.interfaces import Draft
+
+CONDITION_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
+UPLOAD_BYTES_MAX: Final = 104_857_600
+"""Maximum size of an upload in one request (Cloudinary, "Upload large files"); plans allow less for images."""
+CHECK_BYTES_MAX: Final = 4096
+
+
+class CloudinaryClient:
+    """
+    The client of one folder of a Cloudinary product environment. Implements `BucketClient`.
+
+    Args:
+        observe: Receives operation, outcome and seconds of each call.
+        environment: The environment variables; by default those of this process.
+    """
+
+    service = "cloudinary"
+
+    def __init__(
+        self,
+        folder: CloudinaryFolder,
+        *,
+        timeout_s: float = 5,
+        observe: Callable[[str, str, float], None] = lambda *_: None,
+        environment: Mapping[str, str] | None = None,
+        clock: Clock = read_clock,
+    ) -> None:
+        self.folder = folder
+        self.timeout_s = timeout_s
+        self.features = Features(ranges=False, presign=False)
+        self._api = CloudinaryApi(
+            str(folder), timeout_s=timeout_s, observe=observe, environment=environment, clock=clock
+        )
+
+    @property
+    def place(self) -> str:
+        return self._api.guard.place
+
+    @property
+    def answered_at(self) -> float:
+        return self._api.guard.answered_at
+
+    async def open(self) -> None:
+        check_folder(self.folder)
+        await self._api.open()
+
+    async def check_settings(self) -> None:
+        check_folder(self.folder)
+        self._api.read_account()
+
+    async def aclose(self) -> None:
+        await self._api.aclose()
+
+    async def get(self, path: str, *, start: int = 0, end: int | None = None, etag: str = "") -> ObjectResponse | None:  # noqa: ARG002 - it has no ranges
+        asset = self._asset(path)
+        found = await self._api.download(asset)
+        if found is None:
+            return None
+        if not found.etag or found.size is None:
+            # Its documentation promises neither field.
+            try:
+                status = await self.stat(path)
+            except BaseException:
+                found.stream.close()
+                raise
+            if status is None:
+                found.stream.close()
+                return None
+            found.etag, found.size = found.etag or status.etag, status.size if found.size is None else found.size
+        if etag and etag != found.etag:
+            found.stream.close()
+            raise BucketError("the object in the bucket changed during a read", general=False)
+        return ObjectResponse(found.size, found.etag, found.stream)
+
+    async def stat(self, path: str) -> ObjectStatus | None:
+        asset = self._asset(path)
+        found = await self._api.describe(asset)
+        # An image of another format has other names in the stored layout.
+        if found is None or (found.format and asset.format and found.format != asset.format):
+            return None
+        return ObjectStatus(found.bytes, found.etag)
+
+    async def put_bytes(self, path: str, data: bytes, fields: ObjectFields, *, only_if_absent: bool = False) -> None:  # noqa: ARG002 - it stores none
+        asset, etag = self._asset(path), md5_of(data)
+        conditional = only_if_absent and self.features.conditional_put
+        stored = await self._api.upload(asset, data, len(data), overwrite=not conditional)
+        if conditional and (stored.existing or stored.etag != etag):
+            raise AlreadyThere
+        if not stored.is_copy_of(etag, len(data)):
+            raise BucketError(NOT_TAKEN)
+
+    async def put_draft(self, path: str, draft: Draft, fields: ObjectFields) -> None:  # noqa: ARG002 - it stores none
+        if draft.size > UPLOAD_BYTES_MAX:
+            raise make_error("FileTooLarge", "Cloudinary takes no file of more than 100 MB in one request")
+        asset, etag = self._asset(path), await draft.check(md5_of)
+        body = DraftPart(draft, 0, draft.size)
+        stored = await self._api.upload(asset, body, draft.size, overwrite=False)
+        was_there = stored.existing and stored.is_copy_of(etag, draft.size)
+        if stored.existing and not was_there:
+            # Something else is under the name of these bytes.
+            stored = await self._api.upload(asset, body, draft.size, overwrite=True)
+        if stored.is_copy_of(etag, draft.size) and stored.format in {"", asset.format}:
+            return
+        if not was_there:
+            with suppress(BucketError):
+                await self._api.destroy(asset)
+        raise make_error("Changed", "Cloudinary stored the image in another form than it was sent")
+
+    async def delete(self, path: str) -> None:
+        await self._api.destroy(self._asset(path))
+
+    async def quarantine(self, path: str, etag: str) -> None:
+        status = await self.stat(path)
+        if status is None or status.etag != etag:
+            return
+        asset = self._asset(path)
+        name = asset.public_id.rpartition("/")[2]
+        target = Asset(AssetKind(asset.kind.resource_type, "authenticated"), self.folder.path(f"damaged/{name}"))
+        target = Asset(target.kind, f"{target.public_id}.{token_hex(4)}")
+        moved = await self._api.rename(asset, target)
+        if moved is not None and moved.etag != etag:
+            # Another process has put a good one in its place since we looked.
+            await self._api.rename(target, asset)
+
+    async def has_any(self, prefix: str) -> bool:
+        # The prefix of an object: without the Admin API, because each removal asks for it.
+        if assets := object_assets(self.folder, prefix):
+            for asset in assets:
+                if await self._api.describe(asset) is not None:
+                    return True
+            return False
+        for kind in kinds_below(prefix):
+            page = await self._api.list_page(kind, public_id_prefix(self.folder, kind, prefix), size=1)
+            if page.resources:
+                return True
+        return False
+
+    async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
+        kinds = kinds_below(f"{folder}/")
+        lists = [self._walk_kind(kind, f"{folder}/") for kind in kinds]
+        heads = [await anext(entries, None) for entries in lists]
+        while any(head is not None for head in heads):
+            _, first = min((head[0], place) for place, head in enumerate(heads) if head is not None)
+            head = heads[first]
+            assert head is not None
+            yield head
+            heads[first] = await anext(lists[first], None)
+
+    async def _walk_kind(self, kind: AssetKind, prefix: str) -> AsyncIterator[tuple[str, int]]:
+        start = len(self.folder.path(""))
+        cursor = ""
+        while True:
+            # With a prefix the service sorts by public ID (Admin API, "Get resources").
+            page = await self._api.list_page(kind, self.folder.path(prefix), cursor=cursor)
+            for entry in page.resources:
+                extension = f".{entry.format}" if kind == IMAGES else ""
+                yield entry.public_id[start:] + extension, entry.bytes
+            cursor = page.next_cursor
+            if not cursor:
+                return
+
+    async def presign(self, path: str, *, ttl_s: int, head: bool) -> tuple[str, int]:  # noqa: ARG002 - there are none
+        """Fail: its links for downloads lead to the API and not to the CDN, and are valid for one hour or more."""
+        raise BucketError(
+            "Cloudinary has no presigned links", general=False, remedy="use delivery.mode serve or redirect"
+        )
+
+    def public_url(self, path: str) -> str:
+        return f"{self._api.account.delivery_url}/{delivery_path(self.folder, path)}"
+
+    async def probe_features(self, path: str) -> None:
+        stored = await self._api.upload(self._asset(path), CONDITION_BYTES, len(CONDITION_BYTES), overwrite=False)
+        self.features.conditional_put = stored.existing
+
+    async def abort_uploads(self) -> int:
+        return 0  # each upload is one request
+
+    def own_checks(self, path: str, image: bytes) -> Sequence[Check]:
+        record = f"{path}.json"
+
+        async def put_record() -> None:
+            await self.put_bytes(record, image, ObjectFields("application/json"))
+            opened = await self.get(record)
+            if opened is None or await opened.stream.read_all(CHECK_BYTES_MAX) != image:
+                raise BucketError("the bucket returns other bytes than were put")
+
+        async def rename_record() -> None:
+            asset = self._asset(record)
+            target = Asset(asset.kind, f"{asset.public_id}-renamed")
+            try:
+                if await self._api.rename(asset, target) is None:
+                    raise BucketError(NOT_TAKEN)
+            finally:
+                for left in (asset, target):
+                    await self._api.destroy(left)
+
+        return [("private file", put_record), ("rename", rename_record)]
+
+    def _asset(self, path: str) -> Asset:
+        return asset_of(self.folder, path)

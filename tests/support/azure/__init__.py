@@ -1,0 +1,1 @@
+"""Azure Blob Storage in tests: Azurite, a server by Microsoft, in a process of its own."""

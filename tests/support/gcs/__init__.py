@@ -1,0 +1,1 @@
+"""Google Cloud Storage in tests: fake-gcs-server in a process of its own."""
