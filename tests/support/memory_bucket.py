@@ -97,6 +97,8 @@ class MemoryClient:
         ordered: Parts of paths: other requests take effect at once.
         asked: Method and path of every request.
         faults: By method and part of a path, the error that such requests get.
+        gates: By method and part of a path, an event that the next such request waits for before it takes effect.
+        reached: Set when a request waits for one.
     """
 
     service = "memory"
@@ -111,6 +113,8 @@ class MemoryClient:
         self.ordered: tuple[str, ...] = ("",)
         self.asked: list[tuple[str, str]] = []
         self.faults: dict[tuple[str, str], BucketError] = {}
+        self.gates: dict[tuple[str, str], asyncio.Event] = {}
+        self.reached = asyncio.Event()
 
     def count(self, method: str, path_part: str = "") -> int:
         return sum(asked == method and path_part in path for asked, path in self.asked)
@@ -184,6 +188,11 @@ class MemoryClient:
         self.asked.append((method, path))
         if self.order is not None and any(part in path for part in self.ordered):
             await self.order.wait(f"{method} {'/'.join(path.split('/')[:2])}")
+        for (gated, part), gate in list(self.gates.items()):
+            if gated == method and part in path:
+                del self.gates[gated, part]
+                self.reached.set()
+                await gate.wait()
         for (faulty, part), error in self.faults.items():
             if faulty == method and part in path:
                 raise error
