@@ -19,7 +19,9 @@ from imgkeep.storage.disk_cache import DiskCache
 from imgkeep.storage.local.disk import HASHED_BYTES_MAX
 from imgkeep.storage.memory import MemorySpool
 from imgkeep.storage.s3 import S3Client
-from tests.support.s3.backends import BucketBackend, open_bucket
+from tests.support.cloudinary import backends as cloudinary
+from tests.support.s3.backends import open_s3
+from tests.support.s3.servers import NAMES
 from tests.support.stores import NOON, FakeStore, fetch_image, local_store, put_image, read_all, record_of, spool_of
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgkeep.storage.interfaces import Body, ListableStore, Spool, Store
+    from tests.support.bucket_backends import BucketBackend
 
 BODY = random.Random(1).randbytes(100_000)
 
@@ -77,16 +80,21 @@ async def open_fake(_folder: Path) -> AsyncIterator[Backend]:
 
 
 HERE = {"local": open_local, "fake": open_fake}
+REMOTE: dict[str, Callable[..., AsyncIterator[BucketBackend]]] = {
+    **dict.fromkeys(NAMES, open_s3),
+    cloudinary.SERVER: cloudinary.open_cloudinary,
+}
+"""By name of the server."""
 
 
-@pytest.fixture(params=[*HERE, "moto", "rclone", "s3rver"])
+@pytest.fixture(params=[*HERE, *REMOTE])
 async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend | BucketBackend]:
     folder = tmp_path / "store"
     if request.param in HERE:
         async for backend in HERE[request.param](folder):
             yield backend
     else:
-        async for bucket in open_bucket(request.param, request, folder):
+        async for bucket in REMOTE[request.param](request.param, request, folder):
             yield bucket
 
 

@@ -4,8 +4,8 @@ The background tasks of a server, and which of them only the leader runs.
 Rules:
 - Every worker watches its own health, learns of removals by itself, and reads the records of its memory again where
   another node may have overwritten them.
-- Jobs and the outbox run once: in the leader, or in the only process. The leader also counts the stored images, and
-  fills an empty image index.
+- Jobs and the outbox run once: in the leader, or in the only process. The leader also counts the stored images, fills
+  an empty image index, and aborts unfinished uploads of a bucket.
 - A worker that stops releases the leadership before its last requests end, so that another worker goes on at once.
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.bootstrap.gauges import watch_totals
 from imgkeep.bootstrap.services import make_record_settler
 from imgkeep.bootstrap.storage import cancel
-from imgkeep.core.errors import StorageError
+from imgkeep.core.errors import Busy, StorageError
 from imgkeep.health import CHECK_INTERVAL_S
 from imgkeep.images.stored_totals import StoredTotals
 from imgkeep.maintenance.verify_reindex import reindex
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.platform import Platform
     from imgkeep.bootstrap.services import Services
+    from imgkeep.clock import Sleep
     from imgkeep.cluster.leader import LeaderLock
     from imgkeep.observability.metrics import ProcessSample
     from imgkeep.replication.outbox_worker import OutboxWorker
+    from imgkeep.storage.bucket.client import BucketClient
 
     Task = Coroutine[None, None, None]
 
@@ -44,6 +46,9 @@ LATE_JOBS_S: Final = 30
 
 LATE_JOBS_INTERVAL_S: Final = 10
 """Interval of reads for such jobs."""
+
+UPLOADS_INTERVAL_S: Final = 21_600
+"""Interval of looks for unfinished uploads: one request each."""
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +117,9 @@ class BackgroundTasks:
 
     def _list_leader_tasks(self) -> list[Task]:
         outbox = [] if self._outbox_worker is None else [self._outbox_worker.run()]
-        return [self._services.jobs.run(), *outbox]
+        remote = self._services.storage.remote
+        aborting = [] if remote is None else [_abort_unfinished_uploads(remote.bucket.client, self._sleep)]
+        return [self._services.jobs.run(), *outbox, *aborting]
 
     async def _lead_when_elected(self, leader_lock: LeaderLock) -> None:
         """Wait for the leadership, and run the leader's tasks until this worker resigns."""
@@ -175,6 +182,21 @@ class BackgroundTasks:
         with suppress(StorageError):
             images = await reindex(storage.archives, index)
             log.info("image index filled from the records", extra={"images": images})
+
+
+async def _abort_unfinished_uploads(client: BucketClient, sleep: Sleep) -> None:
+    """Abort the uploads that killed processes have left in a bucket, at start and in an interval, for ever."""
+    reason: str | None = None
+    while True:
+        try:
+            if uploads := await client.abort_uploads():
+                log.info("unfinished uploads aborted", extra={"uploads": uploads})
+            reason = None
+        except (StorageError, Busy) as fault:
+            if reason is None:  # once: a missing right stays missing, and a lifecycle rule does the same
+                log.warning("unfinished uploads not aborted", extra={"reason": str(fault)})
+            reason = str(fault)
+        await sleep(UPLOADS_INTERVAL_S)
 
 
 async def _sample_process(process: ProcessSample) -> None:

@@ -16,6 +16,7 @@ there is a response.
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -26,11 +27,13 @@ from tests.support.s3.misbehaving import (
     Answer,
     Corrupt,
     CutBody,
+    Drip,
     Hang,
     Pass,
     Reset,
     Rewrite,
     SetHeader,
+    Stall,
     s3_error,
 )
 from tests.support.s3.recording import (
@@ -45,7 +48,6 @@ from tests.support.s3.recording import (
 )
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Mapping
 
     from tests.support.s3.misbehaving import Match, Mischief
@@ -95,6 +97,7 @@ class Gate:
     _times_left: int | None = None
     _holder: socket.socket = field(default_factory=reserve)
     _server: asyncio.Server | None = None
+    _full: list[socket.socket] = field(default_factory=list)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _arrival: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -125,8 +128,25 @@ class Gate:
         """Forward everything."""
         await self.do(Pass())
 
+    async def ignore(self) -> None:
+        """Break the open connections, and let new ones hang while they connect: the queue of the port is full."""
+        await self.refuse()
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, port_of(self._holder)))
+        listener.listen(0)
+        self._full = [listener]
+        for _ in range(2):  # Linux accepts one more than the length of the queue
+            caller = socket.socket()
+            caller.setblocking(False)
+            caller.connect_ex((HOST, port_of(self._holder)))
+            self._full.append(caller)
+
     async def refuse(self) -> None:
         """Refuse connections and break the open ones."""
+        for held in self._full:
+            held.close()
+        self._full = []
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -170,6 +190,14 @@ class Gate:
         """Break off after so many bytes of a response's body, with FIN or RST. Shorter ones pass."""
         await self.do(CutBody(after_bytes, reset), match=match, times=times)
 
+    async def stall(self, after_bytes: int, *, match: Match | None = None) -> None:
+        """Send so many bytes of a response's body, and no more. Shorter ones pass."""
+        await self.do(Stall(after_bytes), match=match)
+
+    async def drip(self, interval_s: float, *, status: int | None = None) -> None:
+        """Answer with a head that never ends, byte by byte, or with a body without end of a response with a status."""
+        await self.do(Drip(interval_s, status))
+
     async def corrupt(self, at: int = 0, *, match: Match | None = None, times: int | None = None) -> None:
         """Flip the byte `at` this offset of a response's body."""
         await self.do(Corrupt(at), match=match, times=times)
@@ -186,6 +214,7 @@ class Gate:
         """Inject one kind of fault from now on, and listen again after a refusal."""
         self._mischief, self._match, self._times_left = mischief, match, times
         if self._server is None:
+            await self.refuse()
             self._server = await asyncio.start_server(self._serve, HOST, port_of(self._holder))
 
     # --- forwarding
@@ -244,7 +273,10 @@ class Gate:
             case Answer() as answer:
                 await self._answer(client, request, seen, answer)
                 return not request.last
-            case Pass() | Reset() | CutBody() | Corrupt() | SetHeader() | Rewrite():
+            case Drip() as drip:
+                await self._drip(client, drip)
+                return False
+            case Pass() | Reset() | CutBody() | Stall() | Corrupt() | SetHeader() | Rewrite():
                 return await self._pass_on(client, request, seen, mischief)
             case unknown:
                 assert_never(unknown)
@@ -258,6 +290,15 @@ class Gate:
         head = Head(f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}", tuple(headers.items()))
         seen.status = answer.status
         await client.send(head.encode() + (b"" if seen.method == "HEAD" else answer.body))
+
+    async def _drip(self, client: Line, drip: Drip) -> None:
+        if drip.status is not None:
+            await client.send(f"HTTP/1.1 {drip.status} OK\r\nConnection: close\r\n\r\n".encode())
+        else:
+            await client.send(b"HTTP/1.1 200 OK\r\nX-Padding: ")
+        while True:
+            await client.send(b"x")
+            await asyncio.sleep(drip.interval_s)
 
     async def _pass_on(self, client: Line, request: Head, seen: Seen, mischief: Mischief) -> bool:
         server = await Line.connect(self.host, self.port)
@@ -314,6 +355,9 @@ class Gate:
                     if reset:
                         raise _BreaksError
                     return False
+                case Stall(after_bytes) if at + len(piece) >= after_bytes:
+                    await client.send(framed(piece[: after_bytes - at], told_framing))
+                    raise _HangsError
                 case Corrupt(place) if at <= place < at + len(piece):
                     await client.send(framed(_flipped(piece, place - at), told_framing))
                 case Rewrite():

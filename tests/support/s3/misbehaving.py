@@ -48,6 +48,21 @@ class CutBody:
 
 
 @dataclass(frozen=True)
+class Stall:
+    """Fall silent after so many bytes of the response's body."""
+
+    after_bytes: int
+
+
+@dataclass(frozen=True)
+class Drip:
+    """Answer with a head that comes byte by byte and never ends, or with a body that does (`status`)."""
+
+    interval_s: float
+    status: int | None = None
+
+
+@dataclass(frozen=True)
 class Corrupt:
     """Flip one byte of the response's body."""
 
@@ -76,7 +91,7 @@ class Rewrite:
 NO_ETAG = Rewrite(re.compile(rb"<ETag>[^<]*</ETag>"), b"<ETag></ETag>")
 """Ceph RGW 16.2 at the end of an upload in parts."""
 
-Mischief = Pass | Hang | Reset | Answer | CutBody | Corrupt | SetHeader | Rewrite
+Mischief = Pass | Hang | Reset | Answer | CutBody | Stall | Drip | Corrupt | SetHeader | Rewrite
 
 
 def only(method: str, path_part: str = "") -> Match:

@@ -6,6 +6,8 @@ How the S3 servers of the tests are started. `KINDS` has them by name:
   cannot abort a multipart upload.
 - `versitygw` stores objects in a folder, with their headers in extended attributes.
 - `seaweedfs` is a master, a volume server, a filer and a gateway in one process. It starts in some three seconds.
+- `ceph` is radosgw over a store in memory (`tests/support/s3/ceph.py`). It completes a multipart upload with an empty
+  tag, and takes too long to start for CI.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.support.installed import require
+from tests.support.program import ROOT
+from tests.support.s3 import ceph
 from tests.support.s3.loopback import HOST
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ class Kind:
         ports: How many ports it listens on.
         keeps: Whether it has its objects again after a stop.
         conditional: Whether it refuses a conditional PUT of an object that is there.
+        is_in_ci: Whether the suite runs on it; if not, `python -m bench.stores` does.
     """
 
     command: Callable[[Sequence[int], Path], list[str]]
@@ -45,6 +50,7 @@ class Kind:
     ports: int = 1
     keeps: bool = True
     conditional: bool = True
+    is_in_ci: bool = True
 
 
 def _moto(ports: Sequence[int], _folder: Path) -> list[str]:
@@ -111,10 +117,17 @@ def _seaweedfs(ports: Sequence[int], folder: Path) -> list[str]:
     ]
 
 
+def _ceph(ports: Sequence[int], folder: Path) -> list[str]:
+    require("radosgw")
+    module = (sys.executable, "-m", "tests.support.s3.ceph")
+    return ["env", f"PYTHONPATH={ROOT}", *module, str(folder), *map(str, ports)]
+
+
 KINDS = {
     "moto": Kind(_moto, "moto-key", "moto-secret", keeps=False),
     "rclone": Kind(_rclone, "rclone-key", "rclone-secret", conditional=False),
     "s3rver": Kind(_s3rver, "S3RVER", "S3RVER", conditional=False),  # it has no other credentials
     "versitygw": Kind(_versitygw, "versitygw-key", "versitygw-secret"),
     "seaweedfs": Kind(_seaweedfs, "seaweedfs-key", "seaweedfs-secret", ports=8),
+    "ceph": Kind(_ceph, ceph.KEY, ceph.SECRET, ports=2, keeps=False, is_in_ci=False),
 }

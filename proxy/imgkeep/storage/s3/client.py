@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,6 +11,7 @@ from imgkeep.storage.bucket.errors import AlreadyThere, BucketError
 from imgkeep.storage.s3.connection import S3Connection, read_etag
 from imgkeep.storage.s3.errors import EXISTS, MISSING, NOT_S3, RACED
 from imgkeep.storage.s3.own_checks import OwnChecks
+from imgkeep.storage.s3.unfinished_uploads import abort_unfinished_uploads
 from imgkeep.storage.s3.uploads import Uploader
 
 if TYPE_CHECKING:
@@ -102,10 +104,14 @@ class S3Client:
 
     async def delete(self, path: str) -> None:
         try:
-            await self._connection.call("delete_object", Key=self.bucket.path(path))
+            answer = await self._connection.call("delete_object", Key=self.bucket.path(path))
         except BucketError as error:
             if error.error_code != MISSING:
                 raise
+        else:
+            # The library takes any 2xx for a success, and so the page of a captive portal (S3 API, DeleteObject: 204).
+            if answer["ResponseMetadata"]["HTTPStatusCode"] != HTTPStatus.NO_CONTENT:
+                raise BucketError(NOT_S3)
 
     async def quarantine(self, path: str, etag: str) -> None:
         # Buckets have no rename.
@@ -169,7 +175,7 @@ class S3Client:
             self.features.conditional_put = False
 
     async def abort_uploads(self) -> int:
-        return 0
+        return await abort_unfinished_uploads(self._connection)
 
     def own_checks(self, path: str, image: bytes) -> Sequence[Check]:
         return OwnChecks(self, self._connection, self._uploader, self._copy, path=path, image=image).steps()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from imgkeep.storage.s3.connection import S3Connection
     from imgkeep.storage.s3.uploads import Uploader
 
+PARTS_SUFFIX: Final = ".parts"
 NO_CONDITION: Final = "the service does not have it, so imgkeep reads each record again after its PUT"
 NO_LIST: Final = (
     "imgkeep may not list them (s3:ListBucketMultipartUploads), so a lifecycle rule has to remove the parts that a "
@@ -59,7 +60,7 @@ class OwnChecks:
         ]
 
     async def complete_and_abort(self) -> None:
-        async with self._beside("parts") as path:
+        async with self._beside(PARTS_SUFFIX) as path:
             key = self._connection.bucket.path(path)
             upload = await self._begin(key)
             digest = md5_of(self._image)
@@ -82,7 +83,7 @@ class OwnChecks:
         status = await self._client.stat(self._path)
         if status is None:
             raise BucketError("the object to copy is not there")
-        async with self._beside("copy") as path:
+        async with self._beside(".copy") as path:
             if not await self._copy(self._path, self._connection.bucket.path(path), status.etag):
                 raise BucketError("the bucket does not copy an object that is there")
             copied = await self._client.stat(path)
@@ -90,7 +91,7 @@ class OwnChecks:
                 raise BucketError("the bucket does not have what it said it copied")
 
     async def put_conditionally(self) -> str | None:
-        async with self._beside("condition") as path:
+        async with self._beside(".condition") as path:
             await self._client.put_bytes(path, self._image, ObjectFields("image/png"))
             await self._client.probe_features(path)
         return None if self._client.features.conditional_put else NO_CONDITION
@@ -106,9 +107,9 @@ class OwnChecks:
         return None
 
     @asynccontextmanager
-    async def _beside(self, name: str) -> AsyncGenerator[str]:
+    async def _beside(self, suffix: str) -> AsyncGenerator[str]:
         """Give a path beside that of the image, and delete at the end what is there."""
-        path = f"{self._path}.{name}"
+        path = self._path + suffix
         try:
             yield path
         except BaseException:
