@@ -3,8 +3,7 @@ Ceph with its S3 gateway: a monitor and a store in memory, and radosgw, which th
 
     python -m tests.support.s3.ceph FOLDER PORT MONITOR_PORT
 
-It starts in some fifteen seconds and forgets everything at a stop. From Debian: `apt-get install --no-install-recommends
-radosgw ceph-mon ceph-osd`.
+It starts in some fifteen seconds and forgets everything at a stop. Debian has it: radosgw, ceph-mon, ceph-osd.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ How the S3 servers of the tests are started. `KINDS` has them by name:
 - `seaweedfs` is a master, a volume server, a filer and a gateway in one process. It starts in some three seconds.
 - `ceph` is radosgw over a store in memory (`tests/support/s3/ceph.py`). It completes a multipart upload with an empty
   tag, and takes too long to start for CI.
+- `garage` is one node of Garage. It overwrites an object on a conditional PUT.
+- `minio` is MinIO, which is not maintained any more.
 """
 
 from __future__ import annotations
@@ -123,6 +125,35 @@ def _ceph(ports: Sequence[int], folder: Path) -> list[str]:
     return ["env", f"PYTHONPATH={ROOT}", *module, str(folder), *map(str, ports)]
 
 
+def _garage(ports: Sequence[int], folder: Path) -> list[str]:
+    (folder / "garage.toml").write_text(f"""
+metadata_dir = "{folder}/metadata"
+data_dir = "{folder}/data"
+db_engine = "sqlite"
+replication_factor = 1
+rpc_bind_addr = "{HOST}:{ports[1]}"
+rpc_public_addr = "{HOST}:{ports[1]}"
+rpc_secret = "{"00" * 32}"
+[s3_api]
+s3_region = "us-east-1"
+api_bind_addr = "{HOST}:{ports[0]}"
+""")
+    return [
+        *("env", f"GARAGE_DEFAULT_ACCESS_KEY={_GARAGE_KEY}", f"GARAGE_DEFAULT_SECRET_KEY={_GARAGE_SECRET}"),
+        *(require("garage"), "-c", str(folder / "garage.toml"), "server", "--single-node", "--default-access-key"),
+    ]
+
+
+def _minio(ports: Sequence[int], folder: Path) -> list[str]:
+    return [
+        *("env", "MINIO_ROOT_USER=minio-key", "MINIO_ROOT_PASSWORD=minio-secret", "MINIO_UPDATE=off"),
+        *(require("minio"), "server", "--quiet", "--address", f"{HOST}:{ports[0]}"),
+        *("--console-address", f"{HOST}:{ports[1]}", str(folder / "data")),
+    ]
+
+
+_GARAGE_KEY, _GARAGE_SECRET = f"GK{'01' * 12}", "02" * 32
+
 KINDS = {
     "moto": Kind(_moto, "moto-key", "moto-secret", keeps=False),
     "rclone": Kind(_rclone, "rclone-key", "rclone-secret", conditional=False),
@@ -130,4 +161,6 @@ KINDS = {
     "versitygw": Kind(_versitygw, "versitygw-key", "versitygw-secret"),
     "seaweedfs": Kind(_seaweedfs, "seaweedfs-key", "seaweedfs-secret", ports=8),
     "ceph": Kind(_ceph, ceph.KEY, ceph.SECRET, ports=2, keeps=False, is_in_ci=False),
+    "garage": Kind(_garage, _GARAGE_KEY, _GARAGE_SECRET, ports=2, conditional=False, is_in_ci=False),
+    "minio": Kind(_minio, "minio-key", "minio-secret", ports=2, is_in_ci=False),
 }
