@@ -2,7 +2,8 @@
 The background tasks of a server, and which of them only the leader runs.
 
 Rules:
-- Every worker watches its own health and learns of removals by itself.
+- Every worker watches its own health, learns of removals by itself, and reads the records of its memory again where
+  another node may have overwritten them.
 - Jobs and the outbox run once: in the leader, or in the only process. The leader also counts the stored images, fills
   an empty image index, and aborts unfinished uploads of a bucket.
 - A worker that stops releases the leadership before its last requests end, so that another worker goes on at once.
@@ -17,6 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.bootstrap.gauges import watch_totals
+from imgkeep.bootstrap.services import make_record_settler
 from imgkeep.bootstrap.storage import cancel
 from imgkeep.core.errors import Busy, StorageError
 from imgkeep.health import CHECK_INTERVAL_S
@@ -45,6 +47,8 @@ LATE_JOBS_S: Final = 30
 LATE_JOBS_INTERVAL_S: Final = 10
 """Interval of reads for such jobs."""
 
+UPLOADS_DELAY_S: Final = 30
+"""Delay of the first look for unfinished uploads: a start has more urgent work, and may be one of many."""
 UPLOADS_INTERVAL_S: Final = 21_600
 """Interval of looks for unfinished uploads: one request each."""
 
@@ -105,6 +109,11 @@ class BackgroundTasks:
         ]
         if services.storage.remote is not None:
             tasks.append(services.storage.remote.breaker.run())
+            if services.storage.remote.public_access is not None:
+                tasks.append(services.storage.remote.public_access.run())
+        settler = make_record_settler(services)
+        if settler is not None:
+            tasks.append(settler.run(self._sleep))
         tasks += (
             self._list_leader_tasks() if self._leader_lock is None else [self._lead_when_elected(self._leader_lock)]
         )
@@ -180,8 +189,9 @@ class BackgroundTasks:
 
 
 async def _abort_unfinished_uploads(client: BucketClient, sleep: Sleep) -> None:
-    """Abort the uploads that killed processes have left in a bucket, at start and in an interval, for ever."""
+    """Abort the uploads that killed processes have left in a bucket, soon after the start and in an interval."""
     reason: str | None = None
+    await sleep(UPLOADS_DELAY_S)
     while True:
         try:
             if uploads := await client.abort_uploads():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from imgkeep.core.store_url import CloudinaryFolder
 from imgkeep.storage.cloudinary import CloudinaryClient
@@ -55,7 +54,7 @@ async def open_cloudinary(
     await server.start()
 
     def make(endpoint: str, prefix: str) -> CloudinaryClient:
-        environment = {"CLOUDINARY_URL": server.url(urlsplit(endpoint).port)}
+        environment = {"CLOUDINARY_URL": server.url(endpoint)}
         return CloudinaryClient(CloudinaryFolder(prefix), timeout_s=timeout_s, environment=environment)
 
     async def objects(prefix: str) -> Mapping[str, bytes]:

@@ -111,12 +111,17 @@ class CloudinaryServer:
         assert self._runner is not None
         await self._runner.cleanup()
 
-    def url(self, port: int | None = None) -> str:
-        """Return the value of `CLOUDINARY_URL`; `port`: of a gate before this server."""
-        host = f"127.0.0.1:{port or self.port}"
+    def url(self, endpoint: str = "") -> str:
+        """Return the value of `CLOUDINARY_URL`; `endpoint`: of a gate before this server."""
+        host = endpoint.removeprefix("http://") or f"127.0.0.1:{self.port}"
         return (
             f"cloudinary://{self.key}:{self.secret}@{self.cloud}?upload_prefix=http://{host}&secure=false&cname={host}"
         )
+
+    def put(self, kind: Kind, public_id: str, data: bytes, format_: str = "") -> None:
+        """Store an asset, as another program may have done."""
+        self._versions += 1
+        self.assets[kind, public_id] = StoredAsset(data, format_, self._versions)
 
     def paths(self) -> dict[str, bytes]:
         """Return everything that is stored: by public ID, and for images the extension behind it."""
@@ -185,8 +190,7 @@ class CloudinaryServer:
                 raise RefusalError(400, "Invalid image file")
             file = self.incoming(file)
             format_ = format_of(file) or format_
-        self._versions += 1
-        self.assets[kind, public_id] = StoredAsset(file, format_, self._versions)
+        self.put(kind, public_id, file, format_)
         if _is_true(fields.get("invalidate", "0")):
             self._cdn.clear()
         return web.json_response(self._description(kind, public_id))
@@ -250,6 +254,8 @@ class CloudinaryServer:
         credentials = b64encode(f"{self.key}:{self.secret}".encode()).decode()
         if request.headers.get("Authorization") != f"Basic {credentials}":
             return web.Response(status=401, text="<html>HTTP Basic: Access denied.</html>", content_type="text/html")
+        if request.match_info["cloud"] != self.cloud:
+            return _error(401, f"Invalid cloud_name {request.match_info['cloud']}")
         self.calls.append(("list", request.query.get("prefix", "")))
         if unknown := set(request.query) - {"prefix", "max_results", "next_cursor"}:
             return _error(400, f"Invalid parameter {min(unknown)}")

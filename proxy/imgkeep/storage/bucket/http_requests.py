@@ -51,7 +51,7 @@ class HttpRequest:
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """A response with a status below 300. Its holder closes the stream."""
+    """A response with a status from 200 to 299. Its holder closes the stream."""
 
     status: int
     headers: Mapping[str, str]
@@ -128,7 +128,7 @@ class HttpRequests:
                 if is_last or (isinstance(body, DraftPart) and body.failure is not None):
                     raise
             else:
-                if response.status < HTTPStatus.MULTIPLE_CHOICES:
+                if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
                     stream = ResponseStream(_Content(response), self._guard.timeout_s, self._guard.release_slot)
                     return HttpResponse(response.status, response.headers, stream)
                 data = await _read_error(response)

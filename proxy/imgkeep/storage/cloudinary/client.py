@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.clock import read_clock
 from imgkeep.storage.bucket.body import DraftPart
-from imgkeep.storage.bucket.client import Features, ObjectFields, ObjectResponse, ObjectStatus
+from imgkeep.storage.bucket.client import Features, ObjectResponse, ObjectStatus
 from imgkeep.storage.bucket.errors import NOT_TAKEN, AlreadyThere, BucketError
 from imgkeep.storage.cloudinary.answers import md5_of
 from imgkeep.storage.cloudinary.api import CloudinaryApi
@@ -35,19 +35,19 @@ from imgkeep.storage.cloudinary.assets import (
     public_id_prefix,
 )
 from imgkeep.storage.cloudinary.errors import make_error
+from imgkeep.storage.cloudinary.own_checks import OwnChecks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from imgkeep.clock import Clock
     from imgkeep.core.store_url import CloudinaryFolder
-    from imgkeep.storage.bucket.client import Check
+    from imgkeep.storage.bucket.client import Check, ObjectFields
     from imgkeep.storage.interfaces import Draft
 
 CONDITION_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
 UPLOAD_BYTES_MAX: Final = 104_857_600
 """Maximum size of an upload in one request (Cloudinary, "Upload large files"); plans allow less for images."""
-CHECK_BYTES_MAX: Final = 4096
 
 
 class CloudinaryClient:
@@ -221,25 +221,7 @@ class CloudinaryClient:
         return 0  # each upload is one request
 
     def own_checks(self, path: str, image: bytes) -> Sequence[Check]:
-        record = f"{path}.json"
-
-        async def put_record() -> None:
-            await self.put_bytes(record, image, ObjectFields("application/json"))
-            opened = await self.get(record)
-            if opened is None or await opened.stream.read_all(CHECK_BYTES_MAX) != image:
-                raise BucketError("the bucket returns other bytes than were put")
-
-        async def rename_record() -> None:
-            asset = self._asset(record)
-            target = Asset(asset.kind, f"{asset.public_id}-renamed")
-            try:
-                if await self._api.rename(asset, target) is None:
-                    raise BucketError(NOT_TAKEN)
-            finally:
-                for left in (asset, target):
-                    await self._api.destroy(left)
-
-        return [("private file", put_record), ("rename", rename_record)]
+        return OwnChecks(self, self._api, self.folder, path, image).steps()
 
     def _asset(self, path: str) -> Asset:
         return asset_of(self.folder, path)

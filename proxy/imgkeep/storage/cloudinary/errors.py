@@ -45,6 +45,7 @@ _STATUSES: Final = {
     401: "Unauthorized",
     403: "NotAllowed",
     409: "AlreadyExists",
+    413: "FileTooLarge",
     420: "RateLimited",
     429: "RateLimited",
 }
@@ -70,7 +71,17 @@ REMEDIES: Final = {
     "404": "correct the cloud name in CLOUDINARY_URL, and upload_prefix if it is there",
 }
 OBJECT_CODES: Final = frozenset(
-    {MISSING, "FileTooLarge", "FormatRefused", "Changed", "BadRequest", "NotAllowed", "AlreadyExists", "RateLimited"}
+    {
+        MISSING,
+        "404",
+        "FileTooLarge",
+        "FormatRefused",
+        "Changed",
+        "BadRequest",
+        "NotAllowed",
+        "AlreadyExists",
+        "RateLimited",
+    }
 )
 """
 Codes that may concern the requested asset alone, or listings alone; a probe of the circuit breaker finds out.
@@ -96,12 +107,13 @@ def read_refusal(status: int, _headers: Mapping[str, str], data: bytes) -> Bucke
     try:
         sentence = msgspec.json.decode(data, type=_Failure).error.message.lower()
     except msgspec.DecodeError:
-        # The Admin API answers wrong credentials with a page; every other page comes from something before Cloudinary.
-        if status == HTTPStatus.UNAUTHORIZED:
-            return make_error("Unauthorized")
+        # The Admin API answers wrong credentials with a page; any server on the way may find a file too large.
+        if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_ENTITY_TOO_LARGE}:
+            return make_error(_STATUSES[status])
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return make_error(str(status))
-        return BucketError(NOT_CLOUDINARY, str(status), remedy=REMEDIES["404"])
+        code = str(status)
+        return BucketError(NOT_CLOUDINARY, code, general=code not in OBJECT_CODES, remedy=REMEDIES["404"])
     for beginning, code in _SENTENCES:
         if sentence.startswith(beginning):
             return make_error(code)
