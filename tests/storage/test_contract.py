@@ -19,6 +19,7 @@ from imgkeep.storage.disk_cache import DiskCache
 from imgkeep.storage.local.disk import HASHED_BYTES_MAX
 from imgkeep.storage.memory import MemorySpool
 from imgkeep.storage.s3 import S3Client
+from tests.support.azure import backends as azure
 from tests.support.cloudinary import backends as cloudinary
 from tests.support.s3.backends import open_s3
 from tests.support.s3.servers import NAMES
@@ -82,6 +83,7 @@ async def open_fake(_folder: Path) -> AsyncIterator[Backend]:
 HERE = {"local": open_local, "fake": open_fake}
 REMOTE: dict[str, Callable[..., AsyncIterator[BucketBackend]]] = {
     **dict.fromkeys(NAMES, open_s3),
+    azure.SERVER: azure.open_azure,
     cloudinary.SERVER: cloudinary.open_cloudinary,
 }
 """By name of the server."""

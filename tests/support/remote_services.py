@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from imgkeep.core.store_url import CloudinaryFolder, S3Bucket
+from imgkeep.core.store_url import AzureContainer, CloudinaryFolder, S3Bucket
+from tests.support.azure import backends as azure
 from tests.support.cloudinary import backends as cloudinary
 from tests.support.s3 import backends as s3
 
@@ -40,6 +41,7 @@ class RemoteService:
 
 SERVICES = {
     "s3": RemoteService(S3Bucket, "rclone", s3.open_s3, s3.REFUSALS),
+    "azure": RemoteService(AzureContainer, azure.SERVER, azure.open_azure, azure.REFUSALS),
     "cloudinary": RemoteService(
         CloudinaryFolder, cloudinary.SERVER, cloudinary.open_cloudinary, cloudinary.REFUSALS, cloudinary.WITHOUT
     ),

@@ -45,6 +45,8 @@ LATE_JOBS_S: Final = 30
 LATE_JOBS_INTERVAL_S: Final = 10
 """Interval of reads for such jobs."""
 
+UPLOADS_DELAY_S: Final = 30
+"""Delay of the first look for unfinished uploads: a start has more urgent work, and may be one of many."""
 UPLOADS_INTERVAL_S: Final = 21_600
 """Interval of looks for unfinished uploads: one request each."""
 
@@ -105,6 +107,8 @@ class BackgroundTasks:
         ]
         if services.storage.remote is not None:
             tasks.append(services.storage.remote.breaker.run())
+            if services.storage.remote.public_access is not None:
+                tasks.append(services.storage.remote.public_access.run())
         tasks += (
             self._list_leader_tasks() if self._leader_lock is None else [self._lead_when_elected(self._leader_lock)]
         )
@@ -180,8 +184,9 @@ class BackgroundTasks:
 
 
 async def _abort_unfinished_uploads(client: BucketClient, sleep: Sleep) -> None:
-    """Abort the uploads that killed processes have left in a bucket, at start and in an interval, for ever."""
+    """Abort the uploads that killed processes have left in a bucket, soon after the start and in an interval."""
     reason: str | None = None
+    await sleep(UPLOADS_DELAY_S)
     while True:
         try:
             if uploads := await client.abort_uploads():
