@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from datetime import UTC, datetime
 from http import HTTPStatus
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
@@ -12,6 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from imgkeep.clock import read_clock
 from imgkeep.storage.bucket.client import Features, ObjectFields, ObjectResponse, ObjectStatus
 from imgkeep.storage.bucket.errors import NOT_TAKEN, AlreadyThere, BucketError
 from imgkeep.storage.bucket.http_requests import HttpRequest
@@ -237,8 +237,7 @@ class GcsClient:
         try:
             account = await credentials.find_account()
             life_s = min(ttl_s, credentials.link_ttl_s_max)
-            now = datetime.now(UTC)  # noqa: TID251 - the service compares it with the time of its own clock
-            link = prepare(self.public_url(path), account=account, now=now, ttl_s=life_s, head=head)
+            link = prepare(self.public_url(path), account=account, now=read_clock(), ttl_s=life_s, head=head)
             return link.add(await credentials.sign(link.text, account)), life_s
         except BucketError as error:
             raise self._connection.guard.name(error) from None

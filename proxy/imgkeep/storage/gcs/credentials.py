@@ -66,7 +66,7 @@ class GcsCredentials:
         self._wait_s = timeout_s * WAIT_SHARE
         self._make_transport = make_transport
         self._credentials: Credentials | None = None
-        self._renewal: asyncio.Task[None] | None = None
+        self._renewal: asyncio.Task[dict[str, str]] | None = None
         self._failed_at = float("-inf")
         self._work: set[asyncio.Future[Any]] = set()
 
@@ -103,22 +103,17 @@ class GcsCredentials:
             return {}
         state = TokenState.INVALID if self._credentials is None else self._credentials.token_state
         if state is TokenState.INVALID:
-            await self._wait(self._renew())
-        elif state is TokenState.STALE and asyncio.get_running_loop().time() - self._failed_at > RENEW_AGAIN_S:
+            return await self._wait(self._renew())
+        if state is TokenState.STALE and asyncio.get_running_loop().time() - self._failed_at > RENEW_AGAIN_S:
             self._renew()
-        assert self._credentials is not None
-        fields: dict[str, str] = {}
-        self._credentials.apply(fields)
-        return fields
+        return _fields_of(self._credentials)
 
     def forget(self, fields: dict[str, str]) -> bool:
         """Take a token out of use that the service refused; tell whether another may come."""
         credentials = self._credentials
         if credentials is None or not fields:
             return False
-        current: dict[str, str] = {}
-        credentials.apply(current)
-        if current.get("authorization") == fields.get("authorization") and self._renewal is None:
+        if fields.get("authorization") == f"Bearer {credentials.token}" and self._renewal is None:
             credentials.token = None
         return True
 
@@ -159,18 +154,18 @@ class GcsCredentials:
         has_key = isinstance(self._credentials, service_account.Credentials)
         return TTL_S_MAX if has_key else SERVICE_KEY_TTL_S_MAX
 
-    def _renew(self) -> asyncio.Task[None]:
+    def _renew(self) -> asyncio.Task[dict[str, str]]:
         if self._renewal is None:
             self._renewal = self._start(self._renew_blocking, _explain)
             self._renewal.add_done_callback(self._end_renewal)
         return self._renewal
 
-    def _end_renewal(self, renewal: asyncio.Task[None]) -> None:
+    def _end_renewal(self, renewal: asyncio.Task[dict[str, str]]) -> None:
         self._renewal = None
         if not renewal.cancelled() and renewal.exception() is not None:
             self._failed_at = renewal.get_loop().time()
 
-    def _renew_blocking(self) -> None:
+    def _renew_blocking(self) -> dict[str, str]:
         with self._make_transport(self._wait_s) as transport:
             if self._credentials is None:
                 try:
@@ -178,6 +173,7 @@ class GcsCredentials:
                 except Unanswered:
                     raise exceptions.DefaultCredentialsError from None
             self._credentials.refresh(transport)
+            return _fields_of(self._credentials)
 
     def _start(self, work: Callable[[], T], explain: Callable[[Exception], Exception]) -> asyncio.Task[T]:
         async def run() -> T:
@@ -197,6 +193,12 @@ class GcsCredentials:
                 return await asyncio.shield(task)
         except TimeoutError:
             raise BucketError("the server for tokens does not answer within store.timeout_s") from None
+
+
+def _fields_of(credentials: Any) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    credentials.apply(fields)
+    return fields
 
 
 def _account_of(credentials: Any) -> str | None:
