@@ -11,6 +11,7 @@ import pytest
 
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import SERVICES
+from imgkeep.core.layout import BLOCKS_CHANGED
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -70,8 +71,9 @@ class Remote:
         await make_public(self.server)
 
     async def stored(self, kind: str) -> dict[str, bytes]:
-        """Return the files under `objects` or `records` in the bucket."""
-        return await self.server.objects(f"pre/v1/{kind}/")
+        """Return the files under `objects`, `records` or `refused` in the bucket, without the marker of the blocks."""
+        found = await self.server.objects(f"pre/v1/{kind}/")
+        return {path: data for path, data in found.items() if path != f"pre/{BLOCKS_CHANGED}"}
 
 
 @pytest.fixture
