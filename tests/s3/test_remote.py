@@ -157,13 +157,13 @@ async def test_full_disk_leaves_uploads_from_memory(remote: Remote, origin: Fake
 
 
 async def test_second_request_is_redirected_to_the_public_url(remote: Remote, origin: FakeOrigin) -> None:
-    node = await remote.node(mode="redirect", delivery={"base_url": "https://img.example/base/"})
+    node = await remote.node(mode="redirect", delivery={"base_url": "http://127.0.0.1:9/base/"})
     url = origin.gives("/a.png", make_image())
     assert (await get(node, url))[0].status == 200
     response, _ = await get(node, url)
     digest = sha256(make_image()).hexdigest()
     assert response.status == 302
-    where = f"https://img.example/base/pre/v1/objects/{digest[:2]}/{digest}.png"
+    where = f"http://127.0.0.1:9/base/pre/v1/objects/{digest[:2]}/{digest}.png"
     assert response.headers["Location"] == response.headers["Content-Location"] == where
     assert response.headers["Cache-Control"] == "public, max-age=300"
     assert "ETag" not in response.headers, "or a client would revalidate the redirect for ever"
@@ -175,7 +175,7 @@ async def test_second_request_is_redirected_to_the_public_url(remote: Remote, or
 
 async def test_redirect_to_a_provisional_image_is_short_lived(remote: Remote, origin: FakeOrigin) -> None:
     sources = {"providers": [UNCERTAIN]}
-    node = await remote.node(mode="redirect", delivery={"base_url": "https://img.example/"}, sources=sources)
+    node = await remote.node(mode="redirect", delivery={"base_url": "http://127.0.0.1:9/"}, sources=sources)
     signed = SignedOrigin(origin)
     await get(node, signed.url(invented()))
     response, _ = await get(node, signed.url(invented()))
@@ -201,6 +201,7 @@ async def test_nodes_learn_confirmations_from_the_bucket(remote: Remote, origin:
 
 
 async def test_links_into_the_public_bucket_are_not_rewritten(remote: Remote, origin: FakeOrigin) -> None:
+    await remote.make_public()
     node = await remote.node(mode="redirect")
     url = origin.gives("/a.png", make_image())
     await get(node, url)
@@ -230,6 +231,7 @@ async def test_presigned_link_is_reused_and_serves_head(remote: Remote, origin: 
 
 
 async def test_redirect_leads_only_to_objects_in_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
+    await remote.make_public()
     node = await remote.node(mode="redirect")
     url = origin.gives("/a.png", make_image())
     await get(node, url)
@@ -305,6 +307,7 @@ async def test_outage_is_invisible_to_clients(
     remote: Remote, origin: FakeOrigin, outage: Callable[[Remote], Awaitable[None]]
 ) -> None:
     old = origin.gives("/old.png", make_image(seed=1))
+    await remote.make_public()
     node = await remote.node(mode="redirect", store=HURRIED if outage is hang else {})
     await get(node, old)
     assert (await get(node, old))[0].status == 302

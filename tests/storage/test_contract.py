@@ -21,6 +21,7 @@ from imgkeep.storage.memory import MemorySpool
 from imgkeep.storage.s3 import S3Client
 from tests.support.azure import backends as azure
 from tests.support.cloudinary import backends as cloudinary
+from tests.support.gcs import backends as gcs
 from tests.support.s3.backends import open_s3
 from tests.support.s3.servers import NAMES
 from tests.support.stores import NOON, FakeStore, fetch_image, local_store, put_image, read_all, record_of, spool_of
@@ -84,6 +85,8 @@ HERE = {"local": open_local, "fake": open_fake}
 REMOTE: dict[str, Callable[..., AsyncIterator[BucketBackend]]] = {
     **dict.fromkeys(NAMES, open_s3),
     azure.SERVER: azure.open_azure,
+    gcs.SERVER: gcs.open_gcs,
+    gcs.STRICT: gcs.open_gcs,
     cloudinary.SERVER: cloudinary.open_cloudinary,
 }
 """By name of the server."""
@@ -210,10 +213,23 @@ async def test_record_is_not_put_over_a_tombstone(store: Store) -> None:
         await store.put_record(record)
 
 
-async def test_newest_record_of_an_image_counts(store: Store) -> None:
-    await put_image(store, BODY, record_of(BODY, etag='"one"'))
-    record = await put_image(store, BODY, record_of(BODY, etag='"two"'))
-    assert await store.find(record.key) == record
+async def test_first_record_of_an_image_counts(store: Store) -> None:
+    first = await put_image(store, BODY, record_of(BODY, etag='"one"'))
+    for _ in range(2):
+        draft = await spool_of(store).begin(len(BODY))
+        await draft.write(BODY)
+        assert await store.put(draft, record_of(BODY, etag='"two"')) == first, "so that it has one validator"
+        await draft.aclose()
+        assert await store.find(first.key) == first
+        await store.delete_object(first.digest)
+    assert await store.fetch(first.object_name, first.size) is None
+
+
+async def test_second_fill_of_the_same_bytes_removes_doubts(store: Store) -> None:
+    doubtful = record_of(BODY, etag='"one"').with_doubts(frozenset({Doubt.PLAINTEXT}))
+    first = await put_image(store, BODY, doubtful)
+    await put_image(store, BODY, record_of(BODY, etag='"two"'))
+    assert await store.find(first.key) == record_of(BODY, etag='"one"')
 
 
 async def test_reader_goes_on_while_the_image_is_put_again(store: Store) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from imgkeep.core.store_url import AzureContainer, CloudinaryFolder, S3Bucket
+from imgkeep.core.store_url import AzureContainer, CloudinaryFolder, GcsBucket, S3Bucket
 from tests.support.azure import backends as azure
 from tests.support.cloudinary import backends as cloudinary
+from tests.support.gcs import backends as gcs
 from tests.support.s3 import backends as s3
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class RemoteService:
 SERVICES = {
     "s3": RemoteService(S3Bucket, "rclone", s3.open_s3, s3.REFUSALS),
     "azure": RemoteService(AzureContainer, azure.SERVER, azure.open_azure, azure.REFUSALS),
+    "gcs": RemoteService(GcsBucket, gcs.STRICT, gcs.open_gcs, gcs.REFUSALS, gcs.WITHOUT),
     "cloudinary": RemoteService(
         CloudinaryFolder, cloudinary.SERVER, cloudinary.open_cloudinary, cloudinary.REFUSALS, cloudinary.WITHOUT
     ),

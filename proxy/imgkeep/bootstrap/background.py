@@ -2,7 +2,8 @@
 The background tasks of a server, and which of them only the leader runs.
 
 Rules:
-- Every worker watches its own health and learns of removals by itself.
+- Every worker watches its own health, learns of removals by itself, and reads the records of its memory again where
+  another node may have overwritten them.
 - Jobs and the outbox run once: in the leader, or in the only process. The leader also counts the stored images, fills
   an empty image index, and aborts unfinished uploads of a bucket.
 - A worker that stops releases the leadership before its last requests end, so that another worker goes on at once.
@@ -17,6 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.bootstrap.gauges import watch_totals
+from imgkeep.bootstrap.services import make_record_settler
 from imgkeep.bootstrap.storage import cancel
 from imgkeep.core.errors import Busy, StorageError
 from imgkeep.health import CHECK_INTERVAL_S
@@ -107,6 +109,11 @@ class BackgroundTasks:
         ]
         if services.storage.remote is not None:
             tasks.append(services.storage.remote.breaker.run())
+            if services.storage.remote.public_access is not None:
+                tasks.append(services.storage.remote.public_access.run())
+        settler = make_record_settler(services)
+        if settler is not None:
+            tasks.append(settler.run(self._sleep))
         tasks += (
             self._list_leader_tasks() if self._leader_lock is None else [self._lead_when_elected(self._leader_lock)]
         )

@@ -7,6 +7,7 @@ refuses a record of an unknown version.
     v1/objects/<2 hex>/<digest>.<ext>
     v1/records/<2 hex>/<key>.json        a record, or a tombstone
     v1/refused/<2 hex>/<digest>.json     a blocked digest: no link may bring these bytes back
+    v1/refused/changed                   of a bucket: a random token, another one after every change of the blocks
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 OBJECTS: Final = "v1/objects"
 RECORDS: Final = "v1/records"
 BLOCKED: Final = "v1/refused"
+BLOCKS_CHANGED: Final = f"{BLOCKED}/changed"
+"""Path of the marker whose token says whether the blocks have changed. It is no block, and a bucket may lack it."""
 REMOVED: Final = "the image was removed"
 """Detail of the error for a tombstone."""
 RECORD_BYTES_MAX: Final = 65_536

@@ -138,6 +138,10 @@ class TieredStore:
             task.add_done_callback(partial(self._end_lookup, key))
         return await asyncio.shield(task)
 
+    async def read_again(self, key: Key) -> Record | None:
+        """Return the record of the primary, by a request that begins now. Raises as `find`."""
+        return await self._call_primary(partial(self.primary.find, key))
+
     async def fetch(self, name: str, size: int | None) -> Body | None:
         body = await self.cache.fetch(name, size)
         if body is not None:
@@ -195,7 +199,7 @@ class TieredStore:
             stored = await self._call_primary(partial(self.primary.put, draft, record, replaces))
         except Conflict:
             raise
-        except StorageError:
+        except StorageError:  # and not `Removed`, which the fallback must not take either
             # A replacement waits until the primary is back: only the primary knows whether it may replace its image.
             if self.fallback is None or replaces is not None:
                 raise
