@@ -19,11 +19,7 @@ from imgkeep.storage.disk_cache import DiskCache
 from imgkeep.storage.local.disk import HASHED_BYTES_MAX
 from imgkeep.storage.memory import MemorySpool
 from imgkeep.storage.s3 import S3Client
-from tests.support.azure import backends as azure
-from tests.support.cloudinary import backends as cloudinary
-from tests.support.gcs import backends as gcs
-from tests.support.s3.backends import open_s3
-from tests.support.s3.servers import NAMES
+from tests.support.remote_services import SERVERS
 from tests.support.stores import NOON, FakeStore, fetch_image, local_store, put_image, read_all, record_of, spool_of
 
 if TYPE_CHECKING:
@@ -82,17 +78,9 @@ async def open_fake(_folder: Path) -> AsyncIterator[Backend]:
 
 
 HERE = {"local": open_local, "fake": open_fake}
-REMOTE: dict[str, Callable[..., AsyncIterator[BucketBackend]]] = {
-    **dict.fromkeys(NAMES, open_s3),
-    azure.SERVER: azure.open_azure,
-    gcs.SERVER: gcs.open_gcs,
-    gcs.STRICT: gcs.open_gcs,
-    cloudinary.SERVER: cloudinary.open_cloudinary,
-}
-"""By name of the server."""
 
 
-@pytest.fixture(scope="module", params=[*HERE, *REMOTE])
+@pytest.fixture(scope="module", params=[*HERE, *SERVERS])
 def place(request: pytest.FixtureRequest) -> str:
     """Return the name of a backend. All tests of one come after each other, so few processes start its server."""
     return str(request.param)
@@ -105,7 +93,7 @@ async def backend(place: str, request: pytest.FixtureRequest, tmp_path: Path) ->
         async for backend in HERE[place](folder):
             yield backend
     else:
-        async for bucket in REMOTE[place](place, request, folder):
+        async for bucket in SERVERS[place](place, request, folder):
             yield bucket
 
 
@@ -263,7 +251,7 @@ class _Shifted:
 
 # Without s3rver, which writes in place and shows what is half written: two at once are more than it can do.
 @pytest.mark.parametrize(
-    "place", [name for name in (*HERE, *REMOTE) if name != "s3rver"], indirect=True, scope="module"
+    "place", [name for name in (*HERE, *SERVERS) if name != "s3rver"], indirect=True, scope="module"
 )
 @pytest.mark.parametrize("names", ["aaaa", "abcd"], ids=["one key", "four keys"])
 async def test_concurrent_puts_of_the_same_bytes_succeed(store: Store, backend: Backend, names: str) -> None:
