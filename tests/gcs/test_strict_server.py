@@ -155,7 +155,7 @@ async def test_diagnosis_finds_no_fault(client: GcsClient, strict_gcs: StrictGcs
     store = BucketStore(client)
     steps = [step async for step in diagnose(store, public_url=store.public_url)]
     assert [step for step in steps if step.error] == []
-    assert {"presign", "public", "condition", "copy"} <= {step.name for step in steps}
+    assert {"presign", "public", "conditional-put", "copy"} <= {step.name for step in steps}
     assert strict_gcs.objects == {}
 
 

@@ -144,6 +144,9 @@ def logging_to(stream: TextIO, settings: Log) -> Iterator[None]:
     root.setLevel(settings.level.upper())
     for chatty in ("asyncio", "alembic", "aiohttp.client", "aiohttp.internal", "aiobotocore", "botocore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    for quoting in ("azure", "msal"):
+        # Their records quote answers of services, at each attempt; the error of the request says what failed.
+        logging.getLogger(quoting).setLevel(logging.CRITICAL)
     server = logging.getLogger("aiohttp.server")
     server.addFilter(_tell_briefly)
     listener.start()
