@@ -241,7 +241,7 @@ def run_contract(name: str) -> str:
     """Run the contract suite on a server; return what pytest counted."""
     variables = os.environ | {"IMGKEEP_TEST_SERVERS": name if name in KINDS else "moto"}  # noqa: TID251
     chosen = SUITES.get(name, name)
-    suite = ("-n0", "-q", "--no-header", "--durations=0", "tests/storage/test_contract.py", "-k", chosen)
+    suite = ("-n0", "-rfE", "tests/storage/test_contract.py", "-k", chosen)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *suite], cwd=ROOT, env=variables, capture_output=True, text=True, check=False
     )

@@ -224,6 +224,33 @@ async def test_walk_lists_images_and_raw_files_in_order(
     assert [path async for path, _ in cloudinary_client.walk("v1")] == sorted([*put_paths, RECORD])
 
 
+async def test_folder_after_folder_costs_a_request_a_page(
+    cloudinary: CloudinaryServer, cloudinary_client: CloudinaryClient
+) -> None:
+    cloudinary.page_max = 4
+    paths = [f"{RECORDS}/{folder}/{folder}{number:062x}.json" for folder in ("00", "0a", "ff") for number in range(3)]
+    for path in paths:
+        await cloudinary_client.put_bytes(path, b"{}", FIELDS)
+    cloudinary.calls.clear()
+    folders = [f"{RECORDS}/{folder:02x}" for folder in range(256)]
+    assert [path for folder in folders async for path, _ in cloudinary_client.walk(folder)] == paths
+    assert len(cloudinary.calls) == 3
+    assert [path async for path, _ in cloudinary_client.walk(f"{RECORDS}/0a")] == paths[3:6]
+    walks = [cloudinary_client.walk(f"{RECORDS}/{folder}") for folder in ("0a", "ff")]
+    mixed = [await anext(walk) for walk in (*walks, *walks, *walks)]
+    assert sorted(path for path, _ in mixed) == paths[3:]
+
+
+async def test_listing_in_another_order_is_an_error(
+    cloudinary: CloudinaryServer, cloudinary_client: CloudinaryClient
+) -> None:
+    cloudinary.sorts = False
+    for folder in ("ff", "00"):
+        await cloudinary_client.put_bytes(f"{RECORDS}/{folder}/{folder * 32}.json", b"{}", FIELDS)
+    with pytest.raises(BucketError, match="does not list in the order"):
+        assert [entry for folder in ("00", "ff") async for entry in cloudinary_client.walk(f"{RECORDS}/{folder}")]
+
+
 @pytest.mark.parametrize("extension", ["png", "tiff"])
 async def test_object_is_found_by_its_digest_without_a_listing(
     cloudinary: CloudinaryServer, cloudinary_client: CloudinaryClient, extension: str

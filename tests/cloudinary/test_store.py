@@ -176,7 +176,10 @@ async def test_store_migrates_there_and_back(
     assert {path: body for path, body in stored.items() if path != PROBE} == files(tmp_path / "a")
     assert await copy(PLACE, two) == {"copied_objects": 5, "copied_records": 5}
     assert files(tmp_path / "b") == files(tmp_path / "a")
+    cloudinary.calls.clear()
     assert await copy(two, PLACE) == {"skipped": 5, "kept": 5}
+    listings = [public_id for method, public_id in cloudinary.calls if method == "list"]
+    assert sorted(listings) == [f"images/v1/{kind}/" for kind in ("objects", "objects", "records", "refused")]
 
 
 async def test_migration_stops_where_the_admin_api_is_used_up(

@@ -35,6 +35,7 @@ from imgkeep.storage.cloudinary.assets import (
     public_id_prefix,
 )
 from imgkeep.storage.cloudinary.errors import make_error
+from imgkeep.storage.cloudinary.listing import SortedListing, folder_above
 from imgkeep.storage.cloudinary.own_checks import OwnChecks
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class CloudinaryClient:
         self.folder = folder
         self.timeout_s = timeout_s
         self.features = Features(ranges=False, presign=False)
+        self._listings: dict[tuple[AssetKind, str], SortedListing] = {}
         self._api = CloudinaryApi(
             str(folder), timeout_s=timeout_s, observe=observe, environment=environment, clock=clock
         )
@@ -181,8 +183,7 @@ class CloudinaryClient:
         return False
 
     async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
-        kinds = kinds_below(f"{folder}/")
-        lists = [self._walk_kind(kind, f"{folder}/") for kind in kinds]
+        lists = [self._walk_kind(kind, folder) for kind in kinds_below(f"{folder}/")]
         heads = [await anext(entries, None) for entries in lists]
         while any(head is not None for head in heads):
             _, first = min((head[0], place) for place, head in enumerate(heads) if head is not None)
@@ -191,7 +192,21 @@ class CloudinaryClient:
             yield head
             heads[first] = await anext(lists[first], None)
 
-    async def _walk_kind(self, kind: AssetKind, prefix: str) -> AsyncIterator[tuple[str, int]]:
+    async def _walk_kind(self, kind: AssetKind, folder: str) -> AsyncIterator[tuple[str, int]]:
+        above = folder_above(folder)
+        if above is None:
+            async for entry in self._list(kind, f"{folder}/"):
+                yield entry
+            return
+        # Taken out while it is read, so that two readers never share it.
+        listing = self._listings.pop((kind, above), None)
+        if listing is None or listing.has_passed(f"{folder}/"):
+            listing = SortedListing(self._list(kind, f"{above}/"))
+        async for entry in listing.read(f"{folder}/"):
+            yield entry
+        self._listings[kind, above] = listing
+
+    async def _list(self, kind: AssetKind, prefix: str) -> AsyncIterator[tuple[str, int]]:
         start = len(self.folder.path(""))
         cursor = ""
         while True:

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import google.auth
 from google.auth import exceptions, iam
-from google.auth.credentials import AnonymousCredentials, Signing, TokenState
+from google.auth.credentials import (
+    DEFAULT_UNIVERSE_DOMAIN,
+    AnonymousCredentials,
+    CredentialsWithUniverseDomain,
+    Signing,
+    TokenState,
+)
 from google.oauth2 import service_account
 
 from imgkeep.storage.bucket.errors import BucketError
@@ -168,10 +174,7 @@ class GcsCredentials:
     def _renew_blocking(self) -> dict[str, str]:
         with self._make_transport(self._wait_s) as transport:
             if self._credentials is None:
-                try:
-                    self._credentials, _ = google.auth.default(scopes=SCOPES, request=transport)  # of the machine
-                except Unanswered:
-                    raise exceptions.DefaultCredentialsError from None
+                self._credentials = _ask_machine(transport)
             self._credentials.refresh(transport)
             return _fields_of(self._credentials)
 
@@ -193,6 +196,18 @@ class GcsCredentials:
                 return await asyncio.shield(task)
         except TimeoutError:
             raise BucketError("the server for tokens does not answer within store.timeout_s") from None
+
+
+def _ask_machine(transport: Transport) -> Credentials:
+    """Return the credentials of the machine, from its metadata server. Raises: DefaultCredentialsError."""
+    try:
+        credentials, _ = google.auth.default(scopes=SCOPES, request=transport)
+    except Unanswered:
+        raise exceptions.DefaultCredentialsError from None
+    # The library would ask the machine for the domain of all services, past this transport; here it is fixed.
+    if isinstance(credentials, CredentialsWithUniverseDomain):
+        credentials = credentials.with_universe_domain(DEFAULT_UNIVERSE_DOMAIN)
+    return credentials
 
 
 def _fields_of(credentials: Any) -> dict[str, str]:
@@ -225,9 +240,11 @@ def _explain(error: Exception) -> Exception:
 
 
 def _explain_signing(error: Exception) -> Exception:
+    """Return an error of a signature as one of imgkeep; the bucket works all the same."""
     if isinstance(error, Unanswered):
-        return BucketError(f"the service that signs, {error.host}, cannot be reached", cause=error.cause)
+        return BucketError(f"the service that signs, {error.host}, cannot be reached", general=False, cause=error.cause)
     return BucketError(
         "the service does not sign links for this account",
+        general=False,
         remedy="grant it the role Service Account Token Creator (roles/iam.serviceAccountTokenCreator) on itself",
     )
