@@ -3,12 +3,16 @@ The client of a Cloudinary folder, over Cloudinary's HTTP API.
 
 What the service does otherwise than a bucket:
 - Reads go to the API and not to the delivery URLs: the CDN behind those may return old versions and old misses.
-- It has no ranges, and no condition but `overwrite=false`. So `quarantine` may move a version that another process
-  stored a moment ago; it notices that, and moves it back.
+- It has no ranges and no conditions. `overwrite=false` is a look when an upload begins ("return immediately if an asset
+  with the same public ID was found"), so of two uploads at once both may succeed. Objects use it, because equal names
+  mean equal bytes; records do not rely on it. `quarantine` may move a version that another process stored a moment
+  ago; it notices that, and moves it back.
 - It stores no header fields: `ObjectFields` have no effect. Its CDN sets `Content-Type` and `Cache-Control`.
 - The public ID of an image has no extension, so an image has one asset, whatever extension the path has: `delete`
   removes it for any of them.
-- Listings come from the Admin API, whose requests are limited by the hour. Nothing else uses it.
+- Listings come from the Admin API, whose requests are limited by the hour. Nothing else uses it, so `has_any` asks for
+  the five assets that an object may be, one after the other.
+- An upload in one request has 100 MB at most, so `put_draft` refuses larger drafts.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.clock import read_clock
 from imgkeep.storage.bucket.body import DraftPart
 from imgkeep.storage.bucket.client import Features, ObjectResponse, ObjectStatus
-from imgkeep.storage.bucket.errors import NOT_TAKEN, AlreadyThere, BucketError
+from imgkeep.storage.bucket.errors import NOT_TAKEN, BucketError
 from imgkeep.storage.cloudinary.answers import md5_of
 from imgkeep.storage.cloudinary.api import CloudinaryApi
 from imgkeep.storage.cloudinary.assets import (
@@ -46,7 +50,6 @@ if TYPE_CHECKING:
     from imgkeep.storage.bucket.client import Check, ObjectFields
     from imgkeep.storage.interfaces import Draft
 
-CONDITION_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
 UPLOAD_BYTES_MAX: Final = 104_857_600
 """Maximum size of an upload in one request (Cloudinary, "Upload large files"); plans allow less for images."""
 
@@ -127,12 +130,9 @@ class CloudinaryClient:
             return None
         return ObjectStatus(found.bytes, found.etag)
 
-    async def put_bytes(self, path: str, data: bytes, fields: ObjectFields, *, only_if_absent: bool = False) -> None:  # noqa: ARG002 - it stores none
+    async def put_bytes(self, path: str, data: bytes, fields: ObjectFields, *, only_if_absent: bool = False) -> None:  # noqa: ARG002 - it has neither
         asset, etag = self._asset(path), md5_of(data)
-        conditional = only_if_absent and self.features.conditional_put
-        stored = await self._api.upload(asset, data, len(data), overwrite=not conditional)
-        if conditional and (stored.existing or stored.etag != etag):
-            raise AlreadyThere
+        stored = await self._api.upload(asset, data, len(data), overwrite=True)
         if not stored.is_copy_of(etag, len(data)):
             raise BucketError(NOT_TAKEN)
 
@@ -229,8 +229,7 @@ class CloudinaryClient:
         return f"{self._api.account.delivery_url}/{delivery_path(self.folder, path)}"
 
     async def probe_features(self, path: str) -> None:
-        stored = await self._api.upload(self._asset(path), CONDITION_BYTES, len(CONDITION_BYTES), overwrite=False)
-        self.features.conditional_put = stored.existing
+        """Do nothing: what it can do is known."""
 
     async def abort_uploads(self) -> int:
         return 0  # each upload is one request

@@ -187,8 +187,13 @@ class GcsCredentials:
 
         task = asyncio.create_task(run())
         self._work.add(task)
-        task.add_done_callback(self._work.discard)
+        task.add_done_callback(self._forget_work)
         return task
+
+    def _forget_work(self, task: asyncio.Future[Any]) -> None:
+        self._work.discard(task)
+        if not task.cancelled():
+            task.exception()  # the request that waited for it may be gone
 
     async def _wait(self, task: asyncio.Task[T]) -> T:
         try:
