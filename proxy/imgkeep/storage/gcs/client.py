@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from imgkeep.storage.interfaces import Draft
 
 CONDITION_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
+WRITE_INTERVAL_S: Final = 1
+"""Time between two writes of one object that the service allows ("Quotas and limits")."""
 RESOURCE_FIELDS: Final = "name,size,generation,md5Hash"
 CHANGED: Final = "the object in the bucket is another version by now"
 
@@ -151,11 +153,14 @@ class GcsClient:
         except BucketError as error:
             if error.error_code not in LIMITED:
                 raise
-            # One object takes one write a second, and several nodes may write the same: then it is there.
+            # Several nodes may write the same bytes at once: then they are there.
             found = await self._read_resource(path)
-            if found is None or not envelope.holds(found.md5_hash, found.size):
+            if found is not None and envelope.holds(found.md5_hash, found.size):
+                return
+            if self.timeout_s <= WRITE_INTERVAL_S:
                 raise
-            return
+            await asyncio.sleep(WRITE_INTERVAL_S)
+            stored = await self._upload(envelope, body, only_if_absent=only_if_absent)
         self._check(stored, path)
         if not envelope.holds(stored.md5_hash, stored.size):
             raise self._connection.guard.name(BucketError(NOT_TAKEN))
