@@ -77,9 +77,15 @@ class Calls:
         return [found async for found in self.client.walk("v1/objects")]
 
 
-@pytest.fixture(params=SERVICES)
-async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[BucketBackend]:
-    service = SERVICES[request.param]
+@pytest.fixture(scope="module", params=SERVICES)
+def service_name(request: pytest.FixtureRequest) -> str:
+    """Return the name of a service. All tests of one come after each other, so few processes start its server."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def backend(service_name: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[BucketBackend]:
+    service = SERVICES[service_name]
     async for backend in service.open(service.server, request, tmp_path):
         yield backend
 
@@ -159,8 +165,8 @@ async def test_fault_is_typed_and_leaves_nothing(calls: Calls, row: str) -> None
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-async def test_refusal_is_typed_with_a_remedy(calls: Calls, request: pytest.FixtureRequest, name: str) -> None:
-    service = SERVICES[request.node.callspec.params["backend"]]
+async def test_refusal_is_typed_with_a_remedy(calls: Calls, service_name: str, name: str) -> None:
+    service = SERVICES[service_name]
     if name in service.without:
         assert name not in service.refusals, service.without[name]
         return

@@ -10,6 +10,7 @@ from tests.support.azure import backends as azure
 from tests.support.cloudinary import backends as cloudinary
 from tests.support.gcs import backends as gcs
 from tests.support.s3 import backends as s3
+from tests.support.s3.servers import NAMES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -48,3 +49,11 @@ SERVICES = {
         CloudinaryFolder, cloudinary.SERVER, cloudinary.open_cloudinary, cloudinary.REFUSALS, cloudinary.WITHOUT
     ),
 }
+
+SERVERS: Mapping[str, Callable[..., AsyncIterator[BucketBackend]]] = {
+    **dict.fromkeys(NAMES, s3.open_s3),
+    **dict.fromkeys((gcs.SERVER, gcs.STRICT), gcs.open_gcs),
+    azure.SERVER: azure.open_azure,
+    cloudinary.SERVER: cloudinary.open_cloudinary,
+}
+"""Every server on which the contract of stores is tried, and what opens a store on it."""

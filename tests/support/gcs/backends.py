@@ -61,9 +61,9 @@ async def open_gcs(
         return
     server: FakeGcsServer = request.getfixturevalue("fake_gcs_server")
 
-    def make(endpoint: str, prefix: str) -> GcsClient:
+    def make(endpoint: str, prefix: str, is_there: bool) -> GcsClient:  # noqa: FBT001 - as `opening` calls it
         patch.setenv("STORAGE_EMULATOR_HOST", endpoint)
-        return GcsClient(GcsBucket(server.bucket, prefix), timeout_s=timeout_s)
+        return GcsClient(GcsBucket(server.bucket if is_there else "missing", prefix), timeout_s=timeout_s)
 
     async with opening(name, server.port, make, server.objects, folder) as backend:
         assert backend.store.client.features.conditional_put
@@ -75,9 +75,9 @@ async def _open_strict(patch: pytest.MonkeyPatch, folder: Path, timeout_s: float
     await server.start()
     use_credentials(service_account(server.endpoint), folder.parent, patch)
 
-    def make(endpoint: str, prefix: str) -> GcsClient:
+    def make(endpoint: str, prefix: str, is_there: bool) -> GcsClient:  # noqa: FBT001 - as `opening` calls it
         patch.setenv("STORAGE_EMULATOR_HOST", endpoint)
-        return GcsClient(GcsBucket(BUCKET, prefix), timeout_s=timeout_s)
+        return GcsClient(GcsBucket(BUCKET if is_there else "missing", prefix), timeout_s=timeout_s)
 
     async def objects(prefix: str) -> dict[str, bytes]:
         return {name: stored.data for name, stored in server.objects.items() if name.startswith(prefix)}
