@@ -46,7 +46,8 @@ async def verify(
 ) -> int:
     """
     Read everything that is stored, and print each finding and a summary. 1 if an object is damaged, missing or
-    unreadable. An incomplete image is as its origin sent it, and no fault of the store.
+    unreadable. An incomplete image is as its origin sent it, and no fault of the store; a removed one that came back is
+    deleted.
     """
     counts: Counter[str] = Counter()
     with progress("verifying", None, err) as bar:
@@ -63,7 +64,7 @@ async def verify(
                 key = {} if finding.key is None else {"key": finding.key}
                 facts = {"kind": finding.kind, "path": finding.path, **key}
                 bar.answer(out, as_line(facts) if as_json else f"{finding.kind:<10}  {finding.key or finding.path}")
-    kinds = ("good", "damaged", "missing", "unreadable", "orphan", "incomplete")
+    kinds = ("good", "damaged", "missing", "unreadable", "orphan", "incomplete", "removed")
     if as_json:
         print_json(out, {kind: counts[kind] for kind in kinds})
     else:
