@@ -157,4 +157,6 @@ async def test_diagnosis_of_an_emulator_finds_no_fault(client: GcsClient) -> Non
     store = BucketStore(client)
     steps = [step async for step in diagnose(store, public_url=store.public_url)]
     assert [step for step in steps if step.error] == []
-    assert {"put", "get", "range", "list", "condition", "copy", "public", "delete"} <= {step.name for step in steps}
+    assert {"put", "get", "range", "list", "conditional-put", "copy", "public", "delete"} <= {
+        step.name for step in steps
+    }

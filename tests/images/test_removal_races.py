@@ -12,11 +12,13 @@ from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import BLOCKED, OBJECTS, block_path, object_path, record_path
 from imgkeep.core.records import Record
 from imgkeep.images.removal import LATE_MAX
+from imgkeep.maintenance.migrate import Migration
 from imgkeep.maintenance.verify_reindex import Finding, verify
 from imgkeep.storage.bucket.errors import BucketError
+from imgkeep.storage.memory import MemorySpool
 from tests.support.bucket_nodes import ServingNode, draft_of
 from tests.support.memory_bucket import MemoryBucket, Order, in_every_order
-from tests.support.stores import record_of
+from tests.support.stores import NOON, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -202,3 +204,16 @@ async def test_verify_leaves_bytes_whose_removal_was_undone(removed: ServingNode
         raise AssertionError(f"{record} is no image of a known format")
 
     assert Finding("orphan", OBJECT) in [finding async for finding in verify(removed.store, note)]
+
+
+async def test_migration_copies_no_removed_bytes(removed: ServingNode) -> None:
+    await removed.fill(GOOD, name="good")
+    removed.client.bucket.objects[OBJECT] = BODY
+    target = ServingNode("target", MemoryBucket())
+    migration = Migration(removed.store, target.store, MemorySpool(1_000_000), lambda: NOON)
+    await migration.count()
+    outcomes = {result.path: result.outcome async for result in migration.run()}
+    assert outcomes[OBJECT] == "gone"
+    assert OBJECT not in target.client.bucket.objects
+    assert object_path(record_of(GOOD).object_name) in target.client.bucket.objects
+    assert await target.store.find_block(A.digest) is not None

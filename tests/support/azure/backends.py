@@ -61,9 +61,10 @@ async def open_azure(
     server: Azurite = request.getfixturevalue("azurite")
     patch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
 
-    def make(endpoint: str, prefix: str) -> AzureClient:
+    def make(endpoint: str, prefix: str, is_there: bool) -> AzureClient:  # noqa: FBT001 - as `opening` calls it
         patch.setenv("AZURE_STORAGE_CONNECTION_STRING", server.through(endpoint).connection_string)
-        return AzureClient(AzureContainer(server.container, prefix), timeout_s=timeout_s)
+        name = server.container if is_there else "missing-container"
+        return AzureClient(AzureContainer(name, prefix), timeout_s=timeout_s)
 
     async with opening(name, server.port, make, server.objects, folder) as backend:
         assert backend.store.client.features.conditional_put

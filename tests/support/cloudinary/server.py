@@ -74,6 +74,7 @@ class CloudinaryServer:
         names_fields: Whether downloads state their size and ETag.
         knows_overwrite: Whether `overwrite=false` has an effect.
         page_max: Maximum number of assets on a page, whatever is asked for.
+        sorts: Whether listings are sorted by public ID.
         before: By method: what happens before its next request is carried out.
     """
 
@@ -89,6 +90,7 @@ class CloudinaryServer:
     names_fields: bool = True
     knows_overwrite: bool = True
     page_max: int = 500
+    sorts: bool = True
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
     port: int = 0
     _cdn: dict[str, tuple[int, bytes, str]] = field(default_factory=dict)
@@ -267,7 +269,9 @@ class CloudinaryServer:
         self.listings_left -= 1
         kind = (request.match_info["resource_type"], request.match_info["type"])
         prefix, after = request.query.get("prefix", ""), request.query.get("next_cursor", "")
-        names = sorted(name for its, name in self.assets if its == kind and name.startswith(prefix) and name > after)
+        names = [name for its, name in self.assets if its == kind and name.startswith(prefix) and name > after]
+        if self.sorts:
+            names.sort()
         page = names[: min(limit, self.page_max)]
         answer: dict[str, Any] = {"resources": [self._entry(kind, name) for name in page]}
         if len(page) < len(names):

@@ -60,11 +60,12 @@ class AccessTokens:
         Raises:
             BucketError: There is none.
         """
-        left_s = self._ends_at - self._clock().timestamp()
+        now = self._clock().timestamp()
+        left_s = self._ends_at - now
         if left_s >= RENEW_BEFORE_S:
             return self._token
         if left_s >= USABLE_S:
-            if asyncio.get_running_loop().time() - self._tried_at >= RETRY_AFTER_S:
+            if now - self._tried_at >= RETRY_AFTER_S:
                 self._start()
             return self._token
         try:
@@ -97,7 +98,7 @@ class AccessTokens:
             flight.exception()  # a request that waits raises it; without one it may pass before the token ends
 
     async def _renew(self) -> None:
-        self._tried_at = asyncio.get_running_loop().time()
+        self._tried_at = self._clock().timestamp()
         try:
             found = await _run_in_thread(self._call_library)
         except Exception as error:  # noqa: BLE001 - the library raises errors of all the libraries that it uses
@@ -126,23 +127,23 @@ class AccessTokens:
 async def _run_in_thread(work: Callable[[], tuple[str, float]]) -> tuple[str, float]:
     """Run in a thread that the end of the process does not wait for, unlike those of `asyncio.to_thread`."""
     loop = asyncio.get_running_loop()
-    result: asyncio.Future[tuple[str, float]] = loop.create_future()
+    outcome: asyncio.Future[tuple[str, float] | Exception] = loop.create_future()
 
-    def settle(value: tuple[str, float] | None, error: Exception | None) -> None:
-        if not result.done():
-            if value is None:
-                result.set_exception(error or RuntimeError())
-            else:
-                result.set_result(value)
+    def settle(result: tuple[str, float] | Exception) -> None:
+        if not outcome.done():
+            outcome.set_result(result)
 
     def run() -> None:
-        value, failure = None, None
+        result: tuple[str, float] | Exception
         try:
-            value = work()
+            result = work()
         except Exception as error:  # noqa: BLE001 - passed on
-            failure = error
+            result = error
         with suppress(RuntimeError):  # the loop is closed: nothing waits any more
-            loop.call_soon_threadsafe(settle, value, failure)
+            loop.call_soon_threadsafe(settle, result)
 
     Thread(target=run, name="azure-access-token", daemon=True).start()
-    return await result
+    result = await outcome
+    if isinstance(result, Exception):
+        raise result
+    return result

@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import google.auth
 from google.auth import exceptions, iam
-from google.auth.credentials import AnonymousCredentials, Signing, TokenState
+from google.auth.credentials import (
+    DEFAULT_UNIVERSE_DOMAIN,
+    AnonymousCredentials,
+    CredentialsWithUniverseDomain,
+    Signing,
+    TokenState,
+)
 from google.oauth2 import service_account
 
 from imgkeep.storage.bucket.errors import BucketError
@@ -66,7 +72,7 @@ class GcsCredentials:
         self._wait_s = timeout_s * WAIT_SHARE
         self._make_transport = make_transport
         self._credentials: Credentials | None = None
-        self._renewal: asyncio.Task[None] | None = None
+        self._renewal: asyncio.Task[dict[str, str]] | None = None
         self._failed_at = float("-inf")
         self._work: set[asyncio.Future[Any]] = set()
 
@@ -103,22 +109,17 @@ class GcsCredentials:
             return {}
         state = TokenState.INVALID if self._credentials is None else self._credentials.token_state
         if state is TokenState.INVALID:
-            await self._wait(self._renew())
-        elif state is TokenState.STALE and asyncio.get_running_loop().time() - self._failed_at > RENEW_AGAIN_S:
+            return await self._wait(self._renew())
+        if state is TokenState.STALE and asyncio.get_running_loop().time() - self._failed_at > RENEW_AGAIN_S:
             self._renew()
-        assert self._credentials is not None
-        fields: dict[str, str] = {}
-        self._credentials.apply(fields)
-        return fields
+        return _fields_of(self._credentials)
 
     def forget(self, fields: dict[str, str]) -> bool:
         """Take a token out of use that the service refused; tell whether another may come."""
         credentials = self._credentials
         if credentials is None or not fields:
             return False
-        current: dict[str, str] = {}
-        credentials.apply(current)
-        if current.get("authorization") == fields.get("authorization") and self._renewal is None:
+        if fields.get("authorization") == f"Bearer {credentials.token}" and self._renewal is None:
             credentials.token = None
         return True
 
@@ -159,25 +160,23 @@ class GcsCredentials:
         has_key = isinstance(self._credentials, service_account.Credentials)
         return TTL_S_MAX if has_key else SERVICE_KEY_TTL_S_MAX
 
-    def _renew(self) -> asyncio.Task[None]:
+    def _renew(self) -> asyncio.Task[dict[str, str]]:
         if self._renewal is None:
             self._renewal = self._start(self._renew_blocking, _explain)
             self._renewal.add_done_callback(self._end_renewal)
         return self._renewal
 
-    def _end_renewal(self, renewal: asyncio.Task[None]) -> None:
+    def _end_renewal(self, renewal: asyncio.Task[dict[str, str]]) -> None:
         self._renewal = None
         if not renewal.cancelled() and renewal.exception() is not None:
             self._failed_at = renewal.get_loop().time()
 
-    def _renew_blocking(self) -> None:
+    def _renew_blocking(self) -> dict[str, str]:
         with self._make_transport(self._wait_s) as transport:
             if self._credentials is None:
-                try:
-                    self._credentials, _ = google.auth.default(scopes=SCOPES, request=transport)  # of the machine
-                except Unanswered:
-                    raise exceptions.DefaultCredentialsError from None
+                self._credentials = _ask_machine(transport)
             self._credentials.refresh(transport)
+            return _fields_of(self._credentials)
 
     def _start(self, work: Callable[[], T], explain: Callable[[Exception], Exception]) -> asyncio.Task[T]:
         async def run() -> T:
@@ -188,8 +187,13 @@ class GcsCredentials:
 
         task = asyncio.create_task(run())
         self._work.add(task)
-        task.add_done_callback(self._work.discard)
+        task.add_done_callback(self._forget_work)
         return task
+
+    def _forget_work(self, task: asyncio.Future[Any]) -> None:
+        self._work.discard(task)
+        if not task.cancelled():
+            task.exception()  # the request that waited for it may be gone
 
     async def _wait(self, task: asyncio.Task[T]) -> T:
         try:
@@ -197,6 +201,24 @@ class GcsCredentials:
                 return await asyncio.shield(task)
         except TimeoutError:
             raise BucketError("the server for tokens does not answer within store.timeout_s") from None
+
+
+def _ask_machine(transport: Transport) -> Credentials:
+    """Return the credentials of the machine, from its metadata server. Raises: DefaultCredentialsError."""
+    try:
+        credentials, _ = google.auth.default(scopes=SCOPES, request=transport)
+    except Unanswered:
+        raise exceptions.DefaultCredentialsError from None
+    # The library would ask the machine for the domain of all services, past this transport; here it is fixed.
+    if isinstance(credentials, CredentialsWithUniverseDomain):
+        credentials = credentials.with_universe_domain(DEFAULT_UNIVERSE_DOMAIN)
+    return credentials
+
+
+def _fields_of(credentials: Any) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    credentials.apply(fields)
+    return fields
 
 
 def _account_of(credentials: Any) -> str | None:
@@ -223,9 +245,11 @@ def _explain(error: Exception) -> Exception:
 
 
 def _explain_signing(error: Exception) -> Exception:
+    """Return an error of a signature as one of imgkeep; the bucket works all the same."""
     if isinstance(error, Unanswered):
-        return BucketError(f"the service that signs, {error.host}, cannot be reached", cause=error.cause)
+        return BucketError(f"the service that signs, {error.host}, cannot be reached", general=False, cause=error.cause)
     return BucketError(
         "the service does not sign links for this account",
+        general=False,
         remedy="grant it the role Service Account Token Creator (roles/iam.serviceAccountTokenCreator) on itself",
     )

@@ -59,6 +59,8 @@ OBJECT_CODES: Final = frozenset(
         "retentionPolicyNotMet",
         "objectUnderActiveHold",
         "requestedRangeNotSatisfiable",
+        "internalError",
+        "500",
     }
 )
 """Codes that may concern the requested object alone; a probe of the circuit breaker finds out."""

@@ -268,9 +268,13 @@ class StoreFiles:
     def list_folder(self, folder: str) -> list[tuple[str, int]]:
         """Return path and size of every file in a folder, in path order."""
         try:
-            found = [(f"{folder}/{path.name}", path.stat().st_size) for path in (self._root / folder).iterdir()]
-        except FileNotFoundError:
-            return []  # nothing was stored here yet, or it was deleted meanwhile
+            paths = list((self._root / folder).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []  # nothing was stored here yet, or this is no folder of ours
+        found: list[tuple[str, int]] = []
+        for path in paths:
+            with suppress(FileNotFoundError):  # it was deleted meanwhile
+                found.append((f"{folder}/{path.name}", path.stat().st_size))
         return sorted(found)
 
     def quarantine(self, path: Path) -> None:
