@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import md5
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from mmap import mmap
 
     from imgkeep.storage.bucket.stream import ResponseStream
+
+
+NO_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding any bytes may raise; the last one for a nesting that no answer has."""
 
 
 class UploadedAsset(msgspec.Struct):

@@ -38,7 +38,7 @@ from imgkeep.storage.cloudinary.assets import (
     object_assets,
     public_id_prefix,
 )
-from imgkeep.storage.cloudinary.errors import make_error
+from imgkeep.storage.cloudinary.errors import NOT_CLOUDINARY, make_error
 from imgkeep.storage.cloudinary.listing import SortedListing, folder_above
 from imgkeep.storage.cloudinary.own_checks import OwnChecks
 
@@ -77,6 +77,7 @@ class CloudinaryClient:
         self.folder = folder
         self.timeout_s = timeout_s
         self.features = Features(ranges=False, presign=False)
+        self._downloads_have_fields = True
         self._listings: dict[tuple[AssetKind, str], SortedListing] = {}
         self._api = CloudinaryApi(
             str(folder), timeout_s=timeout_s, observe=observe, environment=environment, clock=clock
@@ -102,25 +103,26 @@ class CloudinaryClient:
         await self._api.aclose()
 
     async def get(self, path: str, *, start: int = 0, end: int | None = None, etag: str = "") -> ObjectResponse | None:  # noqa: ARG002 - it has no ranges
-        asset = self._asset(path)
-        found = await self._api.download(asset)
+        # The documentation of downloads promises neither size nor ETag. Without them the asset is described first, and
+        # not while a download holds a slot: many reads at once would wait for each other.
+        status = None
+        if not self._downloads_have_fields:
+            status = await self.stat(path)
+            if status is None:
+                return None
+        found = await self._api.download(self._asset(path))
         if found is None:
             return None
-        if not found.etag or found.size is None:
-            # Its documentation promises neither field.
-            try:
-                status = await self.stat(path)
-            except BaseException:
-                found.stream.close()
-                raise
-            if status is None:
-                found.stream.close()
-                return None
-            found.etag, found.size = found.etag or status.etag, status.size if found.size is None else found.size
-        if etag and etag != found.etag:
+        if status is None and (not found.etag or found.size is None):
+            found.stream.close()
+            self._downloads_have_fields = False
+            return await self.get(path, etag=etag)
+        known = status or ObjectStatus(found.size or 0, found.etag)
+        if etag and etag != (found.etag or known.etag):
             found.stream.close()
             raise BucketError("the object in the bucket changed during a read", general=False)
-        return ObjectResponse(found.size, found.etag, found.stream)
+        size = known.size if found.size is None else found.size
+        return ObjectResponse(size, found.etag or known.etag, found.stream)
 
     async def stat(self, path: str) -> ObjectStatus | None:
         asset = self._asset(path)
@@ -207,17 +209,20 @@ class CloudinaryClient:
         self._listings[kind, above] = listing
 
     async def _list(self, kind: AssetKind, prefix: str) -> AsyncIterator[tuple[str, int]]:
-        start = len(self.folder.path(""))
+        start, wanted = len(self.folder.path("")), self.folder.path(prefix)
         cursor = ""
         while True:
             # With a prefix the service sorts by public ID (Admin API, "Get resources").
-            page = await self._api.list_page(kind, self.folder.path(prefix), cursor=cursor)
+            page = await self._api.list_page(kind, wanted, cursor=cursor)
             for entry in page.resources:
-                extension = f".{entry.format}" if kind == IMAGES else ""
-                yield entry.public_id[start:] + extension, entry.bytes
-            cursor = page.next_cursor
-            if not cursor:
+                if entry.public_id.startswith(wanted):
+                    extension = f".{entry.format}" if kind == IMAGES else ""
+                    yield entry.public_id[start:] + extension, entry.bytes
+            if not page.next_cursor:
                 return
+            if page.next_cursor == cursor:
+                raise BucketError(NOT_CLOUDINARY)
+            cursor = page.next_cursor
 
     async def presign(self, path: str, *, ttl_s: int, head: bool) -> tuple[str, int]:  # noqa: ARG002 - there are none
         """Fail: its links for downloads lead to the API and not to the CDN, and are valid for one hour or more."""
