@@ -247,7 +247,7 @@ class CloudinaryServer:
             "etag": _md5(asset.data),
             "tags": [],
             "secure_url": f"https://res.cloudinary.com/{self.cloud}/{kind[0]}/{kind[1]}/v{asset.version}/{public_id}",
-            **({"format": asset.format, "width": 1, "height": 1} if kind[0] == "image" else {}),
+            **({"format": asset.format, "width": 1, "height": 1} if kind[0] == "image" else {"format": None}),
         }
 
     # --- the Admin API
@@ -274,8 +274,7 @@ class CloudinaryServer:
             names.sort()
         page = names[: min(limit, self.page_max)]
         answer: dict[str, Any] = {"resources": [self._entry(kind, name) for name in page]}
-        if len(page) < len(names):
-            answer["next_cursor"] = page[-1]
+        answer["next_cursor"] = page[-1] if len(page) < len(names) else None
         return web.json_response(answer)
 
     def _entry(self, kind: Kind, public_id: str) -> dict[str, Any]:
