@@ -314,7 +314,8 @@ async def _read_fields(request: web.Request, method: str) -> tuple[dict[str, str
     if request.content_length is None:
         raise RefusalError(411, "Length required")
     if method != "upload":
-        if request.content_type != "application/x-www-form-urlencoded":
+        # The examples of the reference have the first form, their libraries the second.
+        if request.content_type not in {"application/x-www-form-urlencoded", "multipart/form-data"}:
             raise RefusalError(400, "Invalid content type")
         form = await request.post()
         return {name: str(value) for name, value in form.items()}, b""
