@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from hashlib import md5, sha256
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pytest
 from imgkeep.core.layout import BLOCKED, OBJECTS, RECORDS, object_path
 from imgkeep.storage.bucket.client import ObjectFields
 from imgkeep.storage.bucket.errors import BucketError
+from imgkeep.storage.bucket.request_guard import REQUESTS_MAX
 from imgkeep.storage.memory import MemorySpool
 from tests.support.images import make_image
 
@@ -191,6 +193,16 @@ async def test_size_and_etag_are_known_whatever_the_response_states(
     assert await opened.stream.read_all(100_000) == PNG
     with pytest.raises(BucketError, match="changed during a read"):
         await cloudinary_client.get(path, etag="0" * 32)
+    assert await cloudinary_client.get(object_path(name_of(b"missing"))) is None
+
+
+async def test_many_reads_at_once_do_not_wait_for_each_other(
+    cloudinary: CloudinaryServer, cloudinary_client: CloudinaryClient
+) -> None:
+    cloudinary.names_fields = False
+    path = await put(cloudinary_client, PNG)
+    for _ in range(2):
+        assert set(await asyncio.gather(*(read(cloudinary_client, path) for _ in range(REQUESTS_MAX)))) == {PNG}
 
 
 async def test_missing_asset_is_none(cloudinary_client: CloudinaryClient) -> None:

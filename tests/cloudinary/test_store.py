@@ -126,7 +126,7 @@ async def test_removal_and_its_undo(
     await cloudinary_store.spool.aclose()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1, "key": "another"}', b"\x89PNG"])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1, "key": "another"}', b"\x89PNG", b'{"a":' * 9000])
 async def test_foreign_record_is_moved_to_quarantine(
     cloudinary: CloudinaryServer, cloudinary_store: BucketStore, content: bytes
 ) -> None:

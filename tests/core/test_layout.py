@@ -164,6 +164,13 @@ def test_every_format_has_an_object_name_of_its_own(format_: Format) -> None:
     assert read_object_name(f"{DIGEST}.{format_.extension}") == (DIGEST, format_)
 
 
+@pytest.mark.parametrize("nested", [b'{"a":' * 9000, b'{"version": 1, "a": ' + b"[" * 60_000])
+def test_deeply_nested_record_is_unreadable(nested: bytes) -> None:
+    with pytest.raises(RecordUnreadable):
+        decode_record(nested)
+    assert read_block_keys(nested) == frozenset()
+
+
 @given(st.binary())
 def test_no_bytes_raise_anything_else(data: bytes) -> None:
     with pytest.raises(RecordUnreadable):

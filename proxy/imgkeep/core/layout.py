@@ -137,7 +137,7 @@ class _StoredRecord(msgspec.Struct, omit_defaults=False):
     version: int = 1
 
 
-_NO_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError)
+_NO_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _decoder: Final = msgspec.json.Decoder(_StoredRecord)
 _keys_decoder: Final = msgspec.json.Decoder(_BlockKeys)
 

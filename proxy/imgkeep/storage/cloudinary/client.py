@@ -38,7 +38,7 @@ from imgkeep.storage.cloudinary.assets import (
     object_assets,
     public_id_prefix,
 )
-from imgkeep.storage.cloudinary.errors import make_error
+from imgkeep.storage.cloudinary.errors import NOT_CLOUDINARY, make_error
 from imgkeep.storage.cloudinary.listing import SortedListing, folder_above
 from imgkeep.storage.cloudinary.own_checks import OwnChecks
 
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from imgkeep.clock import Clock
     from imgkeep.core.store_url import CloudinaryFolder
     from imgkeep.storage.bucket.client import Check, ObjectFields
+    from imgkeep.storage.cloudinary.answers import UploadedAsset
     from imgkeep.storage.interfaces import Draft
 
 UPLOAD_BYTES_MAX: Final = 104_857_600
@@ -77,6 +78,7 @@ class CloudinaryClient:
         self.folder = folder
         self.timeout_s = timeout_s
         self.features = Features(ranges=False, presign=False)
+        self._downloads_have_fields = True
         self._listings: dict[tuple[AssetKind, str], SortedListing] = {}
         self._api = CloudinaryApi(
             str(folder), timeout_s=timeout_s, observe=observe, environment=environment, clock=clock
@@ -102,31 +104,32 @@ class CloudinaryClient:
         await self._api.aclose()
 
     async def get(self, path: str, *, start: int = 0, end: int | None = None, etag: str = "") -> ObjectResponse | None:  # noqa: ARG002 - it has no ranges
-        asset = self._asset(path)
-        found = await self._api.download(asset)
+        # The documentation of downloads promises neither size nor ETag. Without them the asset is described first, and
+        # not while a download holds a slot: many reads at once would wait for each other.
+        status = None
+        if not self._downloads_have_fields:
+            status = await self.stat(path)
+            if status is None:
+                return None
+        found = await self._api.download(self._asset(path))
         if found is None:
             return None
-        if not found.etag or found.size is None:
-            # Its documentation promises neither field.
-            try:
-                status = await self.stat(path)
-            except BaseException:
-                found.stream.close()
-                raise
-            if status is None:
-                found.stream.close()
-                return None
-            found.etag, found.size = found.etag or status.etag, status.size if found.size is None else found.size
-        if etag and etag != found.etag:
+        if status is None and (not found.etag or found.size is None):
+            found.stream.close()
+            self._downloads_have_fields = False
+            return await self.get(path, etag=etag)
+        known = status or ObjectStatus(found.size or 0, found.etag)
+        if etag and etag != (found.etag or known.etag):
             found.stream.close()
             raise BucketError("the object in the bucket changed during a read", general=False)
-        return ObjectResponse(found.size, found.etag, found.stream)
+        size = known.size if found.size is None else found.size
+        return ObjectResponse(size, found.etag or known.etag, found.stream)
 
     async def stat(self, path: str) -> ObjectStatus | None:
         asset = self._asset(path)
         found = await self._api.describe(asset)
         # An image of another format has other names in the stored layout.
-        if found is None or (found.format and asset.format and found.format != asset.format):
+        if found is None or _has_other_format(found, asset):
             return None
         return ObjectStatus(found.bytes, found.etag)
 
@@ -146,7 +149,7 @@ class CloudinaryClient:
         if stored.existing and not was_there:
             # Something else is under the name of these bytes.
             stored = await self._api.upload(asset, body, draft.size, overwrite=True)
-        if stored.is_copy_of(etag, draft.size) and stored.format in {"", asset.format}:
+        if stored.is_copy_of(etag, draft.size) and not _has_other_format(stored, asset):
             return
         if not was_there:
             with suppress(BucketError):
@@ -207,17 +210,20 @@ class CloudinaryClient:
         self._listings[kind, above] = listing
 
     async def _list(self, kind: AssetKind, prefix: str) -> AsyncIterator[tuple[str, int]]:
-        start = len(self.folder.path(""))
+        start, wanted = len(self.folder.path("")), self.folder.path(prefix)
         cursor = ""
         while True:
             # With a prefix the service sorts by public ID (Admin API, "Get resources").
-            page = await self._api.list_page(kind, self.folder.path(prefix), cursor=cursor)
+            page = await self._api.list_page(kind, wanted, cursor=cursor)
             for entry in page.resources:
-                extension = f".{entry.format}" if kind == IMAGES else ""
-                yield entry.public_id[start:] + extension, entry.bytes
-            cursor = page.next_cursor
-            if not cursor:
+                if entry.public_id.startswith(wanted):
+                    extension = f".{entry.format}" if kind == IMAGES and entry.format else ""
+                    yield entry.public_id[start:] + extension, entry.bytes
+            if not page.next_cursor:
                 return
+            if page.next_cursor == cursor:
+                raise BucketError(NOT_CLOUDINARY)
+            cursor = page.next_cursor
 
     async def presign(self, path: str, *, ttl_s: int, head: bool) -> tuple[str, int]:  # noqa: ARG002 - there are none
         """Fail: its links for downloads lead to the API and not to the CDN, and are valid for one hour or more."""
@@ -239,3 +245,8 @@ class CloudinaryClient:
 
     def _asset(self, path: str) -> Asset:
         return asset_of(self.folder, path)
+
+
+def _has_other_format(found: UploadedAsset, asset: Asset) -> bool:
+    """Tell whether an image has another format than its path says."""
+    return bool(asset.format and found.format and found.format != asset.format)
