@@ -29,9 +29,8 @@ from imgkeep.storage.bucket.diagnostics import diagnose
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.store import BucketStore
 from tests.support.azure.azurite import Azurite, azurite_in
-from tests.support.azure.identity import AUDIENCE, SECRET, IdentityEndpoint
+from tests.support.azure.identity import AUDIENCE, SECRET, IdentityEndpoint, authority
 from tests.support.clock import FakeClock
-from tests.support.network import authority
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
