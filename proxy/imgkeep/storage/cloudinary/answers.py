@@ -24,7 +24,7 @@ class UploadedAsset(msgspec.Struct):
 
     Attributes:
         etag: MD5 of the stored bytes, in hex.
-        format: Extension for the format of an image; empty for a raw file.
+        format: Extension for the format of an image; a raw file has none.
         existing: Whether an upload with `overwrite=false` stored nothing, because the asset was there.
     """
 
@@ -33,8 +33,8 @@ class UploadedAsset(msgspec.Struct):
     type: str
     bytes: int
     etag: str
-    format: str = ""
-    existing: bool = False
+    format: str | None = None
+    existing: bool | None = None
 
     def is_copy_of(self, etag: str, size: int) -> bool:
         """Tell whether it has these bytes."""
@@ -46,14 +46,14 @@ class ListedAsset(msgspec.Struct):
 
     public_id: str
     bytes: int
-    format: str = ""
+    format: str | None = None
 
 
 class Page(msgspec.Struct):
     """A page of a listing; the last one has no cursor."""
 
     resources: list[ListedAsset]
-    next_cursor: str = ""
+    next_cursor: str | None = None
 
 
 class Destroyed(msgspec.Struct):

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from imgkeep.clock import Clock
     from imgkeep.core.store_url import CloudinaryFolder
     from imgkeep.storage.bucket.client import Check, ObjectFields
+    from imgkeep.storage.cloudinary.answers import UploadedAsset
     from imgkeep.storage.interfaces import Draft
 
 UPLOAD_BYTES_MAX: Final = 104_857_600
@@ -128,7 +129,7 @@ class CloudinaryClient:
         asset = self._asset(path)
         found = await self._api.describe(asset)
         # An image of another format has other names in the stored layout.
-        if found is None or (found.format and asset.format and found.format != asset.format):
+        if found is None or _has_other_format(found, asset):
             return None
         return ObjectStatus(found.bytes, found.etag)
 
@@ -148,7 +149,7 @@ class CloudinaryClient:
         if stored.existing and not was_there:
             # Something else is under the name of these bytes.
             stored = await self._api.upload(asset, body, draft.size, overwrite=True)
-        if stored.is_copy_of(etag, draft.size) and stored.format in {"", asset.format}:
+        if stored.is_copy_of(etag, draft.size) and not _has_other_format(stored, asset):
             return
         if not was_there:
             with suppress(BucketError):
@@ -216,7 +217,7 @@ class CloudinaryClient:
             page = await self._api.list_page(kind, wanted, cursor=cursor)
             for entry in page.resources:
                 if entry.public_id.startswith(wanted):
-                    extension = f".{entry.format}" if kind == IMAGES else ""
+                    extension = f".{entry.format}" if kind == IMAGES and entry.format else ""
                     yield entry.public_id[start:] + extension, entry.bytes
             if not page.next_cursor:
                 return
@@ -244,3 +245,8 @@ class CloudinaryClient:
 
     def _asset(self, path: str) -> Asset:
         return asset_of(self.folder, path)
+
+
+def _has_other_format(found: UploadedAsset, asset: Asset) -> bool:
+    """Tell whether an image has another format than its path says."""
+    return bool(asset.format and found.format and found.format != asset.format)
