@@ -157,6 +157,7 @@ async def test_diagnosis_of_an_emulator_finds_no_fault(client: GcsClient) -> Non
     store = BucketStore(client)
     steps = [step async for step in diagnose(store, public_url=store.public_url)]
     assert [step for step in steps if step.error] == []
+    assert [step.name for step in steps if step.note] == ["presign"]
     assert {"put", "get", "range", "list", "conditional-put", "copy", "public", "delete"} <= {
         step.name for step in steps
     }

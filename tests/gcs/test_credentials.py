@@ -61,6 +61,9 @@ async def test_token_that_soon_ends_is_renewed_beside_requests(strict_gcs: Stric
     async with opening() as client:
         accounts.token_life_s = 120
         await client.get(PATH)
+        await client.get(PATH)
+        assert accounts.issued == 1, "not twice within seconds"
+        client._connection.credentials._renewed_at = float("-inf")
         accounts.holds, accounts.token_life_s = asyncio.Event(), 3600
         for _ in range(3):
             await client.get(PATH)  # does not wait for the token

@@ -34,10 +34,12 @@ if TYPE_CHECKING:
 CONDITION_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
 WRITE_INTERVAL_S: Final = 1
 """Time between two writes of one object that the service allows ("Quotas and limits")."""
+REWRITES_MAX: Final = 100
+"""Maximum number of requests for a copy; within a bucket it takes one, and else one for each MiB or more."""
 RESOURCE_FIELDS: Final = "name,size,generation,md5Hash"
 CHANGED: Final = "the object in the bucket is another version by now"
 
-_GENERATION: Final = re.compile(r"[0-9]{1,20}")
+_NUMBER: Final = re.compile(r"[0-9]{1,19}")
 _HASHES: Final = re.compile(r"(?:crc32c|md5)=[A-Za-z0-9+/]+={0,2}(?:, ?(?:crc32c|md5)=[A-Za-z0-9+/]+={0,2})*")
 _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
@@ -45,9 +47,8 @@ _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 class _Rewrite(msgspec.Struct):
     """The answer to a step of a copy; a copy to another place takes several."""
 
-    kind: str
     done: bool
-    rewriteToken: str = ""  # noqa: N815 - as the service writes it
+    rewrite_token: str = msgspec.field(default="", name="rewriteToken")
     resource: ObjectResource | None = None
 
 
@@ -132,8 +133,7 @@ class GcsClient:
 
     def _check(self, found: ObjectResource, path: str) -> None:
         """Check that an answer is about an object. Raises: BucketError."""
-        right = found.name == self.bucket.path(path) and _GENERATION.fullmatch(found.generation)
-        if not right or not found.size.isdecimal():
+        if found.name != self.bucket.path(path):
             raise self._connection.guard.name(BucketError(NOT_GCS))
 
     async def put_bytes(self, path: str, data: bytes, fields: ObjectFields, *, only_if_absent: bool = False) -> None:
@@ -207,7 +207,7 @@ class GcsClient:
         """Copy a version of an object to a name in the bucket; `False`: it is not there."""
         tail = f"/rewriteTo/b/{self.bucket.name}/o/{quote(self.bucket.path(target), safe='')}"
         query = {"ifSourceGenerationMatch": etag}
-        while True:
+        for _ in range(REWRITES_MAX):
             request = HttpRequest("POST", self._connection.object_url(path, query, tail=tail), {"Content-Length": "0"})
             try:
                 answer = await self._connection.call(_Rewrite, "copy_object", request)
@@ -218,9 +218,8 @@ class GcsClient:
             if answer.done and answer.resource is not None:
                 self._check(answer.resource, target)
                 return True
-            if answer.done or not answer.rewriteToken or answer.rewriteToken == query.get("rewriteToken"):
-                raise self._connection.guard.name(BucketError(NOT_GCS))
-            query["rewriteToken"] = answer.rewriteToken
+            query["rewriteToken"] = answer.rewrite_token
+        raise self._connection.guard.name(BucketError(NOT_GCS))
 
     async def has_any(self, prefix: str) -> bool:
         return await self._connection.find_first(self.bucket.path(prefix)) is not None
@@ -231,7 +230,7 @@ class GcsClient:
         while True:
             page = await self._connection.list_page(prefix, token=token)
             for item in page.items:
-                if not item.name.startswith(prefix) or not item.size.isdecimal():
+                if not item.name.startswith(prefix):
                     raise self._connection.guard.name(BucketError(NOT_GCS))
                 yield f"{folder}/{item.name.removeprefix(prefix)}", int(item.size)
             token = page.next_page_token
@@ -285,7 +284,7 @@ def _read_media_head(response: HttpResponse, start: int | None) -> tuple[int, st
     headers = response.headers
     generation, length = headers.get("x-goog-generation", ""), headers.get("Content-Length", "")
     stored = headers.get("x-goog-stored-content-length")
-    if not _GENERATION.fullmatch(generation):
+    if not _NUMBER.fullmatch(generation) or not _NUMBER.fullmatch(length):
         raise BucketError(NOT_GCS)
     if response.status == HTTPStatus.PARTIAL_CONTENT:
         part = _RANGE.fullmatch(headers.get("Content-Range", ""))
@@ -294,7 +293,7 @@ def _read_media_head(response: HttpResponse, start: int | None) -> tuple[int, st
         return int(length), generation
     if not _HASHES.fullmatch(headers.get("x-goog-hash", "")):
         raise BucketError(NOT_GCS)
-    if not length.isdecimal() or stored not in {None, length}:
+    if stored not in {None, length}:
         # Transcoding ("Transcoding of gzip-compressed files"): another program has stored it compressed.
         raise BucketError("the bucket does not return the bytes that are stored", general=False)
     return int(length), generation

@@ -8,7 +8,7 @@ where its message leaves that open too, a list request decides.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
@@ -43,12 +43,19 @@ ANSWER_BYTES_MAX: Final = 8_388_608
 """Maximum size of an answer that is no media: a page of a thousand names of a thousand bytes has a seventh of it."""
 
 
+EMPTY_PAGES_MAX: Final = 100
+"""Maximum number of pages without objects before the first one; the service sends one now and then."""
+
+Number = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,19}\Z")]
+"""A number as the service writes it."""
+
+
 class ObjectResource(msgspec.Struct):
     """What the service says of an object (JSON API, "Objects")."""
 
     name: str
-    size: str
-    generation: str
+    size: Number
+    generation: Number
     md5_hash: str = msgspec.field(default="", name="md5Hash")
 
 
@@ -56,7 +63,7 @@ class Listed(msgspec.Struct):
     """An object in a list."""
 
     name: str
-    size: str
+    size: Number
 
 
 class Listing(msgspec.Struct):
@@ -141,7 +148,7 @@ class GcsConnection:
         try:
             return await self._requests.open_response(operation, make, request.body)
         except BucketError as error:
-            if error.error_code != UNAUTHORIZED or not self.credentials.forget(token):
+            if error.error_code != UNAUTHORIZED or not self.credentials.refuse(token):
                 raise
         return await self._requests.open_response(operation, make, request.body)
 
@@ -169,10 +176,13 @@ class GcsConnection:
 
     async def find_first(self, prefix: str) -> str | None:
         """Return the first name that begins so; `None`: there is none. Raises as `open_response`."""
-        page = await self.list_page(prefix, count=1)
-        while not page.items and page.next_page_token:
-            page = await self.list_page(prefix, token=page.next_page_token, count=1)
-        return page.items[0].name if page.items else None
+        token = ""
+        for _ in range(EMPTY_PAGES_MAX):
+            page = await self.list_page(prefix, token=token, count=1)
+            token = page.next_page_token
+            if page.items or not token:
+                return page.items[0].name if page.items else None
+        raise self.guard.name(BucketError(NOT_GCS))
 
     def of_bucket(self, error: BucketError) -> Exception:
         """Return the error of a request to which only the bucket can be missing."""

@@ -39,7 +39,7 @@ T = TypeVar("T")
 WAIT_SHARE: Final = 0.8
 """Share of a request's timeout that its token may take, so that the error names what was slow."""
 RENEW_AGAIN_S: Final = 10
-"""Time after a failed renewal in which the token that soon ends is not renewed again."""
+"""Time after a renewal in which a token that soon ends is not renewed again: servers give such tokens, too."""
 SERVICE_KEY_TTL_S_MAX: Final = 43_200
 """Maximum life of a link that the service signs: it changes its keys, and promises twelve hours of each."""
 
@@ -47,6 +47,8 @@ NO_CREDENTIALS: Final = "there are no credentials"
 NO_CREDENTIALS_REMEDY: Final = (
     f"set {VARIABLE} to a file with credentials, or give this machine a service account; docs/gcs.md"
 )
+NOT_RENEWED: Final = "the server for tokens does not answer within store.timeout_s"
+NO_SIGNATURE: Final = "the service that signs does not answer within store.timeout_s"
 NO_KEY: Final = "these credentials cannot sign links"
 NO_KEY_REMEDY: Final = "use those of a service account: with a key, of a machine, or impersonated; docs/gcs.md"
 
@@ -73,7 +75,8 @@ class GcsCredentials:
         self._make_transport = make_transport
         self._credentials: Credentials | None = None
         self._renewal: asyncio.Task[dict[str, str]] | None = None
-        self._failed_at = float("-inf")
+        self._renewed_at = float("-inf")
+        self._refused_token: str | None = None
         self._work: set[asyncio.Future[Any]] = set()
 
     async def open(self, service: str) -> None:
@@ -107,20 +110,20 @@ class GcsCredentials:
         """
         if isinstance(self._credentials, AnonymousCredentials):
             return {}
-        state = TokenState.INVALID if self._credentials is None else self._credentials.token_state
-        if state is TokenState.INVALID:
-            return await self._wait(self._renew())
-        if state is TokenState.STALE and asyncio.get_running_loop().time() - self._failed_at > RENEW_AGAIN_S:
-            self._renew()
-        return _fields_of(self._credentials)
-
-    def forget(self, fields: dict[str, str]) -> bool:
-        """Take a token out of use that the service refused; tell whether another may come."""
         credentials = self._credentials
-        if credentials is None or not fields:
+        state = TokenState.INVALID if credentials is None else credentials.token_state
+        if credentials is None or state is TokenState.INVALID or credentials.token == self._refused_token:
+            return await self._wait(self._renew(), BucketError(NOT_RENEWED))
+        if state is TokenState.STALE and asyncio.get_running_loop().time() - self._renewed_at > RENEW_AGAIN_S:
+            self._renew()
+        return _fields_of(credentials)
+
+    def refuse(self, fields: dict[str, str]) -> bool:
+        """Use a token no more that the service refused; tell whether another may come."""
+        scheme, _, token = fields.get("authorization", "").partition(" ")
+        if scheme != "Bearer":
             return False
-        if fields.get("authorization") == f"Bearer {credentials.token}" and self._renewal is None:
-            credentials.token = None
+        self._refused_token = token
         return True
 
     async def find_account(self) -> str:
@@ -152,7 +155,7 @@ class GcsCredentials:
             with self._make_transport(self._wait_s) as transport:
                 return bytes(iam.Signer(transport, credentials, account).sign(text))
 
-        return await self._wait(self._start(sign, _explain_signing))
+        return await self._wait(self._start(sign, _explain_signing), BucketError(NO_SIGNATURE, general=False))
 
     @property
     def link_ttl_s_max(self) -> int:
@@ -168,8 +171,7 @@ class GcsCredentials:
 
     def _end_renewal(self, renewal: asyncio.Task[dict[str, str]]) -> None:
         self._renewal = None
-        if not renewal.cancelled() and renewal.exception() is not None:
-            self._failed_at = renewal.get_loop().time()
+        self._renewed_at = renewal.get_loop().time()
 
     def _renew_blocking(self) -> dict[str, str]:
         with self._make_transport(self._wait_s) as transport:
@@ -195,12 +197,13 @@ class GcsCredentials:
         if not task.cancelled():
             task.exception()  # the request that waited for it may be gone
 
-    async def _wait(self, task: asyncio.Task[T]) -> T:
+    async def _wait(self, task: asyncio.Task[T], silence: BucketError) -> T:
+        """Wait for some work; raise `silence` if it takes too long."""
         try:
             async with asyncio.timeout(self._wait_s):
                 return await asyncio.shield(task)
         except TimeoutError:
-            raise BucketError("the server for tokens does not answer within store.timeout_s") from None
+            raise silence from None
 
 
 def _ask_machine(transport: Transport) -> Credentials:

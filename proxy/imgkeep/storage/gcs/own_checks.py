@@ -1,4 +1,4 @@
-"""The steps of the diagnosis that only Google Cloud Storage has: copy, and conditional PUT."""
+"""The steps of the diagnosis that only Google Cloud Storage has: copy, conditional PUT, and what cannot be signed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from imgkeep.storage.bucket.client import BucketClient, Check
 
 NO_CONDITION: Final = "this emulator does not have it, so imgkeep reads each record again after its PUT"
+NO_KEY: Final = "these credentials cannot sign links, so delivery.mode presign does not work with them: docs/gcs.md"
 
 
 class OwnChecks:
@@ -33,7 +34,11 @@ class OwnChecks:
         self._image = image
 
     def steps(self) -> Sequence[Check]:
-        return [("copy", self.copy), ("conditional-put", self.put_conditionally)]
+        steps: list[Check] = [("copy", self.copy), ("conditional-put", self.put_conditionally)]
+        return steps if self._client.features.presign else [*steps, ("presign", self.tell_no_key)]
+
+    async def tell_no_key(self) -> str:
+        return NO_KEY
 
     async def copy(self) -> None:
         async with self._beside(".source") as source, self._beside(".copy") as target:
