@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import warnings
+from contextlib import asynccontextmanager
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -19,22 +20,23 @@ from aiohttp import connector
 from urllib3.exceptions import InsecureRequestWarning
 from yarl import URL
 
-from imgkeep.clock import read_clock
 from imgkeep.core.store_url import AzureContainer
 from imgkeep.storage.azure import AzureClient
 from imgkeep.storage.azure.access_tokens import AccessTokens
+from imgkeep.storage.azure.errors import AUTHENTICATION
 from imgkeep.storage.bucket.client import ObjectFields
 from imgkeep.storage.bucket.diagnostics import diagnose
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.store import BucketStore
 from tests.support.azure.azurite import Azurite, azurite_in
-from tests.support.azure.identity import SECRET, IdentityEndpoint
+from tests.support.azure.identity import AUDIENCE, SECRET, IdentityEndpoint
 from tests.support.clock import FakeClock
 from tests.support.network import authority
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 IMAGE = ObjectFields("image/png")
 PATH = "v1/objects/00/0000.png"
@@ -75,13 +77,21 @@ async def client(
     azurite_with_tokens: Azurite, identity: IdentityEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[AzureClient]:
     assert identity.requests == 0
-    azurite = azurite_with_tokens
-    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT", azurite.account)
-    monkeypatch.setenv("AZURE_STORAGE_SERVICE_ENDPOINT", f"{azurite.endpoint}/{azurite.account}")
+    async with client_of(azurite_with_tokens, monkeypatch) as client:
+        yield client
+
+
+@asynccontextmanager
+async def client_of(azurite: Azurite, patch: pytest.MonkeyPatch) -> AsyncIterator[AzureClient]:
+    """Give a client that has no secret, on a prefix of its own."""
+    patch.setenv("AZURE_STORAGE_ACCOUNT", azurite.account)
+    patch.setenv("AZURE_STORAGE_SERVICE_ENDPOINT", f"{azurite.endpoint}/{azurite.account}")
     client = AzureClient(AzureContainer(azurite.container, f"pre-{next(_NUMBERS)}"), timeout_s=10)
     await client.open()
-    yield client
-    await client.aclose()
+    try:
+        yield client
+    finally:
+        await client.aclose()
 
 
 # --- requests
@@ -106,14 +116,28 @@ async def test_concurrent_requests_share_one_token(client: AzureClient, identity
 
 
 async def test_refused_token_is_replaced(client: AzureClient, identity: IdentityEndpoint) -> None:
-    identity.life_s = 200
-    assert await client.get(PATH) is None
-    client._connection._tokens._token = "eyJhbGciOiJIUzI1NiJ9.e30.c2ln"
-    client._connection._tokens._ends_at = read_clock().timestamp() + 3600
+    identity.audience = "https://management.azure.com"
     with pytest.raises(BucketError) as refused:
         await client.get(PATH)
+    assert refused.value.error_code in AUTHENTICATION
     assert "tenant" in (refused.value.remedy or "")
+    identity.audience = AUDIENCE
     assert await client.get(PATH) is None
+    assert identity.requests == 2
+
+
+async def test_workload_identity_is_found(
+    azurite_with_tokens: Azurite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    endpoint = IdentityEndpoint()
+    await endpoint.start_workload(monkeypatch, tmp_path)
+    try:
+        async with client_of(azurite_with_tokens, monkeypatch) as client:
+            assert await client.get(PATH) is None
+            assert await client.get(PATH) is None
+    finally:
+        await endpoint.stop()
+    assert endpoint.requests == 1
 
 
 # --- links

@@ -40,9 +40,10 @@ async def test_racing_nodes_end_with_one_record(bodies: tuple[bytes, bytes], *, 
 
     async def case(order: Order) -> None:
         bucket = MemoryBucket(conditional_put=conditional)
-        one, two, reader = [BucketNode(name, bucket, order, ordered=RECORDS) for name in ("one", "two", "reader")]
+        one, two, reader = nodes = [BucketNode(name, bucket, order) for name in ("one", "two", "reader")]
+        for node in nodes:
+            node.client.is_ordered = lambda _method, path: path.startswith(RECORDS)
         await order.run(one.fill(bodies[0]), two.fill(bodies[1]), reader.look_up(KEY))
-        nodes = (one, two, reader)
         for node in nodes:
             node.client.order = None
             await node.settle()

@@ -171,7 +171,10 @@ async def test_foreign_files_in_a_bucket_fail_neither_verify_nor_migrate(
     }
     status, out, _ = await run_here(tmp_path / "data", "verify", **settings)
     *lines, last = out.splitlines()
-    assert last == f"6 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete, {len(STRAY)} foreign"
+    assert last.endswith(
+        f" 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete, {len(STRAY)} foreign, 0 removed"
+    )
+    assert last.startswith("6 good, ")
     assert (status, sorted(line.removeprefix("foreign     ") for line in lines)) == (0, shown)
     after = await server.objects("")
     assert {name: after.get(name) for name in before} == before, "what is foreign stays as it is"
@@ -192,7 +195,7 @@ async def test_foreign_files_in_a_folder_stay(place: S3Bucket, tmp_path: Path) -
     status, out, _ = await run_here(tmp_path / "a", "verify")
     assert (status, out.splitlines()[-1]) == (
         0,
-        "6 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete, 2 foreign",
+        "6 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete, 2 foreign, 0 removed",
     )
     assert (part / ".nfs0001").exists()
 

@@ -396,8 +396,9 @@ class World:
         changed: Callable[[Key], None] = lambda _: None,
         remembered: Callable[[Record], None] = lambda _: None,
         store: Any = None,
+        blocked: Any = None,
     ) -> None:
-        """Make a service, `beside` another one on the same stores, or on a real `store`."""
+        """Make a service, `beside` another one on the same stores, or on a real `store` with its `blocked` digests."""
         self.origin = origin or FakeOrigin()
         self.store: FakeStore = store or (FakeStore() if beside is None else beside.store)
         self.disk: FakeSpool = FakeSpool() if beside is None else beside.disk
@@ -405,7 +406,7 @@ class World:
         self.memory = MemorySpool(memory_bytes)
         self.format_checker = FormatChecker()
         self.observer = FakeObserver()
-        self.blocked: set[Digest] = set()
+        self.blocked: set[Digest] = set() if blocked is None else blocked
         self.timer = Timer()
         self.now = datetime(2026, 11, 22, 10, tzinfo=UTC)
         self._tags = count(1)

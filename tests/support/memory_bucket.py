@@ -94,7 +94,7 @@ class MemoryClient:
 
     Attributes:
         order: Chooses when a request takes effect; `None`: at once.
-        ordered: Parts of paths: other requests take effect at once.
+        is_ordered: Tells by method and path which requests the order is about; the others take effect at once.
         asked: Method and path of every request.
         faults: By method and part of a path, the error that such requests get.
         gates: By method and part of a path, an event that the next such request waits for before it takes effect.
@@ -110,7 +110,7 @@ class MemoryClient:
         self.bucket = bucket
         self.features = Features(conditional_put=bucket.conditional_put)
         self.order: Order | None = None
-        self.ordered: tuple[str, ...] = ("",)
+        self.is_ordered: Callable[[str, str], bool] = lambda _method, _path: True
         self.asked: list[tuple[str, str]] = []
         self.faults: dict[tuple[str, str], BucketError] = {}
         self.gates: dict[tuple[str, str], asyncio.Event] = {}
@@ -186,7 +186,7 @@ class MemoryClient:
 
     async def _request(self, method: str, path: str) -> None:
         self.asked.append((method, path))
-        if self.order is not None and any(part in path for part in self.ordered):
+        if self.order is not None and self.is_ordered(method, path):
             await self.order.wait(f"{method} {'/'.join(path.split('/')[:2])}")
         for (gated, part), gate in list(self.gates.items()):
             if gated == method and part in path:

@@ -46,7 +46,8 @@ async def verify(
 ) -> int:
     """
     Read everything that is stored, and print each finding and a summary. 1 if an object is damaged, missing or
-    unreadable. An incomplete image is as its origin sent it, and no fault of the store; a foreign file is none of ours.
+    unreadable. An incomplete image is as its origin sent it, and no fault of the store; a foreign file is none of ours;
+    removed bytes that came back are deleted.
     """
     counts: Counter[str] = Counter()
     with progress("verifying", None, err) as bar:
@@ -65,7 +66,7 @@ async def verify(
                 bar.answer(
                     out, as_line(facts) if as_json else f"{finding.kind:<10}  {finding.key or printable(finding.path)}"
                 )
-    kinds = ("good", "damaged", "missing", "unreadable", "orphan", "incomplete", "foreign")
+    kinds = ("good", "damaged", "missing", "unreadable", "orphan", "incomplete", "foreign", "removed")
     if as_json:
         print_json(out, {kind: counts[kind] for kind in kinds})
     else:

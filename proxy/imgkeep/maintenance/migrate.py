@@ -8,6 +8,7 @@ Rules:
 - The source is only read. An object is copied only if its bytes have the digest that names it.
 - What is foreign below `v1/objects` and `v1/records` is reported and left alone, as `verify` does.
 - A record of the target stays, whatever it names. A record whose object could not be copied is not copied either.
+- The object of a blocked digest is not copied, whichever of the two stores blocks it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from imgkeep.core.errors import Conflict, Removed, StorageError
 from imgkeep.core.layout import OBJECTS, RECORDS, RecordTooNew, is_own_path, object_path, record_path
-from imgkeep.core.records import Record, Tombstone
+from imgkeep.core.records import Digest, Record, Tombstone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
@@ -44,7 +45,7 @@ class CopyResult:
 
     `copied`. `skipped`: the target had the object. `kept`: the target had the record. `damaged`: the bytes are not what
     was stored, or the record's object is damaged. `failed`: a store failed. `gone`: it was removed since its folder was
-    listed. `foreign`: the path is none of the stored layout.
+    listed, or its digest is blocked. `foreign`: the path is none of the stored layout.
     """
 
     outcome: CopyOutcome
@@ -63,6 +64,7 @@ class Migration:
         self._folders: list[str] = []
         self._foreign: list[str] = []
         self._left_behind: dict[str, CopyOutcome] = {}
+        self._blocked: set[Digest] = set()
         self._failures = 0
 
     async def count(self) -> int:
@@ -116,7 +118,9 @@ class Migration:
 
     async def _copy_blocks(self) -> None:
         """Copy the blocks of digests, with the keys that an undo needs; the target deletes the objects."""
-        for digest in set(await self._source.list_blocked()) - set(await self._target.list_blocked()):
+        ours, theirs = set(await self._source.list_blocked()), set(await self._target.list_blocked())
+        self._blocked = ours | theirs
+        for digest in ours - theirs:
             keys = await self._source.find_block(digest)
             if keys is not None:
                 await self._target.block(digest, self._clock().replace(microsecond=0), keys)
@@ -152,6 +156,8 @@ class Migration:
 
     async def _copy_object(self, path: str) -> CopyResult:
         name = path.rpartition("/")[2]
+        if name.partition(".")[0] in self._blocked:
+            return CopyResult("gone", path, "it was removed")
         draft = await self._source.open_draft(name, self._spool)
         if draft is None:
             return CopyResult("gone", path)

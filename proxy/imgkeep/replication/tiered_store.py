@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from cachetools import TTLCache
 
-from imgkeep.core.errors import Conflict, RemoteFault, StorageError, Unreachable
+from imgkeep.core.errors import Conflict, RemoteFault, Removed, StorageError, Unreachable
 from imgkeep.core.layout import object_names
 from imgkeep.images.singleflight import SingleFlight
 from imgkeep.replication.read_through import RemoteRead
@@ -197,9 +197,12 @@ class TieredStore:
         self._recently_put[record.object_name] = True
         try:
             stored = await self._call_primary(partial(self.primary.put, draft, record, replaces))
+        except Removed:
+            self._seen.pop(record.object_name, None)  # the primary may have deleted it
+            raise
         except Conflict:
             raise
-        except StorageError:  # and not `Removed`, which the fallback must not take either
+        except StorageError:
             # A replacement waits until the primary is back: only the primary knows whether it may replace its image.
             if self.fallback is None or replaces is not None:
                 raise

@@ -36,7 +36,7 @@ def refusal(status: int, code: str, date: str = "") -> Answer:
 REFUSALS = {
     "throttled": Refusal(refusal(429, "TooManyRequests"), "TooManyRequests"),
     "overloaded": Refusal(refusal(503, "ServerBusy"), "ServerBusy", remedy="limits requests"),
-    "internal": Refusal(refusal(500, "InternalError"), "InternalError", remedy="wait"),
+    "internal": Refusal(refusal(500, "InternalError"), "InternalError", general=False, remedy="wait"),
     "wrong key": Refusal(
         refusal(403, "AuthenticationFailed"), "AuthenticationFailed", remedy="the account and its key"
     ),

@@ -17,18 +17,25 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.support.network import authority, server_context
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pytest
 
 SECRET = "header-of-the-identity"
 TENANT = "ab1f708d-50f6-404c-a006-d71b2ac7a606"
 
 
-def make_token(number: int, life_s: float) -> str:
-    """Return a token of a storage account's audience."""
+AUDIENCE = "https://storage.azure.com"
+
+
+def make_token(number: int, life_s: float, audience: str) -> str:
+    """Return a token for an audience."""
     now = int(time.time())  # noqa: TID251 - the server checks it by its own clock
     claims = {
-        "aud": "https://storage.azure.com",
+        "aud": audience,
         "iss": f"https://sts.windows.net/{TENANT}/",
         "iat": now - 60,
         "nbf": now - 60,
@@ -44,9 +51,10 @@ def make_token(number: int, life_s: float) -> str:
 @dataclass
 class IdentityEndpoint:
     """
-    The endpoint.
+    The endpoint, or the authority of a workload identity in its place.
 
     Attributes:
+        audience: Audience of the tokens that it gives.
         life_s: Life of the tokens that it gives.
         status: What it answers with; other than 200: an error.
         requests: Number of requests so far.
@@ -54,6 +62,7 @@ class IdentityEndpoint:
         go: Requests wait for it.
     """
 
+    audience: str = AUDIENCE
     life_s: float = 3600
     status: int = 200
     requests: int = 0
@@ -71,6 +80,21 @@ class IdentityEndpoint:
         patch.setenv("IDENTITY_ENDPOINT", str(self._server.make_url("/token")))
         patch.setenv("IDENTITY_HEADER", SECRET)
         patch.setenv("AZURE_TOKEN_CREDENTIALS", "ManagedIdentityCredential")
+
+    async def start_workload(self, patch: pytest.MonkeyPatch, folder: Path) -> None:
+        """Start over TLS, and give azure-identity what a pod has: a signed assertion in a file."""
+        app = web.Application()
+        app.router.add_post(f"/{TENANT}/oauth2/v2.0/token", self._exchange)
+        self._server = TestServer(app, scheme="https")
+        await self._server.start_server(ssl=server_context("127.0.0.1"))
+        (folder / "assertion").write_text(SECRET, "utf-8")
+        (folder / "authority.pem").write_bytes(authority().cert_pem.bytes())
+        patch.setenv("AZURE_AUTHORITY_HOST", str(self._server.make_url("")).rstrip("/"))
+        patch.setenv("AZURE_TENANT_ID", TENANT)
+        patch.setenv("AZURE_CLIENT_ID", "client")
+        patch.setenv("AZURE_FEDERATED_TOKEN_FILE", str(folder / "assertion"))
+        patch.setenv("REQUESTS_CA_BUNDLE", str(folder / "authority.pem"))
+        patch.setenv("AZURE_TOKEN_CREDENTIALS", "prod")
 
     async def stop(self) -> None:
         self.go.set()
@@ -91,9 +115,17 @@ class IdentityEndpoint:
             return web.json_response({"statusCode": self.status, "message": f"no: {SECRET}"}, status=self.status)
         return web.json_response(
             {
-                "access_token": make_token(number, self.life_s),
+                "access_token": make_token(number, self.life_s, self.audience),
                 "expires_on": str(int(time.time() + self.life_s)),  # noqa: TID251 - as above
                 "resource": request.query["resource"],
                 "token_type": "Bearer",
             }
         )
+
+    async def _exchange(self, request: web.Request) -> web.Response:
+        self.requests += 1
+        form = await request.post()
+        if (form.get("client_assertion"), form.get("scope")) != (SECRET, f"{AUDIENCE}/.default"):
+            return web.json_response({"error": "invalid_client"}, status=401)
+        token = make_token(self.requests, self.life_s, self.audience)
+        return web.json_response({"access_token": token, "expires_in": int(self.life_s), "token_type": "Bearer"})

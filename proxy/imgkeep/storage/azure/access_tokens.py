@@ -51,6 +51,7 @@ class AccessTokens:
         self._ends_at = 0.0
         self._tried_at = float("-inf")
         self._credential: Any = None
+        self._is_refused = False
         self._flight: asyncio.Future[None] | None = None
 
     async def get(self) -> str:
@@ -77,13 +78,15 @@ class AccessTokens:
         return self._token
 
     def drop(self) -> None:
-        """Forget the token: the service has refused it."""
+        """Forget the token, and that the library has it: the service has refused it."""
         self._ends_at = 0.0
+        self._is_refused = True
 
     async def aclose(self) -> None:
-        if self._flight is not None:
-            await asyncio.wait([self._flight], timeout=self._timeout_s)
-        if self._credential is not None and self._flight is None:
+        flight = self._flight
+        if flight is not None:
+            await asyncio.wait([flight], timeout=self._timeout_s)
+        if self._credential is not None and (flight is None or flight.done()):
             await asyncio.to_thread(self._credential.close)
 
     def _start(self) -> asyncio.Future[None]:
@@ -113,6 +116,11 @@ class AccessTokens:
         # A third of a second of imports, and only where there is no key.
         from azure.identity import DefaultAzureCredential  # noqa: PLC0415
 
+        if self._is_refused and self._credential is not None:
+            # It would return the same token until that ends.
+            self._credential.close()
+            self._credential = None
+        self._is_refused = False
         if self._credential is None:
             self._credential = DefaultAzureCredential(
                 connection_timeout=self._timeout_s,

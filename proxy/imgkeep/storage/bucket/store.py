@@ -168,6 +168,7 @@ class BucketStore:
         if draft is not None:
             await self.put_object(draft, record.object_name)
         if await self._unless_blocked(record.object_name, self.size_of(record.object_name)) != record.size:
+            await self._require_not_blocked(record.object_name)  # a removal after the look has deleted it
             raise BucketError("the bucket accepted an object and does not have it", general=False)
         try:
             return await self._records.add(record)
