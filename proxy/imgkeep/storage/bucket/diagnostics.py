@@ -15,9 +15,6 @@ from hashlib import sha256
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
-import aiohttp
-from yarl import URL
-
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import object_path
 from imgkeep.storage.bucket.errors import BucketError
@@ -189,6 +186,9 @@ class _Probe:
         Raises:
             NotPublic, PublicUnreachable: It does not come.
         """
+        import aiohttp  # noqa: PLC0415 - slow to import, and commands on a local store need none of it
+        from yarl import URL  # noqa: PLC0415 - likewise
+
         timeout = aiohttp.ClientTimeout(total=self._client.timeout_s)
         try:
             async with (
