@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from imgkeep.core.errors import RemoteFault
+from imgkeep.core.errors import RemoteFault, StorageError
 
 BROKEN_OFF: Final = "the bucket's answer broke off"
 SILENT: Final = "the bucket does not answer within store.timeout_s"
@@ -44,3 +44,20 @@ class AlreadyThere(BucketError):
 
     def __init__(self) -> None:
         super().__init__("the bucket has an object of this name already", general=False)
+
+
+class NotPublic(StorageError):
+    """
+    A public URL of an object that answers with something else.
+
+    Attributes:
+        remedy: What an operator can do.
+    """
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class PublicUnreachable(StorageError):
+    """A public URL that this machine cannot reach: a client may reach it."""

@@ -10,9 +10,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import ssl
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -23,6 +20,7 @@ import aiohttp
 from yarl import URL
 
 from imgkeep.storage.bucket.body import DraftPart
+from imgkeep.storage.bucket.connection_causes import cause_of
 from imgkeep.storage.bucket.errors import SILENT, UNREACHABLE, BucketError
 from imgkeep.storage.bucket.request_guard import ATTEMPTS_MAX, REQUESTS_MAX
 from imgkeep.storage.bucket.stream import ResponseStream
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
 
     from imgkeep.storage.bucket.request_guard import RequestGuard
 
-CAUSES_MAX: Final = 8
-"""Maximum number of errors in a chain of causes that are examined."""
 PASSING: Final = frozenset({429, 500, 502, 503, 504})
 """Statuses of failures that may have passed a moment later."""
 RETRY_DELAY_S: Final = 0.2
@@ -200,23 +196,3 @@ def translate_http_error(error: Exception) -> Exception:
     if isinstance(error, (aiohttp.ClientError, OSError)):
         return BucketError(UNREACHABLE, cause=cause_of(error))
     return error
-
-
-def cause_of(error: BaseException) -> str:
-    """Return why a connection failed, in the words of the system: no URL, and no words of the service."""
-    for _ in range(CAUSES_MAX):
-        inner = getattr(error, "kwargs", {}).get("error") or error.__cause__ or error.__context__
-        if isinstance(error, (aiohttp.ClientConnectorDNSError, socket.gaierror)):
-            return "the host does not resolve"
-        if isinstance(error, (aiohttp.ClientConnectorCertificateError, ssl.SSLCertVerificationError)):
-            return "the certificate is not valid for the host, or not trusted"
-        if isinstance(error, ssl.SSLError):
-            return "TLS failed"  # its number is none of the system's
-        if isinstance(error, OSError) and error.errno and error.errno > 0:
-            return os.strerror(error.errno)
-        if isinstance(error, aiohttp.ServerDisconnectedError):
-            return "the server closed the connection"
-        if inner is None:
-            break
-        error = inner
-    return type(error).__name__
