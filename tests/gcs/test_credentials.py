@@ -223,3 +223,19 @@ async def test_workload_identity_signs_where_it_impersonates(
         if impersonates:
             assert (await client.presign(PATH, ttl_s=60, head=False))[1] == 60
     assert strict_gcs.accounts.issued == 1 + impersonates
+
+
+async def test_signatures_that_hang_leave_no_work_behind(
+    strict_gcs: StrictGcs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = external_account(strict_gcs.endpoint, tmp_path / "subject-token", impersonates=True)
+    use_credentials(info, tmp_path, monkeypatch)
+    async with opening(timeout_s=0.5, make_transport=leading_to(strict_gcs.endpoint)) as client:
+        await client.get(PATH)
+        strict_gcs.accounts.signs = asyncio.Event()
+        calls = (client.presign(PATH, ttl_s=60, head=False) for _ in range(20))
+        faults = await asyncio.gather(*calls, return_exceptions=True)
+        assert {str(fault) for fault in faults} == {"the service that signs does not answer within store.timeout_s"}
+        assert strict_gcs.count("POST", ":signBlob") <= 4
+        assert await client.get(PATH) is None
+    strict_gcs.accounts.signs.set()

@@ -62,6 +62,7 @@ class Accounts:
         holds: Is awaited before each token.
         issued: How many tokens were given.
         may_sign: Whether the service signs for the account.
+        signs: Is awaited before each signature.
     """
 
     token_life_s: int = TOKEN_LIFE_S
@@ -69,6 +70,7 @@ class Accounts:
     holds: asyncio.Event | None = None
     issued: int = 0
     may_sign: bool = True
+    signs: asyncio.Event | None = None
     _valid: set[str] = field(default_factory=set)
     _numbers: count[int] = field(default_factory=lambda: count(1))
 
@@ -123,6 +125,8 @@ class Accounts:
     async def _sign(self, request: web.Request) -> web.Response:
         if not self.accepts(request) or request.match_info["account"] != ACCOUNT or not self.may_sign:
             return web.json_response({"error": {"code": 403, "message": "secret words"}}, status=403)
+        if self.signs is not None:
+            await self.signs.wait()
         text = b64decode((await request.json())["payload"])
         signature = private_key().sign(text, padding.PKCS1v15(), SHA256())
         return web.json_response({"keyId": "1", "signedBlob": b64encode(signature).decode()})

@@ -24,7 +24,7 @@ from tests.support.gcs.accounts import ACCOUNT, Accounts, is_signed, now
 from tests.support.s3.loopback import HOST, port_of, reserve
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
 
 BUCKET = "strict-bucket"
 PREFIX = "pre"
@@ -241,7 +241,7 @@ class StrictGcs:
             "Content-Type": found.metadata.get("contentType", "application/octet-stream"),
         }
         if name in self.compressed:
-            return web.Response(body=found.data * 2, headers=headers)
+            return web.Response(body=_in_pieces(found.data * 2), headers=headers)
         part = request.http_range
         if part.start is None and part.stop is None:
             return web.Response(body=found.data, headers=headers)
@@ -299,6 +299,11 @@ def _read_related(content_type: str, body: bytes) -> tuple[bytes, bytes]:
     assert (start, end) == (b"", b"--\r\n")
     assert b"application/json" in head
     return head.split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n"), media.split(b"\r\n\r\n", 1)[1].removesuffix(b"\r\n")
+
+
+async def _in_pieces(data: bytes) -> AsyncIterator[bytes]:
+    """Yield data whose size the head of the response cannot tell."""
+    yield data
 
 
 def _md5(data: bytes) -> str:

@@ -106,6 +106,8 @@ class GcsClient:
         except BucketError as error:
             if await self._connection.is_miss(error, path):
                 return None
+            if etag and error.error_code == EXISTS:
+                raise self._connection.guard.name(BucketError(CHANGED, general=False)) from None
             raise
         try:
             size, generation = _read_media_head(response, start if is_part else None)
@@ -284,7 +286,7 @@ def _read_media_head(response: HttpResponse, start: int | None) -> tuple[int, st
     headers = response.headers
     generation, length = headers.get("x-goog-generation", ""), headers.get("Content-Length", "")
     stored = headers.get("x-goog-stored-content-length")
-    if not _NUMBER.fullmatch(generation) or not _NUMBER.fullmatch(length):
+    if not _NUMBER.fullmatch(generation):
         raise BucketError(NOT_GCS)
     if response.status == HTTPStatus.PARTIAL_CONTENT:
         part = _RANGE.fullmatch(headers.get("Content-Range", ""))
@@ -293,7 +295,7 @@ def _read_media_head(response: HttpResponse, start: int | None) -> tuple[int, st
         return int(length), generation
     if not _HASHES.fullmatch(headers.get("x-goog-hash", "")):
         raise BucketError(NOT_GCS)
-    if stored not in {None, length}:
+    if not _NUMBER.fullmatch(length) or stored not in {None, length}:
         # Transcoding ("Transcoding of gzip-compressed files"): another program has stored it compressed.
         raise BucketError("the bucket does not return the bytes that are stored", general=False)
     return int(length), generation

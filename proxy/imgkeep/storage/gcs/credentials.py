@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
 
 import google.auth
 from google.auth import exceptions, iam
@@ -34,10 +35,10 @@ if TYPE_CHECKING:
 
     from google.auth.credentials import Credentials
 
-T = TypeVar("T")
-
 WAIT_SHARE: Final = 0.8
 """Share of a request's timeout that its token may take, so that the error names what was slow."""
+SIGNERS_MAX: Final = 4
+"""Maximum number of links that are signed at a time: each takes a millisecond of CPU, or a request."""
 RENEW_AGAIN_S: Final = 10
 """Time after a renewal in which a token that soon ends is not renewed again: servers give such tokens, too."""
 SERVICE_KEY_TTL_S_MAX: Final = 43_200
@@ -47,7 +48,6 @@ NO_CREDENTIALS: Final = "there are no credentials"
 NO_CREDENTIALS_REMEDY: Final = (
     f"set {VARIABLE} to a file with credentials, or give this machine a service account; docs/gcs.md"
 )
-NOT_RENEWED: Final = "the server for tokens does not answer within store.timeout_s"
 NO_SIGNATURE: Final = "the service that signs does not answer within store.timeout_s"
 NO_KEY: Final = "these credentials cannot sign links"
 NO_KEY_REMEDY: Final = "use those of a service account: with a key, of a machine, or impersonated; docs/gcs.md"
@@ -77,7 +77,8 @@ class GcsCredentials:
         self._renewal: asyncio.Task[dict[str, str]] | None = None
         self._renewed_at = float("-inf")
         self._refused_token: str | None = None
-        self._work: set[asyncio.Future[Any]] = set()
+        # Its own threads: a service that hangs must not stop what others do in the loop's.
+        self._signers = ThreadPoolExecutor(SIGNERS_MAX, "sign-links")
 
     async def open(self, service: str) -> None:
         """
@@ -91,9 +92,10 @@ class GcsCredentials:
             self._credentials = AnonymousCredentials()
 
     async def aclose(self) -> None:
-        """Wait for threads that a cancelled request has left, as long as a request would."""
-        if self._work:
-            await asyncio.wait(self._work, timeout=self._wait_s)
+        """Wait for a renewal that a cancelled request has left, as long as a request would."""
+        if self._renewal is not None:
+            await asyncio.wait([self._renewal], timeout=self._wait_s)
+        self._signers.shutdown(wait=False, cancel_futures=True)
 
     @property
     def can_sign(self) -> bool:
@@ -113,7 +115,7 @@ class GcsCredentials:
         credentials = self._credentials
         state = TokenState.INVALID if credentials is None else credentials.token_state
         if credentials is None or state is TokenState.INVALID or credentials.token == self._refused_token:
-            return await self._wait(self._renew(), BucketError(NOT_RENEWED))
+            return await self._wait_for(self._renew())
         if state is TokenState.STALE and asyncio.get_running_loop().time() - self._renewed_at > RENEW_AGAIN_S:
             self._renew()
         return _fields_of(credentials)
@@ -155,7 +157,13 @@ class GcsCredentials:
             with self._make_transport(self._wait_s) as transport:
                 return bytes(iam.Signer(transport, credentials, account).sign(text))
 
-        return await self._wait(self._start(sign, _explain_signing), BucketError(NO_SIGNATURE, general=False))
+        try:
+            async with asyncio.timeout(self._wait_s):
+                return await asyncio.get_running_loop().run_in_executor(self._signers, sign)
+        except TimeoutError:
+            raise BucketError(NO_SIGNATURE, general=False) from None
+        except Exception as error:  # noqa: BLE001 - each is translated
+            raise _explain_signing(error) from None
 
     @property
     def link_ttl_s_max(self) -> int:
@@ -163,15 +171,30 @@ class GcsCredentials:
         has_key = isinstance(self._credentials, service_account.Credentials)
         return TTL_S_MAX if has_key else SERVICE_KEY_TTL_S_MAX
 
+    async def _wait_for(self, renewal: asyncio.Task[dict[str, str]]) -> dict[str, str]:
+        try:
+            async with asyncio.timeout(self._wait_s):
+                return await asyncio.shield(renewal)
+        except TimeoutError:
+            raise BucketError("the server for tokens does not answer within store.timeout_s") from None
+
     def _renew(self) -> asyncio.Task[dict[str, str]]:
         if self._renewal is None:
-            self._renewal = self._start(self._renew_blocking, _explain)
+            self._renewal = asyncio.create_task(self._renew_in_thread())
             self._renewal.add_done_callback(self._end_renewal)
         return self._renewal
 
     def _end_renewal(self, renewal: asyncio.Task[dict[str, str]]) -> None:
         self._renewal = None
         self._renewed_at = renewal.get_loop().time()
+        if not renewal.cancelled():
+            renewal.exception()  # the request that waited for it may be gone
+
+    async def _renew_in_thread(self) -> dict[str, str]:
+        try:
+            return await asyncio.to_thread(self._renew_blocking)
+        except Exception as error:  # noqa: BLE001 - each is translated
+            raise _explain(error) from None
 
     def _renew_blocking(self) -> dict[str, str]:
         with self._make_transport(self._wait_s) as transport:
@@ -179,31 +202,6 @@ class GcsCredentials:
                 self._credentials = _ask_machine(transport)
             self._credentials.refresh(transport)
             return _fields_of(self._credentials)
-
-    def _start(self, work: Callable[[], T], explain: Callable[[Exception], Exception]) -> asyncio.Task[T]:
-        async def run() -> T:
-            try:
-                return await asyncio.to_thread(work)
-            except Exception as error:  # noqa: BLE001 - each is translated
-                raise explain(error) from None
-
-        task = asyncio.create_task(run())
-        self._work.add(task)
-        task.add_done_callback(self._forget_work)
-        return task
-
-    def _forget_work(self, task: asyncio.Future[Any]) -> None:
-        self._work.discard(task)
-        if not task.cancelled():
-            task.exception()  # the request that waited for it may be gone
-
-    async def _wait(self, task: asyncio.Task[T], silence: BucketError) -> T:
-        """Wait for some work; raise `silence` if it takes too long."""
-        try:
-            async with asyncio.timeout(self._wait_s):
-                return await asyncio.shield(task)
-        except TimeoutError:
-            raise silence from None
 
 
 def _ask_machine(transport: Transport) -> Credentials:
