@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from imgkeep.storage.azure import listing
+from imgkeep.storage.azure.errors import make_error
 from imgkeep.storage.azure.listing import read_page
+from imgkeep.storage.azure.settings import AccountKey, MachineIdentity, SasToken
 from imgkeep.storage.azure.xml_elements import read_elements
 from imgkeep.storage.bucket.client import ObjectFields
 from imgkeep.storage.bucket.errors import NOT_TAKEN, BucketError
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from imgkeep.storage.azure import AzureClient
+    from imgkeep.storage.azure.settings import Credentials
     from tests.support.azure.azurite import Azurite
 
 IMAGE = ObjectFields("image/png")
@@ -161,6 +166,28 @@ async def test_code_that_is_none_is_not_repeated(client: AzureClient, gate: Gate
         await client.get(PATH)
     with pytest.raises(BucketError, match=r"the container answers 404$"):
         await client.stat(PATH)
+
+
+NOW = datetime(2026, 11, 30, 16, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("credentials", "date", "remedy"),
+    [
+        (AccountKey(b"key"), format_datetime(NOW), "correct the account and its key"),
+        (SasToken("sig=1"), format_datetime(NOW), "renew the SAS"),
+        (MachineIdentity(), format_datetime(NOW), "tenant"),
+        (AccountKey(b"key"), format_datetime(NOW + timedelta(minutes=20)), "set the clock"),
+        (SasToken("sig=1"), format_datetime(NOW - timedelta(days=1)), "set the clock"),
+        (SasToken("sig=1"), "yesterday", "renew the SAS"),
+        (SasToken("sig=1"), "Mon, 30 Nov 2026 16:00:00", "renew the SAS"),
+        (SasToken("sig=1"), "Mon, 99 Nov 99999 16:00:00 +9999", "renew the SAS"),
+    ],
+)
+def test_refused_credentials_have_the_remedy_of_their_kind(credentials: Credentials, date: str, remedy: str) -> None:
+    error = make_error(403, {"x-ms-error-code": "AuthenticationFailed", "Date": date}, credentials, NOW)
+    assert remedy in (error.remedy or "")
+    assert error.general
 
 
 # --- lists

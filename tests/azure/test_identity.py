@@ -29,9 +29,8 @@ from imgkeep.storage.bucket.diagnostics import diagnose
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.store import BucketStore
 from tests.support.azure.azurite import Azurite, azurite_in
-from tests.support.azure.identity import AUDIENCE, SECRET, IdentityEndpoint
+from tests.support.azure.identity import AUDIENCE, SECRET, IdentityEndpoint, authority
 from tests.support.clock import FakeClock
-from tests.support.network import authority
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ async def test_hung_identity_is_a_fault_in_time_and_blames_the_identity(
         await client.get(PATH)
     assert "docs/azure.md" in (failed.value.remedy or "")
     identity.go.set()
-    await until(lambda: client._connection._tokens._flight is None)
+    await until(lambda: client._connection._tokens._renewal is None)
     assert await client.get(PATH) is None
 
 
@@ -216,11 +215,11 @@ async def test_token_is_renewed_before_its_end_and_used_meanwhile(identity: Iden
     assert await tokens.get() == "one"
     clock.advance(800)
     assert await tokens.get() == "one"
-    await until(lambda: tokens._flight is None)
+    await until(lambda: tokens._renewal is None)
     assert await tokens.get() == "two"
     clock.advance(800)
     assert await tokens.get() == "two"  # the renewal fails: there are no more
-    await until(lambda: tokens._flight is None)
+    await until(lambda: tokens._renewal is None)
     assert await tokens.get() == "two"
     clock.advance(300)
     with pytest.raises(BucketError):

@@ -14,8 +14,9 @@ import pytest
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.storage.bucket.store import PROBE_BYTES
 from tests.support.images import make_image, png_of
+from tests.support.origins import gated_body
 from tests.support.s3.misbehaving import only
-from tests.support.s3.remote import ALL, HURRIED, MULTIPART_SIZE, get, readyz, replicated
+from tests.support.s3.remote import ALL, HURRIED, MULTIPART_SIZE, get, readyz, replicated, settle
 from tests.support.signed_links import BRIEF, FOREVER, IMAGE, PAST, UNCERTAIN, SignedOrigin, good, invented
 from tests.support.waiting import until
 
@@ -143,6 +144,20 @@ async def test_concurrent_fills_of_two_nodes_store_one_object(remote: Remote, or
         "imgkeep; fwd=uri-miss; stored",
         "imgkeep; hit",
     }
+
+
+@ALL
+async def test_image_that_two_nodes_fetch_at_once_has_one_validator(remote: Remote, origin: FakeOrigin) -> None:
+    gate = asyncio.Event()
+    url = origin.on("/a.png", gated_body(make_image(), gate, ahead=1000))
+    nodes = [await remote.node(name) for name in ("a", "b")]
+    fetches = [asyncio.create_task(get(node, url)) for node in nodes]
+    await until(lambda: origin.asked("/a.png") == 2)
+    gate.set()
+    assert [body for _, body in await asyncio.gather(*fetches)] == [make_image()] * 2
+    for node in nodes:
+        await settle(node)
+    assert len({(await get(node, url))[0].headers["ETag"] for node in [*nodes, await remote.node("c")]}) == 1
 
 
 async def test_full_disk_leaves_uploads_from_memory(remote: Remote, origin: FakeOrigin) -> None:

@@ -15,6 +15,7 @@ import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.bootstrap.gauges import watch_totals
@@ -24,6 +25,7 @@ from imgkeep.core.errors import Busy, StorageError
 from imgkeep.health import CHECK_INTERVAL_S
 from imgkeep.images.stored_totals import StoredTotals
 from imgkeep.maintenance.verify_reindex import reindex
+from imgkeep.storage.bucket.diagnostics import try_public
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
@@ -107,10 +109,10 @@ class BackgroundTasks:
             services.remover.run(self._sleep),
             _sample_process(services.metrics.process),
         ]
-        if services.storage.remote is not None:
-            tasks.append(services.storage.remote.breaker.run())
-            if services.storage.remote.public_access is not None:
-                tasks.append(services.storage.remote.public_access.run())
+        if (remote := services.storage.remote) is not None:
+            tasks.append(remote.breaker.run())
+            if remote.public_access is not None and remote.public_url is not None:
+                tasks.append(remote.public_access.run(partial(try_public, remote.bucket, remote.public_url)))
         settler = make_record_settler(services)
         if settler is not None:
             tasks.append(settler.run(self._sleep))

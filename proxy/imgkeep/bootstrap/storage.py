@@ -190,7 +190,7 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     stack.push_async_callback(tiered_store.aclose)
     public_path = _public_paths(config, place, bucket)
     public_url = None if public_path is None else lambda name: public_path(object_path(name))
-    public_access = None if public_url is None else PublicAccess(bucket, public_url, sleep=sleep)
+    public_access = None if public_url is None else PublicAccess(sleep)
     object_urls = ObjectUrls(
         config.delivery.mode,
         has_object=tiered_store.has,

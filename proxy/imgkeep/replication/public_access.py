@@ -14,13 +14,12 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import StorageError
-from imgkeep.storage.bucket.diagnostics import NotPublic, PublicUnreachable, try_public
+from imgkeep.storage.bucket.errors import NotPublic, PublicUnreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from imgkeep.clock import Sleep
-    from imgkeep.storage.bucket.store import BucketStore
 
 PUBLIC_INTERVAL_S: Final = 3600
 """Interval of the probes while public URLs work: an operator may close the bucket. Each is a PUT, GET and DELETE."""
@@ -37,29 +36,26 @@ class PublicAccess:
     The last finding about the public URLs of a bucket.
 
     Args:
-        public_url: Returns the public URL of the object `<digest>.<ext>`.
         sleep: Waits for a number of seconds.
 
     Attributes:
         works: Whether clients may be redirected to public URLs; `None`: not known yet.
     """
 
-    def __init__(self, bucket: BucketStore, public_url: Callable[[str], str], *, sleep: Sleep) -> None:
+    def __init__(self, sleep: Sleep) -> None:
         self.works: bool | None = None
-        self._bucket = bucket
-        self._public_url = public_url
         self._sleep = sleep
 
-    async def run(self) -> None:
-        """Try the public URLs now and then, for ever."""
+    async def run(self, probe: Callable[[], Awaitable[None]]) -> None:
+        """Try the public URLs now and then, for ever, by a `probe` that raises as `diagnostics.try_public`."""
         while True:
-            await self._sleep(await self._try())
+            await self._sleep(await self._try(probe))
 
-    async def _try(self) -> float:
+    async def _try(self, probe: Callable[[], Awaitable[None]]) -> float:
         """Try the public URLs once, and return after how many seconds to try them again."""
         before = self.works
         try:
-            await try_public(self._bucket, self._public_url)
+            await probe()
         except NotPublic as fault:
             self.works = False
             if before is not False:

@@ -12,12 +12,14 @@ import json
 import time
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
+import trustme
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from tests.support.network import authority, server_context
+from tests.support.network import server_context
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +31,12 @@ TENANT = "ab1f708d-50f6-404c-a006-d71b2ac7a606"
 
 
 AUDIENCE = "https://storage.azure.com"
+
+
+@cache
+def authority() -> trustme.CA:
+    """Return the certificate authority of the services here, which clients of other tests do not trust."""
+    return trustme.CA()
 
 
 def make_token(number: int, life_s: float, audience: str) -> str:
@@ -86,7 +94,7 @@ class IdentityEndpoint:
         app = web.Application()
         app.router.add_post(f"/{TENANT}/oauth2/v2.0/token", self._exchange)
         self._server = TestServer(app, scheme="https")
-        await self._server.start_server(ssl=server_context("127.0.0.1"))
+        await self._server.start_server(ssl=server_context("127.0.0.1", ca=authority()))
         (folder / "assertion").write_text(SECRET, "utf-8")
         (folder / "authority.pem").write_bytes(authority().cert_pem.bytes())
         patch.setenv("AZURE_AUTHORITY_HOST", str(self._server.make_url("")).rstrip("/"))

@@ -11,7 +11,9 @@ import pytest
 
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import SERVICES
+from imgkeep.bootstrap.services import make_record_settler
 from imgkeep.core.layout import BLOCKS_CHANGED
+from imgkeep.storage.bucket.unsettled import SETTLE_AFTER_S
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -121,6 +123,14 @@ async def readyz(imgkeep: Imgkeep) -> dict[str, Any]:
     response = await imgkeep.client.get("/readyz")
     found: dict[str, Any] = await response.json()
     return found
+
+
+async def settle(imgkeep: Imgkeep) -> None:
+    """Have a node read again what another node may have overwritten, as it does half a minute later."""
+    assert imgkeep.client.app is not None
+    settler = make_record_settler(imgkeep.client.app[SERVICES])
+    assert settler is not None
+    await settler.settle_due(asyncio.get_running_loop().time() + SETTLE_AFTER_S)
 
 
 async def replicated(imgkeep: Imgkeep) -> None:

@@ -52,7 +52,7 @@ class AccessTokens:
         self._tried_at = float("-inf")
         self._credential: Any = None
         self._is_refused = False
-        self._flight: asyncio.Future[None] | None = None
+        self._renewal: asyncio.Future[None] | None = None
 
     async def get(self) -> str:
         """
@@ -83,22 +83,22 @@ class AccessTokens:
         self._is_refused = True
 
     async def aclose(self) -> None:
-        flight = self._flight
-        if flight is not None:
-            await asyncio.wait([flight], timeout=self._timeout_s)
-        if self._credential is not None and (flight is None or flight.done()):
+        renewal = self._renewal
+        if renewal is not None:
+            await asyncio.wait([renewal], timeout=self._timeout_s)
+        if self._credential is not None and (renewal is None or renewal.done()):
             await asyncio.to_thread(self._credential.close)
 
     def _start(self) -> asyncio.Future[None]:
-        if self._flight is None:
-            self._flight = asyncio.ensure_future(self._renew())
-            self._flight.add_done_callback(self._land)
-        return self._flight
+        if self._renewal is None:
+            self._renewal = asyncio.ensure_future(self._renew())
+            self._renewal.add_done_callback(self._end)
+        return self._renewal
 
-    def _land(self, flight: asyncio.Future[None]) -> None:
-        self._flight = None
-        if not flight.cancelled():
-            flight.exception()  # a request that waits raises it; without one it may pass before the token ends
+    def _end(self, renewal: asyncio.Future[None]) -> None:
+        self._renewal = None
+        if not renewal.cancelled():
+            renewal.exception()  # a request that waits raises it; without one it may pass before the token ends
 
     async def _renew(self) -> None:
         self._tried_at = self._clock().timestamp()

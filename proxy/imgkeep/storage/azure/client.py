@@ -64,13 +64,13 @@ class AzureClient:
         return self._connection.guard.answered_at
 
     async def open(self) -> None:
-        await self._connection.open(await self._read_account())
+        await self._connection.open(await self._find_account())
 
     async def check_settings(self) -> None:
-        await self._read_account()
+        await self._find_account()
 
-    async def _read_account(self) -> StorageAccount:
-        account = await self._connection.read_account()
+    async def _find_account(self) -> StorageAccount:
+        account = await self._connection.find_account()
         self.features.presign = not isinstance(account.credentials, SasToken)
         return account
 

@@ -20,7 +20,7 @@ from yarl import URL
 
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import object_path
-from imgkeep.storage.bucket.errors import BucketError
+from imgkeep.storage.bucket.errors import BucketError, NotPublic, PublicUnreachable
 from imgkeep.storage.memory import MemorySpool
 
 if TYPE_CHECKING:
@@ -36,23 +36,6 @@ IMAGE_BYTES_MAX: Final = 1024
 PRESIGN_REMEDY: Final = "set the clock of this machine, and see that nothing before the bucket changes requests"
 DELETE_TIMEOUT_S: Final = 2
 """Timeout for the removal of a probe's image: the end of a process may wait for it."""
-
-
-class NotPublic(StorageError):
-    """
-    A public URL that answers with something other than the object.
-
-    Attributes:
-        remedy: What an operator can do.
-    """
-
-    def __init__(self, message: str, remedy: str) -> None:
-        super().__init__(message)
-        self.remedy = remedy
-
-
-class PublicUnreachable(StorageError):
-    """A public URL that this machine cannot reach: a client may reach it."""
 
 
 @dataclass(frozen=True, slots=True)

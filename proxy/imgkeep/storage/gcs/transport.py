@@ -11,7 +11,7 @@ from google.auth.exceptions import TransportError
 from google.auth.transport import Request
 from google.auth.transport.requests import Request as RequestsRequest
 
-from imgkeep.storage.bucket.errors import cause_of
+from imgkeep.storage.bucket.connection_causes import cause_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
