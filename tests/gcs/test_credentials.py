@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from imgkeep.storage.bucket.errors import BucketError
+from imgkeep.storage.gcs.credentials import SIGNERS_MAX
 from imgkeep.storage.gcs.transport import Transport
 from tests.support.gcs.accounts import ACCOUNT, authorized_user, external_account, service_account, use_credentials
 from tests.support.gcs.opened import FIELDS, PATH, opening, read
@@ -240,6 +241,7 @@ async def test_signatures_that_hang_leave_no_work_behind(
         calls = (client.presign(PATH, ttl_s=60, head=False) for _ in range(20))
         faults = await asyncio.gather(*calls, return_exceptions=True)
         assert {str(fault) for fault in faults} == {"the service that signs does not answer within store.timeout_s"}
-        assert strict_gcs.count("POST", ":signBlob") <= 4
+        # A thread may take up one more while its first caller gives up.
+        assert strict_gcs.count("POST", ":signBlob") <= 2 * SIGNERS_MAX
         assert await client.get(PATH) is None
     strict_gcs.accounts.signs.set()
