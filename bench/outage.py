@@ -3,10 +3,11 @@ Take the bucket away under load, in every way a bucket can be away, give it back
 
     python -m bench.outage                      ten minutes of outage at fifty requests a second
     python -m bench.outage --outage-s 30
+    python -m bench.outage --store gs           the same of a bucket of Google, or `az`: of a container of Azure
 
 Half of the requests ask for images that were stored before, half for new ones. During the outage the bucket refuses,
 hangs, answers 503 and resets connections in turn. Afterwards everything has to be in the bucket by itself, byte for
-byte and once. `tests/s3/test_outage.py` runs a short one.
+byte and once. `tests/storage/test_outage.py` runs short ones.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -26,21 +28,94 @@ from typing import TYPE_CHECKING
 import aiohttp
 
 from bench.crash import body_of
+from tests.support.azure.azurite import Azurite, azurite_in
+from tests.support.gcs.fake_gcs_server import FakeGcsServer, fake_gcs_server_in
 from tests.support.origins import FakeOrigin
 from tests.support.program import serving
+from tests.support.remote_services import SERVICES
 from tests.support.s3.gate import Gate
-from tests.support.s3.servers import S3Servers
+from tests.support.s3.servers import NAMES, S3Server, S3Servers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from tests.support.program import Program
-    from tests.support.s3.servers import S3Server
+    from tests.support.s3.misbehaving import Answer
+
+    Bucket = S3Server | FakeGcsServer | Azurite
 
 STORED = 50
-PHASES = ("refuse", "hang", "slow_down", "reset")
+PHASES = ("refuse", "hang", "overloaded", "reset")
 ANSWER_TIMEOUT_S = 20
 AT_ONCE_MAX = 1000
+
+
+@dataclass(frozen=True)
+class Store:
+    """
+    A bucket on a server of its service.
+
+    Attributes:
+        port: The server's.
+        settings: Returns the settings of imgkeep for the bucket behind a gate, from its address.
+        objects: Returns the objects whose names begin with a prefix, past the gate.
+        overloaded: How the service says that it is overloaded.
+    """
+
+    port: int
+    settings: Callable[[str], Mapping[str, str]]
+    objects: Callable[[str], Awaitable[Mapping[str, bytes]]]
+    overloaded: Answer
+
+
+def store_in(bucket: Bucket) -> Store:
+    """Return a bucket, of any service, as this benchmark needs it."""
+
+    def s3(endpoint: str) -> dict[str, str]:
+        assert isinstance(bucket, S3Server)
+        return {
+            "store__url": f"s3://{bucket.bucket}?region=us-east-1",
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ACCESS_KEY_ID": bucket.key,
+            "AWS_SECRET_ACCESS_KEY": bucket.secret,
+        }
+
+    def gcs(endpoint: str) -> dict[str, str]:
+        assert isinstance(bucket, FakeGcsServer)
+        return {"store__url": f"gs://{bucket.bucket}", "STORAGE_EMULATOR_HOST": endpoint}
+
+    def azure(endpoint: str) -> dict[str, str]:
+        assert isinstance(bucket, Azurite)
+        connection = bucket.through(endpoint).connection_string
+        return {"store__url": f"az://{bucket.container}", "AZURE_STORAGE_CONNECTION_STRING": connection}
+
+    name, settings = {S3Server: ("s3", s3), FakeGcsServer: ("gcs", gcs), Azurite: ("azure", azure)}[type(bucket)]
+    return Store(bucket.port, settings, bucket.objects, SERVICES[name].refusals["overloaded"].answer)
+
+
+@contextmanager
+def started(kind: str, server: str, folder: Path) -> Iterator[Bucket]:
+    """Start a server of a service until the end of the block, and give a new bucket on it."""
+    if kind == "s3":
+        servers = S3Servers(folder)
+        try:
+            yield servers.with_bucket(server)
+        finally:
+            servers.stop()
+    elif kind == "gs":
+        google = fake_gcs_server_in(folder)
+        google.start()
+        try:
+            yield google.with_bucket()
+        finally:
+            google.stop()
+    else:
+        azurite = azurite_in(folder)
+        azurite.start()
+        try:
+            yield azurite.with_container()
+        finally:
+            azurite.stop()
 
 
 @dataclass
@@ -72,7 +147,7 @@ class Tally:
 
 async def outage(  # noqa: PLR0913 - one number a knob
     folder: Path,
-    server: S3Server,
+    bucket: Bucket,
     *,
     outage_s: float,
     rate: float,
@@ -80,8 +155,9 @@ async def outage(  # noqa: PLR0913 - one number a knob
     seed: int = 1,
     say: Callable[[str], None] = lambda _: None,
 ) -> Tally:
-    """Run one outage of `outage_s` seconds at `rate` requests a second against a bucket on `server`."""
-    origin, gate = FakeOrigin(), Gate("127.0.0.1", server.port)
+    """Run one outage of `outage_s` seconds at `rate` requests a second."""
+    store = store_in(bucket)
+    origin, gate = FakeOrigin(), Gate("127.0.0.1", store.port)
     await origin.start()
     await gate.start()
     draw = random.Random(seed)
@@ -95,12 +171,9 @@ async def outage(  # noqa: PLR0913 - one number a knob
         return url
 
     settings = {
-        "store__url": f"s3://{server.bucket}?region=us-east-1",
+        **store.settings(gate.endpoint),
         "store__timeout_s": str(timeout_s),
         "store__fallback": f"file:{folder}",
-        "AWS_ENDPOINT_URL": gate.endpoint,
-        "AWS_ACCESS_KEY_ID": server.key,
-        "AWS_SECRET_ACCESS_KEY": server.secret,
     }
     try:
         async with serving(folder, prepare=None, **settings) as program:
@@ -111,7 +184,7 @@ async def outage(  # noqa: PLR0913 - one number a knob
             for number in range(max(len(PHASES), round(outage_s / 60))):
                 phase = PHASES[number % len(PHASES)]
                 say(f"{phase}: {dict(tally.asked)} asked, {dict(tally.good)} good")
-                await getattr(gate, phase)()
+                await (gate.do(store.overloaded) if phase == "overloaded" else getattr(gate, phase)())
                 await asyncio.sleep(outage_s / max(len(PHASES), round(outage_s / 60)))
             load.cancel()
             await asyncio.wait([load])
@@ -120,7 +193,7 @@ async def outage(  # noqa: PLR0913 - one number a knob
     finally:
         await gate.stop()
         await origin.stop()
-    await _compare(server, bodies, tally)
+    await _compare(store, bodies, tally)
     return tally
 
 
@@ -176,17 +249,17 @@ async def _wait_until_replicated(program: Program, tally: Tally, say: Callable[[
     tally.replicated_after_s = time.monotonic() - start
 
 
-async def _compare(server: S3Server, bodies: dict[str, bytes], tally: Tally) -> None:
+async def _compare(store: Store, bodies: dict[str, bytes], tally: Tally) -> None:
     wanted = {sha256(body).hexdigest() for body in bodies.values()}
     tally.images = len(bodies)
     found: dict[str, str] = {}
     # Many are read in pieces, for they are a gigabyte or more; few at once, for a listing costs more than they do.
     folders = [f"{number:02x}/" for number in range(256)] if tally.images > AT_ONCE_MAX else [""]
     for folder in folders:
-        objects = await server.objects(f"v1/objects/{folder}")
+        objects = await store.objects(f"v1/objects/{folder}")
         found |= {name.rpartition("/")[2].partition(".")[0]: sha256(body).hexdigest() for name, body in objects.items()}
         tally.objects += len(objects)
-        tally.records += len(await server.objects(f"v1/records/{folder}"))
+        tally.records += len(await store.objects(f"v1/records/{folder}"))
     tally.wrong = sum(name != digest for name, digest in found.items())
     tally.lacking = len(wanted - set(found))
 
@@ -195,16 +268,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.outage", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--outage-s", type=float, default=600)
     parser.add_argument("--rate", type=float, default=50)
-    parser.add_argument("--server", choices=["moto", "rclone", "s3rver"], default="rclone")
+    parser.add_argument("--store", choices=["s3", "gs", "az"], default="s3")
+    parser.add_argument("--server", choices=NAMES, default="rclone", help="of --store s3")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        servers = S3Servers(Path(temporary))
-        try:
-            server = servers.with_bucket(arguments.server)
-            folder = Path(temporary) / "data"
-            tally = asyncio.run(outage(folder, server, outage_s=arguments.outage_s, rate=arguments.rate, say=print))
-        finally:
-            servers.stop()
+    with (
+        tempfile.TemporaryDirectory() as temporary,
+        started(arguments.store, arguments.server, Path(temporary)) as bucket,
+    ):
+        folder = Path(temporary) / "data"
+        tally = asyncio.run(outage(folder, bucket, outage_s=arguments.outage_s, rate=arguments.rate, say=print))
     for kind in ("stored", "new"):
         print(
             f"{kind}: {tally.good[kind]} of {tally.asked[kind]} good ({tally.availability(kind):.2%}), "

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from tests.support.s3.servers import S3Server
 
 NAMES: Final = (*KINDS, "azurite", "fake-gcs-server")
-SUITES: Final = {"azurite": "azure", "fake-gcs-server": "gcs"}
-"""What the parameters of the contract suite are called, where that is not the server's name."""
 FAILED: Final = (ClientError, BotoCoreError, TimeoutError, AssertionError)
 OF_THIS_MACHINE: Final = frozenset({"configuration", "fallback", "database", "store"})
 """Parts of `imgkeep check --live` that are not about the bucket."""
@@ -240,8 +238,7 @@ def _tag(etag: str | None, body: bytes) -> str:
 def run_contract(name: str) -> str:
     """Run the contract suite on a server; return what pytest counted."""
     variables = os.environ | {"IMGKEEP_TEST_SERVERS": name if name in KINDS else "moto"}  # noqa: TID251
-    chosen = SUITES.get(name, name)
-    suite = ("-n0", "-q", "--no-header", "--durations=0", "tests/storage/test_contract.py", "-k", chosen)
+    suite = ("-n0", "-rfE", "tests/storage/test_contract.py", "-k", name)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *suite], cwd=ROOT, env=variables, capture_output=True, text=True, check=False
     )

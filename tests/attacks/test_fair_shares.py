@@ -411,6 +411,7 @@ def invented(number: int) -> str:
 
 @pytest.mark.parametrize("mode", ["serve", "redirect", "presign"])
 async def test_invented_permanent_url_costs_the_bucket_one_request(remote: Remote, mode: str) -> None:
+    await remote.make_public()
     node = await remote.node(mode=mode)
     before = len(remote.gate.seen)
     answers = await asyncio.gather(*(node.client.get(invented(1)) for _ in range(10)))
@@ -423,6 +424,7 @@ async def test_invented_permanent_url_costs_the_bucket_one_request(remote: Remot
 async def test_missed_object_is_found_once_it_is_stored_here(remote: Remote, origin: FakeOrigin, mode: str) -> None:
     from hashlib import sha256  # noqa: PLC0415
 
+    await remote.make_public()
     node = await remote.node(mode=mode)
     body = make_image(seed=3)
     target = f"/images/{sha256(body).hexdigest()}.png"

@@ -184,7 +184,7 @@ async def test_failing_origin_leaves_stored_image(start: Start, origin: FakeOrig
 
 async def test_redirect_to_half_image_is_cached_briefly(remote: Remote, origin: FakeOrigin, time: Time) -> None:
     platform = time.platform(sleep=sleep_briefly)
-    node = await remote.node(mode="redirect", platform=platform, delivery={"base_url": "https://img.example/"})
+    node = await remote.node(mode="redirect", platform=platform, delivery={"base_url": "http://127.0.0.1:9/"})
     url = origin.gives("/a.png", HALF)
     first = await node.img(url, allow_redirects=False)
     assert (first.status, first.headers["Cache-Control"], await first.read()) == (200, BRIEF, HALF)
@@ -200,6 +200,6 @@ async def test_redirect_to_half_image_is_cached_briefly(remote: Remote, origin: 
     assert after.headers["Location"] != before.headers["Location"]
     assert after.headers["Cache-Control"] != BRIEF
     assert origin.asked("/a.png") == 2
-    another = await remote.node("b", mode="redirect", platform=platform, delivery={"base_url": "https://img.example/"})
+    another = await remote.node("b", mode="redirect", platform=platform, delivery={"base_url": "http://127.0.0.1:9/"})
     elsewhere = await another.img(url, allow_redirects=False)
     assert elsewhere.headers["Location"] == after.headers["Location"]

@@ -255,8 +255,8 @@ async def test_diagnosis_finds_no_fault(client: AzureClient, azurite: Azurite) -
     await store.probe()
     assert store.client.features.conditional_put
     steps = [step async for step in diagnose(store, public_url=None)]
-    assert {step.error for step in steps} == {None}
-    assert {"blocks", "copy", "presign", "put", "delete"} <= {step.name for step in steps}
+    assert {(step.error, step.note) for step in steps} == {(None, None)}
+    assert {"blocks", "copy", "conditional-put", "presign", "put", "delete"} <= {step.name for step in steps}
     assert set(await azurite.objects()) == {"pre/v1/probe"}
 
 

@@ -247,7 +247,10 @@ async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     assert stats["image_index_complete"] is True
     assert stats["hosts"] == {"images.example": 5}
     assert re.search(r"^hosts +images\.example \(5\)$", plain[1], re.MULTILINE)
-    assert checked[:2] == (0, "10 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete\n")
+    assert checked[:2] == (
+        0,
+        "10 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete, 0 foreign, 0 removed\n",
+    )
 
 
 async def test_stats_lists_placeholder_suspects(folder: Path) -> None:
@@ -352,7 +355,7 @@ async def test_verify_lists_incomplete_images_and_the_remedy(folder: Path, comma
     assert status == 0, "it is as it came"
     assert lines[:2] == [
         f"incomplete  {record.key}",
-        "1 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 1 incomplete",
+        "1 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 1 incomplete, 0 foreign, 0 removed",
     ]
     assert "imgkeep refetch KEY" in out
     status, out, _ = await loop.run_in_executor(None, command, "verify", "--json")

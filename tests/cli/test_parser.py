@@ -171,7 +171,7 @@ async def test_flags_win_over_environment_and_file(folder: Path, origin: FakeOri
         there = f"http://{facts['address']}"
         url = origin.gives("/a.png", make_image())
         words = ("--server", there, "--data", "data", "--json")
-        status, out, err = await run(folder.with_name("elsewhere"), "save", url, *words, **settings)
+        status, out, err = await run_here(folder.with_name("elsewhere"), "save", url, *words, **settings)
         assert (status, err) == (0, "")
     finally:
         process.terminate()
@@ -179,7 +179,7 @@ async def test_flags_win_over_environment_and_file(folder: Path, origin: FakeOri
     assert process.returncode == 0
     assert {path.name for path in folder.iterdir()} >= {"v1", "imgkeep.db", "api-token"}  # noqa: ASYNC240 - quick
     assert not (folder.parent / "elsewhere").exists()
-    told = await run(folder.with_name("elsewhere"), "list", "--data", "data", "--json", **settings)
+    told = await run_here(folder.with_name("elsewhere"), "list", "--data", "data", "--json", **settings)
     assert json.loads(told[1])["digest"] == json.loads(out)["digest"]
 
 
@@ -224,12 +224,12 @@ async def test_store_and_server_print_the_same(folder: Path, origin: FakeOrigin)
     names = (*urls, origin.url("/missing"), "nonsense")
     async with serving(folder) as program:
         there = ("--server", f"http://{program.address}")
-        assert (await run(folder, "save", *urls))[0] == 0
+        assert (await run_here(folder, "save", *urls))[0] == 0
         for words in (("list", "--limit", "2"), ("list", "--json"), ("inspect", "--json", *names)):
-            here, far = await asyncio.gather(run(folder, *words), run(folder, *words, *there))
+            here, far = await asyncio.gather(run_here(folder, *words), run(folder, *words, *there))
             assert here[:2] == (far[0], far[1].replace(f"http://{program.address}", ""))
             assert not re.search(r"\d{4}-\d\d-\d\d(?!T\d\d:\d\d:\d\dZ)", here[1]), "dates have one form"
-        _, out, _ = await run(folder, "remove", "--json", *names, *there)
+        _, out, _ = await run_here(folder, "remove", "--json", *names, *there)
         assert [json.loads(line)["success"] for line in out.splitlines()] == [True] * 3 + [False] * 2
 
 

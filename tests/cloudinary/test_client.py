@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from hashlib import md5, sha256
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,8 @@ import pytest
 
 from imgkeep.core.layout import BLOCKED, OBJECTS, RECORDS, object_path
 from imgkeep.storage.bucket.client import ObjectFields
-from imgkeep.storage.bucket.errors import AlreadyThere, BucketError
+from imgkeep.storage.bucket.errors import BucketError
+from imgkeep.storage.bucket.request_guard import REQUESTS_MAX
 from imgkeep.storage.memory import MemorySpool
 from tests.support.images import make_image
 
@@ -107,21 +109,22 @@ async def test_read_after_an_overwrite_returns_the_new_record(cloudinary_client:
         assert await read(cloudinary_client, RECORD) == text
 
 
-async def test_conditional_put_leaves_what_is_there(cloudinary_client: CloudinaryClient) -> None:
-    await cloudinary_client.put_bytes(RECORD, b"one", FIELDS)
-    cloudinary_client.features.conditional_put = True
-    with pytest.raises(AlreadyThere):
-        await cloudinary_client.put_bytes(RECORD, b"two", FIELDS, only_if_absent=True)
-    assert await read(cloudinary_client, RECORD) == b"one"
+async def test_condition_is_not_relied_on(cloudinary_client: CloudinaryClient, cloudinary_store: BucketStore) -> None:
+    await cloudinary_store.probe()
+    assert not cloudinary_client.features.conditional_put
+    for text in (b"one", b"two"):
+        await cloudinary_client.put_bytes(RECORD, text, FIELDS, only_if_absent=True)
+    assert await read(cloudinary_client, RECORD) == b"two"
 
 
 @pytest.mark.parametrize("knows", [True, False])
-async def test_probe_finds_out_whether_conditional_put_works(
-    cloudinary: CloudinaryServer, cloudinary_store: BucketStore, *, knows: bool
+async def test_object_is_stored_whether_or_not_overwrite_has_an_effect(
+    cloudinary: CloudinaryServer, cloudinary_client: CloudinaryClient, *, knows: bool
 ) -> None:
     cloudinary.knows_overwrite = knows
-    await cloudinary_store.probe()
-    assert cloudinary_store.client.features.conditional_put is knows
+    path = await put(cloudinary_client, PNG)
+    assert await put(cloudinary_client, PNG) == path
+    assert await read(cloudinary_client, path) == PNG
 
 
 async def test_large_image_is_streamed(cloudinary: CloudinaryServer, cloudinary_client: CloudinaryClient) -> None:
@@ -190,6 +193,16 @@ async def test_size_and_etag_are_known_whatever_the_response_states(
     assert await opened.stream.read_all(100_000) == PNG
     with pytest.raises(BucketError, match="changed during a read"):
         await cloudinary_client.get(path, etag="0" * 32)
+    assert await cloudinary_client.get(object_path(name_of(b"missing"))) is None
+
+
+async def test_many_reads_at_once_do_not_wait_for_each_other(
+    cloudinary: CloudinaryServer, cloudinary_client: CloudinaryClient
+) -> None:
+    cloudinary.names_fields = False
+    path = await put(cloudinary_client, PNG)
+    for _ in range(2):
+        assert set(await asyncio.gather(*(read(cloudinary_client, path) for _ in range(REQUESTS_MAX)))) == {PNG}
 
 
 async def test_missing_asset_is_none(cloudinary_client: CloudinaryClient) -> None:
@@ -222,6 +235,33 @@ async def test_walk_lists_images_and_raw_files_in_order(
     assert [entry async for entry in cloudinary_client.walk(f"{OBJECTS}/{put_paths[0][11:13]}")] != []
     assert [entry async for entry in cloudinary_client.walk(BLOCKED)] == []
     assert [path async for path, _ in cloudinary_client.walk("v1")] == sorted([*put_paths, RECORD])
+
+
+async def test_folder_after_folder_costs_a_request_a_page(
+    cloudinary: CloudinaryServer, cloudinary_client: CloudinaryClient
+) -> None:
+    cloudinary.page_max = 4
+    paths = [f"{RECORDS}/{folder}/{folder}{number:062x}.json" for folder in ("00", "0a", "ff") for number in range(3)]
+    for path in paths:
+        await cloudinary_client.put_bytes(path, b"{}", FIELDS)
+    cloudinary.calls.clear()
+    folders = [f"{RECORDS}/{folder:02x}" for folder in range(256)]
+    assert [path for folder in folders async for path, _ in cloudinary_client.walk(folder)] == paths
+    assert len(cloudinary.calls) == 3
+    assert [path async for path, _ in cloudinary_client.walk(f"{RECORDS}/0a")] == paths[3:6]
+    walks = [cloudinary_client.walk(f"{RECORDS}/{folder}") for folder in ("0a", "ff")]
+    mixed = [await anext(walk) for walk in (*walks, *walks, *walks)]
+    assert sorted(path for path, _ in mixed) == paths[3:]
+
+
+async def test_listing_in_another_order_is_an_error(
+    cloudinary: CloudinaryServer, cloudinary_client: CloudinaryClient
+) -> None:
+    cloudinary.sorts = False
+    for folder in ("ff", "00"):
+        await cloudinary_client.put_bytes(f"{RECORDS}/{folder}/{folder * 32}.json", b"{}", FIELDS)
+    with pytest.raises(BucketError, match="does not list in the order"):
+        assert [entry for folder in ("00", "ff") async for entry in cloudinary_client.walk(f"{RECORDS}/{folder}")]
 
 
 @pytest.mark.parametrize("extension", ["png", "tiff"])

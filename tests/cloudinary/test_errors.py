@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tests.support.cloudinary.server import CloudinaryServer
+    from tests.support.s3.gate import Gate
 
 RECORD = f"{RECORDS}/ab/ab{'0' * 62}.json"
 OBJECT = object_path(f"{'ab' * 32}.png")
@@ -96,7 +97,8 @@ async def test_used_up_admin_api_concerns_listings_alone(
         (400, b'{"error": "no object"}', "400", True),
         (409, b'{"error": {"message": "x already exists"}}', "AlreadyExists", False),
         (413, b"<html>Request entity too large</html>", "FileTooLarge", False),
-        (500, b"\xff", "500", True),
+        (500, b'{"error": {"message": "\xff"}}', "500", True),
+        (500, b'{"a":' * 10_000, "500", True),
     ],
 )
 def test_any_refusal_is_typed(status: int, data: bytes, code: str, general: bool) -> None:  # noqa: FBT001
@@ -110,3 +112,39 @@ async def test_links_of_other_kinds_are_refused(cloudinary_client: CloudinaryCli
     assert not cloudinary_client.features.presign
     assert not cloudinary_client.features.ranges
     assert await cloudinary_client.abort_uploads() == 0
+
+
+ANSWERS = {
+    "no JSON": b"<html>",
+    "nothing": b"",
+    "a list": b"[]",
+    "another asset": b'{"public_id": "a", "resource_type": "raw", "type": "upload", "bytes": 1, "etag": "b"}',
+    "a size that is a text": b'{"public_id": "a", "resource_type": "raw", "type": "upload", "bytes": "1", "etag": ""}',
+    "an unknown result": b'{"result": "perhaps", "resources": 1}',
+    "a text that is none": b'{"public_id": "\xff", "result": "\xff", "resources": [], "next_cursor": "\xff"}',
+    "deep nesting": b'{"a":' + b"[" * 100_000,
+    "more than there is room for": b'{"a": "' + b"x" * 5_000_000,
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+async def test_answer_that_is_none_of_the_service_is_an_error(
+    cloudinary: CloudinaryServer, cloudinary_gate: Gate, answer: str
+) -> None:
+    client = CloudinaryClient(FOLDER, environment={"CLOUDINARY_URL": cloudinary.url(cloudinary_gate.endpoint)})
+    await client.open()
+    await cloudinary_gate.answer(200, {"Content-Type": "application/json"}, ANSWERS[answer])
+    for name in ("stat", "put", "delete", "list"):
+        with pytest.raises(BucketError, match=r"does not speak it|another asset"):
+            await CALLS[name](client)
+    await client.aclose()
+
+
+async def test_listing_that_does_not_end_is_an_error(cloudinary: CloudinaryServer, cloudinary_gate: Gate) -> None:
+    client = CloudinaryClient(FOLDER, environment={"CLOUDINARY_URL": cloudinary.url(cloudinary_gate.endpoint)})
+    await client.open()
+    page = b'{"resources": [{"public_id": "of/another/program", "bytes": 1}], "next_cursor": "again"}'
+    await cloudinary_gate.answer(200, {"Content-Type": "application/json"}, page)
+    with pytest.raises(BucketError, match="does not speak it"):
+        await listed(client)
+    await client.aclose()

@@ -128,3 +128,5 @@ async def test_image_that_is_refused_is_served_and_does_not_stop_others(
         response, received = await get(imgkeep, origin.gives(path, body))
         assert (response.status, received) == (200, body)
     assert [path for path in cloudinary.paths() if "/objects/" in path] == [OBJECT]
+    assert [path.stat().st_size for path in imgkeep.files("objects")] == [len(large)], "it waits in the fallback"
+    assert (await get(imgkeep, origin.gives("/large.png", b"gone")))[1] == large

@@ -16,12 +16,11 @@ from imgkeep.cli.migrate import migrate
 from imgkeep.clock import read_clock
 from imgkeep.config import load
 from imgkeep.core.errors import Removed, StorageError
-from imgkeep.core.layout import RECORDS
+from imgkeep.core.layout import BLOCKS_CHANGED, RECORDS
 from imgkeep.core.records import Tombstone
 from imgkeep.core.store_url import CloudinaryFolder, Folder
 from imgkeep.storage.bucket.diagnostics import diagnose
 from imgkeep.storage.bucket.store import PROBE
-from imgkeep.storage.cloudinary.own_checks import NO_CONDITION
 from imgkeep.storage.local.disk import Disk
 from tests.support.cloudinary.backends import refusal
 from tests.support.images import make_image
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
     Check = Callable[[str], Awaitable[tuple[int, list[str]]]]
 
-STEPS = ["put", "head", "get", "list", "private-file", "conditional-put", "rename", "public", "delete"]
+STEPS = ["put", "head", "get", "list", "private-file", "rename", "public", "delete"]
 PLACE = CloudinaryFolder("images")
 CONFIG = load({"store": {"free_bytes_min": 0, "timeout_s": 5}}, {})
 
@@ -75,13 +74,6 @@ async def test_working_folder_passes_every_step_and_stays_empty(
     told = [f"✓ {name}" for name in STEPS if name != "public" or mode == "redirect"]
     assert await check(mode) == (0, told)
     assert cloudinary.assets == {}
-
-
-async def test_missing_condition_is_told_and_no_failure(check: Check, cloudinary: CloudinaryServer) -> None:
-    cloudinary.knows_overwrite = False
-    status, lines = await check("serve")
-    assert status == 0
-    assert f"✓ conditional-put: {NO_CONDITION}" in lines
 
 
 async def test_missing_right_is_told_with_its_remedy(
@@ -130,11 +122,11 @@ async def test_removal_and_its_undo(
     await cloudinary_store.delete_tombstone(tombstone)
     await cloudinary_store.unblock(record.digest)
     assert await cloudinary_store.find(record.key) is None
-    assert cloudinary.assets == {}
+    assert list(cloudinary.paths()) == [f"sites/imgkeep/{BLOCKS_CHANGED}"]
     await cloudinary_store.spool.aclose()  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1, "key": "another"}', b"\x89PNG"])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"version": 1, "key": "another"}', b"\x89PNG", b'{"a":' * 9000])
 async def test_foreign_record_is_moved_to_quarantine(
     cloudinary: CloudinaryServer, cloudinary_store: BucketStore, content: bytes
 ) -> None:
@@ -176,7 +168,10 @@ async def test_store_migrates_there_and_back(
     assert {path: body for path, body in stored.items() if path != PROBE} == files(tmp_path / "a")
     assert await copy(PLACE, two) == {"copied_objects": 5, "copied_records": 5}
     assert files(tmp_path / "b") == files(tmp_path / "a")
+    cloudinary.calls.clear()
     assert await copy(two, PLACE) == {"skipped": 5, "kept": 5}
+    listings = [public_id for method, public_id in cloudinary.calls if method == "list"]
+    assert sorted(listings) == [f"images/v1/{kind}/" for kind in ("objects", "objects", "records", "refused")]
 
 
 async def test_migration_stops_where_the_admin_api_is_used_up(

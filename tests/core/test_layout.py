@@ -21,6 +21,7 @@ from imgkeep.core.layout import (
     encode_block,
     encode_record,
     encode_tombstone,
+    is_own_path,
     object_names,
     object_path,
     read_block_keys,
@@ -107,6 +108,7 @@ def test_newer_record_is_distinguished_from_a_damaged_one(change: tuple[bytes, b
         pytest.param((b'"png"', b'"exe"'), id="unknown extension"),
         pytest.param((b'"abab', b'"ABAB'), id="upper-case key"),
         pytest.param((b"1234", b'"1234"'), id="size as text"),
+        pytest.param((b'"example.com"', b'"\xff"'), id="no UTF-8"),
     ],
 )
 def test_record_with_a_wrong_field_is_unreadable(change: tuple[bytes, bytes]) -> None:
@@ -160,6 +162,13 @@ def test_other_name_than_an_object_is_not_read(name: str) -> None:
 @pytest.mark.parametrize("format_", Format)
 def test_every_format_has_an_object_name_of_its_own(format_: Format) -> None:
     assert read_object_name(f"{DIGEST}.{format_.extension}") == (DIGEST, format_)
+
+
+@pytest.mark.parametrize("nested", [b'{"a":' * 9000, b'{"version": 1, "a": ' + b"[" * 60_000])
+def test_deeply_nested_record_is_unreadable(nested: bytes) -> None:
+    with pytest.raises(RecordUnreadable):
+        decode_record(nested)
+    assert read_block_keys(nested) == frozenset()
 
 
 @given(st.binary())
@@ -247,7 +256,9 @@ def test_refusal_lists_a_bounded_number_of_keys() -> None:
     assert len(read_block_keys(written)) == BLOCK_KEYS_MAX
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b'{"keys": 1}', b'{"keys": ["../../a", ""]}', b'{"keys": null}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b'{"keys": 1}', b'{"keys": ["../../a", ""]}', b'{"keys": null}', b'{"keys": ["\xff"]}']
+)
 def test_damaged_refusal_names_no_key(data: bytes) -> None:
     assert read_block_keys(data) == frozenset()
 
@@ -282,3 +293,31 @@ def test_refetches_are_written_and_read() -> None:
     read = decode_record(older)
     assert isinstance(read, Record)
     assert read.doubts == {Doubt.SIGNATURE}, "so an older version shows it for a minute at a time"
+
+
+PATHS = {
+    object_path(f"{DIGEST}.png"): True,
+    object_path(f"{DIGEST}.svg"): True,
+    record_path(KEY): True,
+    object_path(f"{DIGEST}.exe"): False,
+    object_path(f"{DIGEST}.png.tmp"): False,
+    object_path(DIGEST): False,
+    object_path(f"{DIGEST.upper()}.png"): False,
+    object_path("readme.txt"): False,
+    f"v1/objects/00/{DIGEST}.png": False,
+    f"v1/objects/{DIGEST[:2]}/x/{DIGEST}.png": False,
+    f"v1/objects/{DIGEST}.png": False,
+    "v1/objects/": False,
+    f"v1/records/00/{KEY}.json": False,
+    f"v1/records/{KEY[:2]}/{KEY}": False,
+    f"v1/records/{KEY[:2]}/{KEY}.json\n": False,
+    f"v1/records/{DIGEST[:2]}/{DIGEST}.png": False,
+    "v1/records/": False,
+    f"v1/other/{KEY[:2]}/{KEY}.json": False,
+    f"{KEY}.json": False,
+}
+
+
+@pytest.mark.parametrize(("path", "is_own"), PATHS.items())
+def test_paths_of_the_layout_are_told_from_foreign_ones(path: str, *, is_own: bool) -> None:
+    assert is_own_path(path) is is_own

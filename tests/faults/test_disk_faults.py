@@ -544,7 +544,16 @@ async def test_verify_quarantines_a_corrupt_large_object(start: Start, origin: F
     assert status == 1
     assert [json.loads(line) for line in out.splitlines()] == [
         {"kind": "damaged", "path": f"v1/objects/{path.parent.name}/{path.name}"},
-        {"good": 1, "damaged": 1, "missing": 0, "unreadable": 0, "orphan": 0, "incomplete": 0},
+        {
+            "good": 1,
+            "damaged": 1,
+            "missing": 0,
+            "unreadable": 0,
+            "orphan": 0,
+            "incomplete": 0,
+            "foreign": 0,
+            "removed": 0,
+        },
     ]
     assert await see(imgkeep, url, body) == STORED
     assert (await run(imgkeep.folder, "verify"))[0] == 0

@@ -36,13 +36,19 @@ class FakeBucket:
 
 
 def object_urls(
-    bucket: FakeBucket, timer: Timer, mode: Literal["serve", "redirect", "presign"], *, public: bool = False
+    bucket: FakeBucket,
+    timer: Timer,
+    mode: Literal["serve", "redirect", "presign"],
+    *,
+    public: bool = False,
+    works: bool = True,
 ) -> ObjectUrls:
     return ObjectUrls(
         mode,
         has_object=bucket.has,
         presign=bucket.presign,
         public_url=(lambda name: f"https://public.example/{name}") if public else None,
+        is_public=lambda: works,
         presign_ttl_s=3600,
         timer=timer,
     )
@@ -84,6 +90,14 @@ async def test_missing_object_redirects_no_client(mode: Literal["redirect", "pre
     bucket = FakeBucket()
     bucket.here = False
     assert await object_urls(bucket, Timer(), mode, public=True).find(NAME, head=False) is None
+
+
+async def test_bucket_that_is_not_public_redirects_no_client() -> None:
+    works = object_urls(FakeBucket(), Timer(), "redirect", public=True)
+    assert await works.find(NAME, head=False) is not None
+    refused = object_urls(FakeBucket(), Timer(), "redirect", public=True, works=False)
+    assert await refused.find(NAME, head=False) is None
+    assert refused.permanent(NAME) == works.permanent(NAME), "a URL for databases stays as configured"
 
 
 async def test_failure_to_presign_serves_the_image() -> None:

@@ -61,6 +61,22 @@ FAILURE_FIELDS = {"host", "provider", "detail"}
         pytest.param("https://h.example#t", "https://h.example/...", id="fragment"),
         pytest.param("http://a/b http://c/d", "http://a/... http://c/...", id="two"),
         pytest.param("https:///a", "https:///...", id="no host"),
+        pytest.param("is cloudinary://123:SECRET@acme", "is cloudinary://acme/...", id="account of Cloudinary"),
+        pytest.param(
+            "EndpointSuffix=core.windows.net;AccountKey=U0VDUkVU==;AccountName=a",
+            "EndpointSuffix=core.windows.net;AccountKey=...;AccountName=a",
+            id="connection string",
+        ),
+        pytest.param(
+            'GET /c/b?sv=2026-02-06&sig=SECRET%3D&sp=r HTTP/1.1"',
+            'GET /c/b?sv=2026-02-06&sig=...&sp=r HTTP/1.1"',
+            id="SAS",
+        ),
+        pytest.param(
+            "/b/o?X-Goog-Algorithm=A&X-Goog-Credential=SECRET&X-Goog-Signature=SECRET",
+            "/b/o?X-Goog-Algorithm=A&X-Goog-Credential=...&X-Goog-Signature=...",
+            id="V4 signature",
+        ),
     ],
 )
 def test_urls_are_cut_down_to_their_host(text: str, redacted: str) -> None:

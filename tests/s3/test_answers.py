@@ -81,6 +81,7 @@ async def test_missing_object_gets_no_redirect(remote: Remote, origin: FakeOrigi
     await get(await remote.node(), url)
     (name,) = await remote.stored("objects")
     await remote.server.delete(name)
+    await remote.make_public()
     node = await remote.node("b", mode="redirect")
     response, body = await get(node, url)
     assert (response.status, body) == (200, make_image())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from imgkeep.storage.s3.errors import REMEDIES
 from imgkeep.storage.s3.own_checks import NO_CONDITION, NO_LIST
 from tests.support.program import environment, run
 from tests.support.s3.misbehaving import NO_ETAG, only, s3_error
+from tests.support.s3.remote import make_public
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -79,18 +79,6 @@ def lines_about(lines: list[str], place: str) -> list[str]:
     assert not any("Signature" in line for line in lines)
     assert lines[0] == f"store: {place}"
     return [line.removesuffix(f" ({place})") for line in lines[1:]]
-
-
-async def make_public(server: S3Server) -> None:
-    right = {
-        "Effect": "Allow",
-        "Principal": "*",
-        "Action": "s3:GetObject",
-        "Resource": f"arn:aws:s3:::{server.bucket}/*",
-    }
-    async with server.client() as client:
-        policy = json.dumps({"Version": "2012-10-17", "Statement": [right]})
-        await client.put_bucket_policy(Bucket=server.bucket, Policy=policy)
 
 
 async def left(server: S3Server) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 from imgkeep.bootstrap.storage import open_storage
 from imgkeep.clock import read_clock
 from imgkeep.config import ConfigError
-from tests.support.api_calls import save
+from tests.support.api_calls import problem_code, save
 from tests.support.images import make_image, png_of
 from tests.support.program import run
 from tests.support.s3.remote import get, readyz
@@ -113,6 +113,8 @@ async def test_outage_leaves_no_image_on_the_disk(
         assert (response.status, body) == (200, make_image(seed=seed)), "streamed from its origin"
         assert response.headers["Cache-Status"] == "imgkeep; fwd=uri-miss; detail=not-stored"
     assert await save(node, {"url": new}) == (503, ANY)
+    upload = await node.client.post("/api/save-image", data=make_image(seed=3), headers={"Content-Type": "image/png"})
+    assert await problem_code(upload) == (503, "storage_unavailable")
     assert (await node.client.get(permanent)).status == 503
     report = await readyz(node)
     assert (report["status"], report["fallback"]) == ("degraded", {"status": "unused"})

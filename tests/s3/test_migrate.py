@@ -99,7 +99,7 @@ async def broken_off(migration: Migration, *, after: int) -> None:
 
 
 def summary(**counts: int) -> dict[str, int]:
-    names = ("copied_objects", "copied_records", "skipped", "kept", "damaged", "failed")
+    names = ("copied_objects", "copied_records", "skipped", "kept", "damaged", "failed", "foreign")
     return dict.fromkeys(names, 0) | counts
 
 
@@ -133,6 +133,71 @@ async def test_folder_and_bucket_migrate_to_their_like(server: S3Server, place: 
     assert await copy(place, other) == (0, all_of_it, "")
     found = await server.objects("other/v1/")
     assert {n.removeprefix("other/"): b for n, b in found.items() if not n.endswith("/probe")} == original
+
+
+STRAY = [
+    "v1/objects/",  # as consoles mark a folder
+    "v1/objects/.minio.sys/format.json",
+    "v1/objects/ab/.sgwtmp/multipart/1",
+    "v1/objects/ab/readme.txt",
+    f"v1/objects/ab/{'a' * 64}.exe",
+    f"v1/objects/ab/{'c' * 64}.png",  # in the folder of others
+    "v1/objects/page \x1b[2J.html",
+    "v1/records/.keep",
+    "v1/records/ab/index.html",
+    f"v1/records/ab/{'c' * 64}.json",
+    f"v1/records/ab/{'ab' * 32}.json.bak",
+]
+
+
+async def test_foreign_files_in_a_bucket_fail_neither_verify_nor_migrate(
+    server: S3Server, gate: Gate, place: S3Bucket, tmp_path: Path
+) -> None:
+    await stock(tmp_path / "a", 3)
+    await copy(Folder(str(tmp_path / "a")), place)
+    for path in [".sgw/x", ".minio.sys/y", "z", *STRAY]:
+        await server.put(f"pre/{path}", b"not of imgkeep")
+    before = await server.objects("")
+    status, counts, err = await copy(place, Folder(str(tmp_path / "b")))
+    assert (status, counts) == (0, summary(copied_objects=3, copied_records=3, foreign=len(STRAY)))
+    shown = sorted(path.replace("\x1b", "\\x1b") for path in STRAY)
+    assert sorted(line.removeprefix("foreign     ") for line in err.splitlines()) == shown
+    assert files(tmp_path / "b") == files(tmp_path / "a")
+    settings: dict[str, Any] = {
+        "store__url": f"s3://{server.bucket}/pre?endpoint={gate.endpoint}&region=us-east-1",
+        "store__fallback": "",
+        "AWS_ACCESS_KEY_ID": server.key,
+        "AWS_SECRET_ACCESS_KEY": server.secret,
+    }
+    status, out, _ = await run_here(tmp_path / "data", "verify", **settings)
+    *lines, last = out.splitlines()
+    assert last.endswith(
+        f" 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete, {len(STRAY)} foreign, 0 removed"
+    )
+    assert last.startswith("6 good, ")
+    assert (status, sorted(line.removeprefix("foreign     ") for line in lines)) == (0, shown)
+    after = await server.objects("")
+    assert {name: after.get(name) for name in before} == before, "what is foreign stays as it is"
+
+
+async def test_foreign_files_in_a_folder_stay(place: S3Bucket, tmp_path: Path) -> None:
+    await stock(tmp_path / "a", 3)
+    part = next((tmp_path / "a" / "v1" / "objects").iterdir())
+    (part / ".nfs0001").write_bytes(b"deleted, and still open elsewhere")
+    (part / "thumbs").mkdir()
+    (part / "lost").symlink_to(tmp_path / "nowhere")
+    records = tmp_path / "a" / "v1" / "records"
+    unused = next(path for number in range(256) if not (path := records / f"{number:02x}").exists())
+    unused.write_bytes(b"no folder")
+    (tmp_path / "a" / "v1" / "objects" / "000").mkdir()
+    status, counts, _ = await copy(Folder(str(tmp_path / "a")), place)
+    assert (status, counts) == (0, summary(copied_objects=3, copied_records=3, foreign=2))
+    status, out, _ = await run_here(tmp_path / "a", "verify")
+    assert (status, out.splitlines()[-1]) == (
+        0,
+        "6 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete, 2 foreign, 0 removed",
+    )
+    assert (part / ".nfs0001").exists()
 
 
 async def test_interrupted_migration_continues(server: S3Server, gate: Gate, place: S3Bucket, tmp_path: Path) -> None:
@@ -233,7 +298,7 @@ async def test_command_prints_a_summary_and_a_status(server: S3Server, gate: Gat
         "AWS_SECRET_ACCESS_KEY": server.secret,
         "AWS_REGION": "us-east-1",
     }
-    line = "3 copied objects, 3 copied records, 0 skipped, 0 kept, 0 damaged, 0 failed\n"
+    line = "3 copied objects, 3 copied records, 0 skipped, 0 kept, 0 damaged, 0 failed, 0 foreign\n"
     assert await run_here(folder, "migrate", f"file:{folder}", url, **keys) == (0, line, "")
     status, out, err = await run_here(folder, "migrate", "--json", url, "file:b", **keys)
     assert (status, json.loads(out), err) == (0, summary(copied_objects=3, copied_records=3), "")
@@ -275,6 +340,6 @@ async def test_terminal_shows_a_progress_bar(tmp_path: Path) -> None:
     ends = Folder(str(tmp_path / "a")), Folder(str(tmp_path / "b"))
     async with parts.open_migration(CONFIG, *ends, clock=lambda: NOON) as migration:
         assert await migrate(migration, as_json=False, out=out, err=err) == 1
-    assert out.getvalue() == "2 copied objects, 2 copied records, 0 skipped, 0 kept, 2 damaged, 0 failed\n"
+    assert out.getvalue() == "2 copied objects, 2 copied records, 0 skipped, 0 kept, 2 damaged, 0 failed, 0 foreign\n"
     assert "6/6" in err.getvalue()
     assert f"damaged     {object_path(records[0].object_name)}" in err.getvalue()

@@ -84,7 +84,10 @@ async def test_kills_and_outages_lose_no_image(
     status, out, _ = await run_here(folder, "reindex", **settings)
     assert (status, out) == (0, "8 images\n")
     status, out, _ = await run_here(folder, "verify", **settings)
-    assert (status, out) == (0, "16 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete\n")
+    assert (status, out) == (
+        0,
+        "16 good, 0 damaged, 0 missing, 0 unreadable, 0 orphan, 0 incomplete, 0 foreign, 0 removed\n",
+    )
     status, out, _ = await run_here(folder, "list", **settings)
     assert (status, out.count("\n")) == (0, 8)
     assert {origin.asked(f"/{n}.png") for n in range(8)} == {1}

@@ -14,8 +14,9 @@ import pytest
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.storage.bucket.store import PROBE_BYTES
 from tests.support.images import make_image, png_of
+from tests.support.origins import gated_body
 from tests.support.s3.misbehaving import only
-from tests.support.s3.remote import ALL, HURRIED, MULTIPART_SIZE, get, readyz, replicated
+from tests.support.s3.remote import ALL, HURRIED, MULTIPART_SIZE, get, readyz, replicated, settle
 from tests.support.signed_links import BRIEF, FOREVER, IMAGE, PAST, UNCERTAIN, SignedOrigin, good, invented
 from tests.support.waiting import until
 
@@ -145,6 +146,20 @@ async def test_concurrent_fills_of_two_nodes_store_one_object(remote: Remote, or
     }
 
 
+@ALL
+async def test_image_that_two_nodes_fetch_at_once_has_one_validator(remote: Remote, origin: FakeOrigin) -> None:
+    gate = asyncio.Event()
+    url = origin.on("/a.png", gated_body(make_image(), gate, ahead=1000))
+    nodes = [await remote.node(name) for name in ("a", "b")]
+    fetches = [asyncio.create_task(get(node, url)) for node in nodes]
+    await until(lambda: origin.asked("/a.png") == 2)
+    gate.set()
+    assert [body for _, body in await asyncio.gather(*fetches)] == [make_image()] * 2
+    for node in nodes:
+        await settle(node)
+    assert len({(await get(node, url))[0].headers["ETag"] for node in [*nodes, await remote.node("c")]}) == 1
+
+
 async def test_full_disk_leaves_uploads_from_memory(remote: Remote, origin: FakeOrigin) -> None:
     node = await remote.node(store={"free_bytes_min": 2**60})
     url = origin.gives("/a.png", make_image())
@@ -157,13 +172,13 @@ async def test_full_disk_leaves_uploads_from_memory(remote: Remote, origin: Fake
 
 
 async def test_second_request_is_redirected_to_the_public_url(remote: Remote, origin: FakeOrigin) -> None:
-    node = await remote.node(mode="redirect", delivery={"base_url": "https://img.example/base/"})
+    node = await remote.node(mode="redirect", delivery={"base_url": "http://127.0.0.1:9/base/"})
     url = origin.gives("/a.png", make_image())
     assert (await get(node, url))[0].status == 200
     response, _ = await get(node, url)
     digest = sha256(make_image()).hexdigest()
     assert response.status == 302
-    where = f"https://img.example/base/pre/v1/objects/{digest[:2]}/{digest}.png"
+    where = f"http://127.0.0.1:9/base/pre/v1/objects/{digest[:2]}/{digest}.png"
     assert response.headers["Location"] == response.headers["Content-Location"] == where
     assert response.headers["Cache-Control"] == "public, max-age=300"
     assert "ETag" not in response.headers, "or a client would revalidate the redirect for ever"
@@ -175,7 +190,7 @@ async def test_second_request_is_redirected_to_the_public_url(remote: Remote, or
 
 async def test_redirect_to_a_provisional_image_is_short_lived(remote: Remote, origin: FakeOrigin) -> None:
     sources = {"providers": [UNCERTAIN]}
-    node = await remote.node(mode="redirect", delivery={"base_url": "https://img.example/"}, sources=sources)
+    node = await remote.node(mode="redirect", delivery={"base_url": "http://127.0.0.1:9/"}, sources=sources)
     signed = SignedOrigin(origin)
     await get(node, signed.url(invented()))
     response, _ = await get(node, signed.url(invented()))
@@ -201,6 +216,7 @@ async def test_nodes_learn_confirmations_from_the_bucket(remote: Remote, origin:
 
 
 async def test_links_into_the_public_bucket_are_not_rewritten(remote: Remote, origin: FakeOrigin) -> None:
+    await remote.make_public()
     node = await remote.node(mode="redirect")
     url = origin.gives("/a.png", make_image())
     await get(node, url)
@@ -230,6 +246,7 @@ async def test_presigned_link_is_reused_and_serves_head(remote: Remote, origin: 
 
 
 async def test_redirect_leads_only_to_objects_in_the_bucket(remote: Remote, origin: FakeOrigin) -> None:
+    await remote.make_public()
     node = await remote.node(mode="redirect")
     url = origin.gives("/a.png", make_image())
     await get(node, url)
@@ -305,6 +322,7 @@ async def test_outage_is_invisible_to_clients(
     remote: Remote, origin: FakeOrigin, outage: Callable[[Remote], Awaitable[None]]
 ) -> None:
     old = origin.gives("/old.png", make_image(seed=1))
+    await remote.make_public()
     node = await remote.node(mode="redirect", store=HURRIED if outage is hang else {})
     await get(node, old)
     assert (await get(node, old))[0].status == 302

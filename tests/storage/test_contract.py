@@ -19,9 +19,7 @@ from imgkeep.storage.disk_cache import DiskCache
 from imgkeep.storage.local.disk import HASHED_BYTES_MAX
 from imgkeep.storage.memory import MemorySpool
 from imgkeep.storage.s3 import S3Client
-from tests.support.cloudinary import backends as cloudinary
-from tests.support.s3.backends import open_s3
-from tests.support.s3.servers import NAMES
+from tests.support.remote_services import SERVERS
 from tests.support.stores import NOON, FakeStore, fetch_image, local_store, put_image, read_all, record_of, spool_of
 
 if TYPE_CHECKING:
@@ -80,21 +78,22 @@ async def open_fake(_folder: Path) -> AsyncIterator[Backend]:
 
 
 HERE = {"local": open_local, "fake": open_fake}
-REMOTE: dict[str, Callable[..., AsyncIterator[BucketBackend]]] = {
-    **dict.fromkeys(NAMES, open_s3),
-    cloudinary.SERVER: cloudinary.open_cloudinary,
-}
-"""By name of the server."""
 
 
-@pytest.fixture(params=[*HERE, *REMOTE])
-async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend | BucketBackend]:
+@pytest.fixture(scope="module", params=[*HERE, *SERVERS])
+def place(request: pytest.FixtureRequest) -> str:
+    """Return the name of a backend. All tests of one come after each other, so few processes start its server."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def backend(place: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend | BucketBackend]:
     folder = tmp_path / "store"
-    if request.param in HERE:
-        async for backend in HERE[request.param](folder):
+    if place in HERE:
+        async for backend in HERE[place](folder):
             yield backend
     else:
-        async for bucket in REMOTE[request.param](request.param, request, folder):
+        async for bucket in SERVERS[place](place, request, folder):
             yield bucket
 
 
@@ -106,9 +105,7 @@ def store(backend: Backend) -> Store:
 # --- what is put can be found and fetched
 
 
-@pytest.mark.parametrize(
-    "size", [1, 30_000, HASHED_BYTES_MAX, HASHED_BYTES_MAX + 1, 3_500_000], ids=lambda size: f"{size}-bytes"
-)
+@pytest.mark.parametrize("size", [1, HASHED_BYTES_MAX, HASHED_BYTES_MAX + 1], ids=lambda size: f"{size}-bytes")
 async def test_stored_image_is_byte_exact(store: Store, size: int) -> None:
     body = random.Random(size).randbytes(size)
     record = await put_image(store, body)
@@ -131,9 +128,8 @@ async def test_body_is_read_from_any_offset(store: Store, size: int) -> None:
     await body.aclose()
 
 
-@pytest.mark.parametrize("size", [100_000, 2_000_000], ids=["small", "large"])
-async def test_closed_body_leaves_other_readers_alone(store: Store, size: int) -> None:
-    content = random.Random(size).randbytes(size)
+async def test_closed_body_leaves_other_readers_alone(store: Store) -> None:
+    content = random.Random(4).randbytes(2_000_000)
     record = await put_image(store, content)
     first, second = [await store.fetch(record.object_name, None) for _ in range(2)]
     assert first is not None
@@ -205,10 +201,23 @@ async def test_record_is_not_put_over_a_tombstone(store: Store) -> None:
         await store.put_record(record)
 
 
-async def test_newest_record_of_an_image_counts(store: Store) -> None:
-    await put_image(store, BODY, record_of(BODY, etag='"one"'))
-    record = await put_image(store, BODY, record_of(BODY, etag='"two"'))
-    assert await store.find(record.key) == record
+async def test_first_record_of_an_image_counts(store: Store) -> None:
+    first = await put_image(store, BODY, record_of(BODY, etag='"one"'))
+    for _ in range(2):
+        draft = await spool_of(store).begin(len(BODY))
+        await draft.write(BODY)
+        assert await store.put(draft, record_of(BODY, etag='"two"')) == first, "so that it has one validator"
+        await draft.aclose()
+        assert await store.find(first.key) == first
+        await store.delete_object(first.digest)
+    assert await store.fetch(first.object_name, first.size) is None
+
+
+async def test_second_fill_of_the_same_bytes_removes_doubts(store: Store) -> None:
+    doubtful = record_of(BODY, etag='"one"').with_doubts(frozenset({Doubt.PLAINTEXT}))
+    first = await put_image(store, BODY, doubtful)
+    await put_image(store, BODY, record_of(BODY, etag='"two"'))
+    assert await store.find(first.key) == record_of(BODY, etag='"one"')
 
 
 async def test_reader_goes_on_while_the_image_is_put_again(store: Store) -> None:
@@ -241,8 +250,10 @@ class _Shifted:
 
 
 # Without s3rver, which writes in place and shows what is half written: two at once are more than it can do.
-@pytest.mark.parametrize("backend", [*HERE, "moto", "rclone"], indirect=True)
-@pytest.mark.parametrize("names", ["aaaaaaaa", "abcdefgh"], ids=["one key", "eight keys"])
+@pytest.mark.parametrize(
+    "place", [name for name in (*HERE, *SERVERS) if name != "s3rver"], indirect=True, scope="module"
+)
+@pytest.mark.parametrize("names", ["aaaa", "abcd"], ids=["one key", "four keys"])
 async def test_concurrent_puts_of_the_same_bytes_succeed(store: Store, backend: Backend, names: str) -> None:
     records = await asyncio.gather(*(put_image(store, BODY, record_of(BODY, name=name)) for name in names))
     assert len(backend.left()["objects"]) == 1
@@ -256,12 +267,6 @@ async def test_concurrent_puts_of_the_same_bytes_succeed(store: Store, backend: 
 # --- a miss and a fault
 
 
-async def all_fail(*calls: Awaitable[object]) -> None:
-    """Require that each call is a fault. They run together: a store that is away repeats each request after a while."""
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    assert [type(result) for result in results if not isinstance(result, StorageError)] == []
-
-
 async def test_miss_is_none(store: Store) -> None:
     record = record_of(BODY)
     assert await store.find(record.key) is None
@@ -269,21 +274,12 @@ async def test_miss_is_none(store: Store) -> None:
     assert await store.fetch(record.object_name, record.size) is None
 
 
-async def test_fault_is_an_error_and_no_miss(store: Store, backend: Backend) -> None:
-    record = await put_image(store, BODY)
-    backend.break_it()
-    await all_fail(store.find(record.key), store.fetch(record.object_name, record.size))
-
-
-async def test_holds_compares_name_and_size(store: Store, backend: Backend) -> None:
+async def test_holds_compares_name_and_size(store: Store) -> None:
     record = record_of(BODY)
     assert not await store.holds(record.object_name, record.size)
     await put_image(store, BODY)
     assert await store.holds(record.object_name, record.size)
     assert not await store.holds(record.object_name, record.size + 1)
-    backend.break_it()
-    with pytest.raises(StorageError):
-        await store.holds(record.object_name, record.size)
 
 
 async def test_tombstone_is_no_miss_and_forbids_a_put(store: Store) -> None:
@@ -325,12 +321,6 @@ async def test_deleted_object_is_a_miss(store: Store) -> None:
     assert await store.fetch(record.object_name, None) is None
     assert not await store.holds(record.object_name, record.size)
     assert await fetch_image(store, other) == b"other"
-
-
-async def test_removal_on_a_failing_store_is_a_fault(store: Store, backend: Backend) -> None:
-    record = await put_image(store, BODY)
-    backend.break_it()
-    await all_fail(store.put_tombstone(Tombstone(record.key, NOON)), store.block(record.digest, NOON))
 
 
 async def test_block_names_its_keys_until_it_is_undone(store: Store) -> None:
@@ -376,21 +366,31 @@ async def test_object_is_found_without_its_extension(store: Store) -> None:
     assert await store.list_blocked() == set()
 
 
-async def test_undo_on_a_failing_store_is_a_fault_and_no_miss(store: Store, backend: Backend) -> None:
+async def test_failing_store_is_a_fault_and_no_miss(store: Store, backend: Backend) -> None:
     record = await put_image(store, BODY)
     backend.break_it()
-    await all_fail(
-        store.find_block(record.digest),
-        store.unblock(record.digest),
+    # Together: a client of a bucket that is away repeats each request after a while.
+    calls: list[Awaitable[object]] = [
+        store.find(record.key),
+        store.fetch(record.object_name, record.size),
+        store.holds(record.object_name, record.size),
+        store.has_object(record.digest),
+        store.put_tombstone(Tombstone(record.key, NOON)),
         store.find_tombstone(record.key),
         store.delete_tombstone(Tombstone(record.key, NOON)),
-        store.has_object(record.digest),
-    )
+        store.block(record.digest, NOON),
+        store.find_block(record.digest),
+        store.unblock(record.digest),
+        store.list_blocked(),
+    ]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [number for number, result in enumerate(results) if not isinstance(result, StorageError)] == []
 
 
 # --- drafts
 
 
+@pytest.mark.parametrize("place", HERE, indirect=True, scope="module")  # of the spool, which is a disk for all others
 @pytest.mark.parametrize("size", [None, 100, 10_000_000], ids=["unknown", "too small", "too large"])
 async def test_declared_size_of_a_draft_is_only_a_hint(store: Store, size: int | None) -> None:
     draft = await spool_of(store).begin(size)
@@ -401,7 +401,7 @@ async def test_declared_size_of_a_draft_is_only_a_hint(store: Store, size: int |
     assert await fetch_image(store, record) == BODY
 
 
-@pytest.mark.parametrize("backend", HERE, indirect=True)  # of the spool, which is a disk for all others
+@pytest.mark.parametrize("place", HERE, indirect=True, scope="module")  # of the spool, which is a disk for all others
 async def test_many_readers_follow_a_growing_draft(store: Store) -> None:
     draft = await spool_of(store).begin(None)
     grown = asyncio.Condition()
@@ -424,7 +424,7 @@ async def test_many_readers_follow_a_growing_draft(store: Store) -> None:
     await draft.aclose()
 
 
-@pytest.mark.parametrize("backend", HERE, indirect=True)  # of the spool, which is a disk for all others
+@pytest.mark.parametrize("place", HERE, indirect=True, scope="module")  # of the spool, which is a disk for all others
 async def test_draft_ends_at_the_bytes_written(store: Store) -> None:
     draft = await spool_of(store).begin(1000)
     assert (draft.size, draft.digest) == (0, sha256().hexdigest())
@@ -437,7 +437,7 @@ async def test_draft_ends_at_the_bytes_written(store: Store) -> None:
     await draft.aclose()
 
 
-@pytest.mark.parametrize("backend", HERE, indirect=True)  # of the spool, which is a disk for all others
+@pytest.mark.parametrize("place", HERE, indirect=True, scope="module")  # of the spool, which is a disk for all others
 async def test_draft_is_checked_as_a_whole(store: Store) -> None:
     draft = await spool_of(store).begin(None)
     await draft.write(BODY[:60_000])

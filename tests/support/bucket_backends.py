@@ -66,12 +66,14 @@ class BucketBackend:
     Attributes:
         objects: Returns all objects whose name begins with a prefix, past the gate.
         prefix: The prefix of the store, with its slash.
+        missing: Returns a client, not yet open, of a bucket that is not there.
     """
 
     store: SpooledBucket
     gate: Gate
     objects: Callable[[str], Awaitable[Mapping[str, bytes]]]
     prefix: str
+    missing: Callable[[], BucketClient]
     _breaking: asyncio.Task[None] | None = None
 
     def left(self) -> dict[str, list[str]]:
@@ -120,7 +122,7 @@ def new_prefix() -> str:
 async def opening(
     server: str,
     port: int,
-    make: Callable[[str, str], BucketClient],
+    make: Callable[[str, str, bool], BucketClient],
     objects: Callable[[str], Awaitable[Mapping[str, bytes]]],
     folder: Path,
 ) -> AsyncGenerator[BucketBackend]:
@@ -130,14 +132,15 @@ async def opening(
     Args:
         server: Name of the server. The first store on it is probed: what it can do holds for all of them.
         port: Its port on loopback.
-        make: Returns the client, not yet open, from the address of the gate and from the prefix.
+        make: Returns the client, not yet open, from the address of the gate and from the prefix. It is of a bucket that
+            is there, or of one that is not.
         objects: As in `BucketBackend`.
         folder: For drafts.
     """
     gate = Gate(HOST, port)
     await gate.start()
     prefix = new_prefix()
-    store = SpooledBucket(make(gate.endpoint, prefix))
+    store = SpooledBucket(make(gate.endpoint, prefix, True))
     store.spool = Disk(folder)
     await store.spool.open()
     await store.open()
@@ -145,7 +148,7 @@ async def opening(
         await store.probe()
         _PROBED[server] = store.client.features.conditional_put
     store.client.features.conditional_put = _PROBED[server]
-    backend = BucketBackend(store, gate, objects, f"{prefix}/")
+    backend = BucketBackend(store, gate, objects, f"{prefix}/", lambda: make(gate.endpoint, prefix, False))
     yield backend
     await store.aclose()
     assert backend.slots_taken == 0

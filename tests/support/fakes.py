@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from imgkeep.core.confirmation import adopt
 from imgkeep.core.errors import SourceNotFound, StorageError
 from imgkeep.core.layout import object_names
 from imgkeep.core.policy import Policy
@@ -31,7 +32,7 @@ from imgkeep.origin.response import OriginResponse
 from imgkeep.storage.memory import MemoryBody, MemorySpool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
     from mmap import mmap
 
     from imgkeep.core.errors import SourceForbidden
@@ -237,8 +238,9 @@ class FakeStore:
         if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
             raise StorageError("another image was stored under this link meanwhile")
         self.objects[record.object_name] = bytes(draft.data)
-        self.records[record.key] = record
-        return record
+        adopted = adopt(theirs, record) if theirs and replaces is None else None
+        self.records[record.key] = adopted or record
+        return self.records[record.key]
 
     async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
         await self._called("put_record", None)
@@ -304,6 +306,18 @@ class FakeImageIndex(ImageIndex):
         if self.fault is not None:
             raise self.fault
         self.records[record.key] = record
+
+    async def flush(self) -> None:
+        self.calls["flush"] += 1
+
+    async def drop(self, keys: Collection[Key]) -> None:
+        if self.fault is not None:
+            raise self.fault
+        for key in keys:
+            self.records.pop(key, None)
+
+    async def keys_of(self, digest: Digest) -> Sequence[Key]:
+        return [key for key, record in self.records.items() if record.digest == digest]
 
 
 class FakeObserver(FillObserver):
@@ -380,16 +394,19 @@ class World:
         cluster: Cluster | None = None,
         beside: World | None = None,
         changed: Callable[[Key], None] = lambda _: None,
+        remembered: Callable[[Record], None] = lambda _: None,
+        store: Any = None,
+        blocked: Any = None,
     ) -> None:
-        """Make a service, `beside` another one on the same stores."""
+        """Make a service, `beside` another one on the same stores, or on a real `store` with its `blocked` digests."""
         self.origin = origin or FakeOrigin()
-        self.store: FakeStore = FakeStore() if beside is None else beside.store
+        self.store: FakeStore = store or (FakeStore() if beside is None else beside.store)
         self.disk: FakeSpool = FakeSpool() if beside is None else beside.disk
         self.image_index: FakeImageIndex = FakeImageIndex() if beside is None else beside.image_index
         self.memory = MemorySpool(memory_bytes)
         self.format_checker = FormatChecker()
         self.observer = FakeObserver()
-        self.blocked: set[Digest] = set()
+        self.blocked: set[Digest] = set() if blocked is None else blocked
         self.timer = Timer()
         self.now = datetime(2026, 11, 22, 10, tzinfo=UTC)
         self._tags = count(1)
@@ -398,6 +415,7 @@ class World:
             "rules": rules or SourceRules(),
             "make_invalid_signature": make_invalid_signature,
             "changed": changed,
+            "remembered": remembered,
         }
         self.restart(cluster)
 

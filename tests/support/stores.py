@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from imgkeep.core.confirmation import adopt
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import REMOVED, object_names
 from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record
@@ -123,8 +124,9 @@ class FakeStore:
         if theirs and theirs.object_name in self.objects and theirs.digest not in {record.digest, replaces}:
             raise StorageError("another image was stored under this link meanwhile")
         self.objects[record.object_name] = await draft.read(0, draft.size)
-        self.found[record.key] = replace(record)
-        return record
+        adopted = adopt(theirs, record) if theirs and replaces is None else None
+        self.found[record.key] = adopted or replace(record)
+        return self.found[record.key]
 
     async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
         self._insist()

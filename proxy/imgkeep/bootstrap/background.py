@@ -2,7 +2,8 @@
 The background tasks of a server, and which of them only the leader runs.
 
 Rules:
-- Every worker watches its own health and learns of removals by itself.
+- Every worker watches its own health, learns of removals by itself, and reads the records of its memory again where
+  another node may have overwritten them.
 - Jobs and the outbox run once: in the leader, or in the only process. The leader also counts the stored images, fills
   an empty image index, and aborts unfinished uploads of a bucket.
 - A worker that stops releases the leadership before its last requests end, so that another worker goes on at once.
@@ -14,14 +15,17 @@ import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.bootstrap.gauges import watch_totals
+from imgkeep.bootstrap.services import make_record_settler
 from imgkeep.bootstrap.storage import cancel
 from imgkeep.core.errors import Busy, StorageError
 from imgkeep.health import CHECK_INTERVAL_S
 from imgkeep.images.stored_totals import StoredTotals
 from imgkeep.maintenance.verify_reindex import reindex
+from imgkeep.storage.bucket.diagnostics import try_public
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
@@ -105,8 +109,13 @@ class BackgroundTasks:
             services.remover.run(self._sleep),
             _sample_process(services.metrics.process),
         ]
-        if services.storage.remote is not None:
-            tasks.append(services.storage.remote.breaker.run())
+        if (remote := services.storage.remote) is not None:
+            tasks.append(remote.breaker.run())
+            if remote.public_access is not None and remote.public_url is not None:
+                tasks.append(remote.public_access.run(partial(try_public, remote.bucket, remote.public_url)))
+        settler = make_record_settler(services)
+        if settler is not None:
+            tasks.append(settler.run(self._sleep))
         tasks += (
             self._list_leader_tasks() if self._leader_lock is None else [self._lead_when_elected(self._leader_lock)]
         )

@@ -34,6 +34,12 @@ def make_client(
             from imgkeep.storage.s3 import S3Client  # noqa: PLC0415
 
             return S3Client(place, timeout_s=timeout_s, observe=observe)
+        case GcsBucket():
+            try:
+                from imgkeep.storage.gcs import GcsClient  # noqa: PLC0415
+            except ModuleNotFoundError as error:
+                raise _missing("gs://", "gcs", error) from None
+            return GcsClient(place, timeout_s=timeout_s, observe=observe)
         case AzureContainer():
             from imgkeep.storage.azure import AzureClient  # noqa: PLC0415
 
@@ -42,7 +48,12 @@ def make_client(
             from imgkeep.storage.cloudinary import CloudinaryClient  # noqa: PLC0415
 
             return CloudinaryClient(place, timeout_s=timeout_s, observe=observe)
-        case GcsBucket():
-            raise ConfigError("store.url: this version has no such store")
         case _:
             assert_never(place)
+
+
+def _missing(scheme: str, extra: str, error: ModuleNotFoundError) -> ConfigError:
+    """Return what to say where a module of another project is not installed."""
+    if (error.name or "imgkeep").partition(".")[0] == "imgkeep":
+        raise error
+    return ConfigError(f"store.url: {scheme} needs a library that is not installed: pip install 'imgkeep[{extra}]'")

@@ -64,6 +64,12 @@ def _watch_remote(metrics: Metrics, remote: RemoteStorage) -> None:
     metrics.watch(
         "store_breaker_open", "1 while the fallback takes over", lambda: breaker.reason is not None, shared=True
     )
+    if access := remote.public_access:
+        metrics.watch(
+            "public_urls_work",
+            "1 while public URLs of objects work, 0 until a probe has found that or while they do not",
+            lambda: access.works is True,
+        )
     metrics.watch("disk_cache_bytes", "Bytes of local copies", lambda: cache.bytes)
     metrics.watch_count("disk_cache_hits", "Lookups that found a local copy", lambda: cache.hits)
     metrics.watch_count("disk_cache_misses", "Lookups that found none", lambda: cache.misses)

@@ -43,6 +43,7 @@ from imgkeep.observability.metrics import Metrics
 from imgkeep.origin import AddressGuard, OriginClient
 from imgkeep.page_rewriting import LinkSelection
 from imgkeep.replication.outbox_worker import OutboxWorker
+from imgkeep.replication.record_settler import RecordSettler
 from imgkeep.storage.disk_cache import CacheShare
 
 if TYPE_CHECKING:
@@ -54,7 +55,15 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.images.interfaces import Peers
 
-__all__ = ["SYSTEM", "Platform", "Services", "make_link_selection", "make_outbox_worker", "open_services"]
+__all__ = [
+    "SYSTEM",
+    "Platform",
+    "Services",
+    "make_link_selection",
+    "make_outbox_worker",
+    "make_record_settler",
+    "open_services",
+]
 
 LEASE_GRACE_S: Final = 10
 """
@@ -301,6 +310,7 @@ class _Builder:
                 source, platform.clock(), provider_rules, secrets.randbelow
             ),
             changed=changed,
+            remembered=(lambda _: None) if remote is None else remote.bucket.note_seen,
             timer=platform.timer,
         )
         self.stack.push_async_callback(service.aclose)
@@ -351,6 +361,19 @@ def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker |
         draw=random.random,
         sleep=platform.sleep,
         count=services.metrics.outbox_uploads,
+    )
+
+
+def make_record_settler(services: Services) -> RecordSettler | None:
+    """Return what reads records of a bucket again; `None`: the store is no bucket."""
+    storage, remote = services.storage, services.storage.remote
+    if remote is None:
+        return None
+    return RecordSettler(
+        remote.bucket.unsettled,
+        remote.tiered_store.read_again,
+        storage.database.image_index,
+        services.image_service.changes,
     )
 
 

@@ -30,6 +30,7 @@ from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
 from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.maintenance.migrate import Migration
 from imgkeep.replication.circuit_breaker import CircuitBreaker
+from imgkeep.replication.public_access import PublicAccess
 from imgkeep.replication.tiered_store import TieredStore
 from imgkeep.storage.bucket.store import BucketStore
 from imgkeep.storage.disk_cache import CacheShare, DiskCache
@@ -59,6 +60,8 @@ class RemoteStorage:
     tiered_store: TieredStore
     object_urls: ObjectUrls
     fallback: LocalStore | None
+    public_access: PublicAccess | None
+    """Whether the public URLs of objects work; `None`: there are none."""
     public_url: Callable[[str], str] | None
     """Returns the public URL of an object in the bucket; `None`: the configuration has no public URL."""
     objects_url: str | None
@@ -187,16 +190,18 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     stack.push_async_callback(tiered_store.aclose)
     public_path = _public_paths(config, place, bucket)
     public_url = None if public_path is None else lambda name: public_path(object_path(name))
+    public_access = None if public_url is None else PublicAccess(sleep)
     object_urls = ObjectUrls(
         config.delivery.mode,
         has_object=tiered_store.has,
         presign=lambda name, ttl_s, head: bucket.presign(name, ttl_s=ttl_s, head=head),
         public_url=public_url,
+        is_public=lambda: public_access is not None and public_access.works is True,
         presign_ttl_s=config.delivery.presign_ttl_s,
         timer=timer,
     )
     prefix = objects_url(config, bucket)
-    return RemoteStorage(bucket, cache, breaker, tiered_store, object_urls, fallback, public_url, prefix)
+    return RemoteStorage(bucket, cache, breaker, tiered_store, object_urls, fallback, public_access, public_url, prefix)
 
 
 def objects_url(config: Config, bucket: BucketStore | None = None) -> str | None:

@@ -40,7 +40,7 @@ async def _run_list(invocation: Invocation) -> int:
     async with open_to_read(invocation.config) as storage:
 
         def describe(record: Record) -> ImageFacts:
-            kind = "local" if record.pending or storage.remote is None else "s3"
+            kind = "local" if record.pending else storage.store.name
             return describe_record(record, url=permanent_url(storage.remote, invocation.base, record), storage=kind)
 
         images = images_in_store(storage.database.image_index, describe, limit=arguments.limit)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from imgkeep.bootstrap.preflight import require_folder_owner, require_source_store
 from imgkeep.bootstrap.storage import open_migration
-from imgkeep.cli.printing import print_json
+from imgkeep.cli.printing import print_json, printable
 from imgkeep.cli.progress import progress
 from imgkeep.clock import read_clock
 from imgkeep.config import ConfigError, read_store_url
@@ -48,7 +48,7 @@ def _read_store(argument: str, url: str, invocation: Invocation) -> StorePlace:
 
 
 async def migrate(migration: Migration, *, as_json: bool, out: TextIO, err: TextIO) -> int:
-    """Copy the store, report each failure on `err`, and print a summary. 1 if there is a failure."""
+    """Copy the store, report failures and foreign paths on `err`, and print a summary. 1 if there is a failure."""
     counts: Counter[str] = Counter()
     fault: StorageError | None = None
     try:
@@ -57,12 +57,13 @@ async def migrate(migration: Migration, *, as_json: bool, out: TextIO, err: Text
                 async for result in results:
                     counts[_counted(result)] += 1
                     bar.advance(1)
-                    if result.outcome in {"damaged", "failed"}:
-                        bar.say(f"{result.outcome:<10}  {result.path}  {result.reason}")
+                    if result.outcome in {"damaged", "failed", "foreign"}:
+                        bar.say(f"{result.outcome:<10}  {printable(result.path)}  {result.reason}".rstrip())
     except StorageError as error:
         fault = error
     facts = {
-        name: counts[name] for name in ("copied_objects", "copied_records", "skipped", "kept", "damaged", "failed")
+        name: counts[name]
+        for name in ("copied_objects", "copied_records", "skipped", "kept", "damaged", "failed", "foreign")
     }
     if as_json:
         print_json(out, facts)

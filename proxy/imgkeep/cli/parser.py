@@ -307,7 +307,8 @@ def _add_upkeep(commands: Commands) -> None:
         "imgkeep migrate file:data 's3://bucket/images?region=eu-west-1'",
         statuses=((0, "all is copied"), (1, "something is not"), USAGE, *INTERRUPTED),
     )
-    migration.add_argument("source", metavar="FROM", help="file:PATH or s3://BUCKET/PREFIX, as in store.url")
+    stores = "file:PATH, s3://, gs://, az:// or cloudinary:, as in store.url"
+    migration.add_argument("source", metavar="FROM", help=stores)
     migration.add_argument("target", metavar="TO", help="likewise; objects and records that it has already stay")
     add_json(migration, "one JSON object")
 

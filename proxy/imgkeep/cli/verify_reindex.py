@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from imgkeep.bootstrap.preflight import require_owner, require_store
 from imgkeep.bootstrap.storage import open_storage
-from imgkeep.cli.printing import as_line, print_json
+from imgkeep.cli.printing import as_line, print_json, printable
 from imgkeep.cli.progress import progress
 from imgkeep.clock import read_clock
 from imgkeep.maintenance import verify_reindex as maintenance
@@ -46,7 +46,8 @@ async def verify(
 ) -> int:
     """
     Read everything that is stored, and print each finding and a summary. 1 if an object is damaged, missing or
-    unreadable. An incomplete image is as its origin sent it, and no fault of the store.
+    unreadable. An incomplete image is as its origin sent it, and no fault of the store; a foreign file is none of ours;
+    removed bytes that came back are deleted.
     """
     counts: Counter[str] = Counter()
     with progress("verifying", None, err) as bar:
@@ -62,8 +63,10 @@ async def verify(
                     continue
                 key = {} if finding.key is None else {"key": finding.key}
                 facts = {"kind": finding.kind, "path": finding.path, **key}
-                bar.answer(out, as_line(facts) if as_json else f"{finding.kind:<10}  {finding.key or finding.path}")
-    kinds = ("good", "damaged", "missing", "unreadable", "orphan", "incomplete")
+                bar.answer(
+                    out, as_line(facts) if as_json else f"{finding.kind:<10}  {finding.key or printable(finding.path)}"
+                )
+    kinds = ("good", "damaged", "missing", "unreadable", "orphan", "incomplete", "foreign", "removed")
     if as_json:
         print_json(out, {kind: counts[kind] for kind in kinds})
     else:

@@ -369,3 +369,12 @@ def confirmed(known: Record) -> Record:
     """Return the record of an image after a probe has shown that the signature makes a difference."""
     doubts = known.doubts - _UNPROVEN
     return replace(known, trust=replace(known.trust, doubts=doubts, brought_by=known.brought_by if doubts else ""))
+
+
+def adopt(standing: Record, new: Record) -> Record | None:
+    """
+    Return the record of an image that two fills have stored at once: the first one, with what the other one proves.
+
+    `None`: the two are of different objects.
+    """
+    return merge(standing, new) if standing.object_name == new.object_name else None

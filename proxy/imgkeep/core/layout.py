@@ -7,6 +7,7 @@ refuses a record of an unknown version.
     v1/objects/<2 hex>/<digest>.<ext>
     v1/records/<2 hex>/<key>.json        a record, or a tombstone
     v1/refused/<2 hex>/<digest>.json     a blocked digest: no link may bring these bytes back
+    v1/refused/changed                   of a bucket: a random token, another one after every change of the blocks
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 OBJECTS: Final = "v1/objects"
 RECORDS: Final = "v1/records"
 BLOCKED: Final = "v1/refused"
+BLOCKS_CHANGED: Final = f"{BLOCKED}/changed"
+"""Path of the marker whose token says whether the blocks have changed. It is no block, and a bucket may lack it."""
 REMOVED: Final = "the image was removed"
 """Detail of the error for a tombstone."""
 RECORD_BYTES_MAX: Final = 65_536
@@ -54,6 +57,7 @@ _WORDS: Final = {doubt: (place, doubt.value) for place, doubt in enumerate(Doubt
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
 _BLOCK: Final = re.compile(rf"{BLOCKED}/[0-9a-f]{{2}}/([0-9a-f]{{64}})\.json")
 _HASH: Final = re.compile("[0-9a-f]{64}")
+_RECORD_NAME: Final = re.compile(r"[0-9a-f]{64}\.json")
 _OBJECT_NAME: Final = re.compile(r"([0-9a-f]{64})\.([a-z]{2,4})")
 
 
@@ -133,6 +137,7 @@ class _StoredRecord(msgspec.Struct, omit_defaults=False):
     version: int = 1
 
 
+_NO_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _decoder: Final = msgspec.json.Decoder(_StoredRecord)
 _keys_decoder: Final = msgspec.json.Decoder(_BlockKeys)
 
@@ -156,6 +161,18 @@ def read_block_path(path: str) -> Digest | None:
     """Return the digest whose block has this path; `None` for any other path."""
     match = _BLOCK.fullmatch(path)
     return None if match is None else Digest(match[1])
+
+
+def is_own_path(path: str) -> bool:
+    """
+    Tell whether a path below `v1/objects` or `v1/records` is one of this layout.
+
+    Others are foreign: a server's own files, or another program's. imgkeep does not touch them.
+    """
+    name = path.rpartition("/")[2]
+    if path.startswith(f"{OBJECTS}/"):
+        return path == object_path(name) and read_object_name(name) is not None
+    return path == f"{RECORDS}/{name[:2]}/{name}" and _RECORD_NAME.fullmatch(name) is not None
 
 
 def object_names(digest: Digest) -> list[str]:
@@ -241,7 +258,7 @@ def read_block_keys(data: bytes) -> frozenset[Key]:
     """
     try:
         keys = _keys_decoder.decode(data).keys
-    except msgspec.DecodeError:
+    except _NO_JSON:
         return frozenset()
     return frozenset(Key(key) for key in keys if _HASH.fullmatch(key))
 
@@ -266,7 +283,7 @@ def decode_record(data: bytes) -> Record | Tombstone:
             tombstone = msgspec.json.decode(data, type=_StoredTombstone)
             return Tombstone(_read_key(tombstone.key), versioned.removed_at, _read_digest(tombstone.digest))
         stored = _decoder.decode(data)
-    except msgspec.DecodeError as error:
+    except _NO_JSON as error:
         raise RecordUnreadable(str(error)) from None
     name = read_object_name(f"{stored.digest}.{stored.extension}")
     if name is None:

@@ -3,7 +3,9 @@ The digests of removed images, in the memory of each worker.
 
 Rules:
 - No worker shows or stores the bytes of a blocked digest, whichever link brings them.
-- Each node lists the blocks of the store once a minute. The database keeps the list for the next start.
+- Each node lists the blocks of the store once a minute; a bucket answers from its memory while none has changed
+  (`storage/bucket/blocks.py`). The database keeps the list for the next start.
+- Bytes that this node has put shortly before it learned of their removal are deleted after it (`late`).
 - No list and no notice of another worker ends a block in memory: the worker asks the store for that very block before
   it forgets the digest (`recheck`). So the store alone decides what is blocked, no clock of any node counts, and a
   removal after an undo wins over every message that is still under way:
@@ -20,7 +22,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count, islice
 from typing import TYPE_CHECKING, Final
 
@@ -42,23 +43,12 @@ RECHECKS_MAX: Final = 100
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Refreshed:
-    """
-    The outcome of a refresh.
-
-    Attributes:
-        blocked: Digests that other nodes have blocked since the last one.
-        rechecked: Digests whose blocks the list lacked, and which may be blocked no longer.
-    """
-
-    blocked: frozenset[Digest] = frozenset()
-    rechecked: frozenset[Digest] = frozenset()
-
-
 class BlockedDigests:
     """
     The digests of all removed images, a container. One per process.
+
+    Attributes:
+        late: Digests whose objects this process may have put since another one removed them.
 
     Args:
         store: The store, whose blocks decide.
@@ -78,6 +68,7 @@ class BlockedDigests:
         self._removals = removals
         self._drop_copies = drop_copies
         self._peers = peers
+        self.late: set[Digest] = set()
         self._digests: dict[Digest, int] = {}
         """Each with the number of the last message about it: a message that came after a question is newer."""
         self._messages = count()
@@ -96,9 +87,13 @@ class BlockedDigests:
             log.warning("list of blocked digests not read from the database")
         await self.refresh()
 
-    async def refresh(self) -> Refreshed:
-        """Compare with the list of the store: block what other nodes have blocked, and recheck what the list lacks."""
-        new: set[Digest] = set()
+    async def refresh(self) -> bool:
+        """
+        Compare with the list of the store: block what other nodes have blocked, and recheck what the list lacks.
+
+        Returns:
+            Whether some digests were rechecked, and may be blocked no longer.
+        """
         missing: list[Digest] = []
         with suppress(StorageError):  # the store's health check reports it; the known digests stay blocked
             listed = set(await self._store.list_blocked())
@@ -108,7 +103,7 @@ class BlockedDigests:
                 await self._removals.block(new)
             missing = list(islice(self._digests.keys() - listed, RECHECKS_MAX))
             await self.recheck(missing)
-        return Refreshed(frozenset(new), frozenset(missing))
+        return bool(missing)
 
     async def block(self, digest: Digest) -> None:
         """
@@ -126,6 +121,7 @@ class BlockedDigests:
     async def learn(self, digests: Collection[Digest]) -> None:
         """Block digests that another worker or node has blocked, and delete this machine's copies."""
         self._note(digests)
+        self.late.update(digests)
         for digest in digests:
             await self._drop_copies(digest)
 
@@ -143,6 +139,7 @@ class BlockedDigests:
             if self._digests.get(digest) != message:
                 continue  # removed again during the question
             del self._digests[digest]
+            self.late.discard(digest)
             await self._removals.unblock([digest])
             # Another process may have written its row before this one deleted it.
             if await self._store.find_block(digest) is not None:

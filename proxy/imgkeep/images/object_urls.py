@@ -4,6 +4,7 @@ The URLs that clients are redirected to for an image: its public URL in the prim
 Rules:
 - A client is redirected only to an object that the primary was seen to have, and not while the primary is unreachable:
   then the image is served.
+- A client is redirected to a public URL only as long as public URLs are known to work (`PublicAccess`).
 - A presigned URL is handed out again as long as it has half of its life left, so that browsers can keep the redirect. A
   browser forgets the redirect by then, so no client follows a URL with less than that.
 """
@@ -49,6 +50,7 @@ class ObjectUrls:
         has_object: Tells whether the primary can be reached and was seen to have an object recently.
         presign: Returns a URL that works for a while, and for how many seconds, as `BucketStore.presign`.
         public_url: Returns the permanent URL of an object in the primary; `None`: the configuration names none.
+        is_public: Tells whether clients may be redirected to such URLs.
         timer: Gives monotonic seconds.
     """
 
@@ -59,6 +61,7 @@ class ObjectUrls:
         has_object: Callable[[str], Awaitable[bool]],
         presign: Callable[[str, int, bool], Awaitable[tuple[str, int]]],
         public_url: Callable[[str], str] | None,
+        is_public: Callable[[], bool],
         presign_ttl_s: int,
         timer: Callable[[], float],
     ) -> None:
@@ -66,6 +69,7 @@ class ObjectUrls:
         self._has_object = has_object
         self._presign_object = presign
         self._public_url = public_url
+        self._is_public = is_public
         self._presign_ttl_s = presign_ttl_s
         self._timer = timer
         self._presigned: LRUCache[tuple[str, bool], tuple[str, float, int]] = LRUCache(PRESIGNED_MAX)
@@ -85,7 +89,9 @@ class ObjectUrls:
             return None
         if self._mode == "presign":
             return await self._presign(name, head=head)
-        return None if self._public_url is None else ObjectUrl(self._public_url(name), MAX_AGE_S)
+        if self._public_url is None or not self._is_public():
+            return None
+        return ObjectUrl(self._public_url(name), MAX_AGE_S)
 
     async def _presign(self, name: str, *, head: bool) -> ObjectUrl | None:
         known = self._presigned.get((name, head))

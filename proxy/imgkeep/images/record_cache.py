@@ -57,11 +57,19 @@ class RecordCache:
     Args:
         in_flight: Keys for which a fill runs: a fill starts after a lookup.
         timer: Gives monotonic seconds.
+        remembered: Callback with every record that comes into memory.
     """
 
     def __init__(
-        self, store: Store, image_index: ImageIndex, in_flight: Container[str], timer: Callable[[], float]
+        self,
+        store: Store,
+        image_index: ImageIndex,
+        in_flight: Container[str],
+        timer: Callable[[], float],
+        *,
+        remembered: Callable[[Record], None] = lambda _: None,
     ) -> None:
+        self._remembered = remembered
         self._store = store
         self._image_index = image_index
         self._in_flight = in_flight
@@ -176,6 +184,7 @@ class RecordCache:
         cache, other = (self._provisional, self._records) if may_change(record) else (self._records, self._provisional)
         other.pop(record.key, None)
         cache[record.key] = record
+        self._remembered(record)
 
     def _outdate_lookups(self, key: Key) -> None:
         for lookup in self._lookups.get(key, ()):

@@ -29,6 +29,10 @@ class SourceFacts(Struct, kw_only=True):
     expires_at: Annotated[datetime, Meta(tz=True)] | None
 
 
+STORES: Final = ("s3", "gcs", "azure", "cloudinary", "local")
+"""Names of stores in answers: of their services, and of the disk."""
+
+
 class ImageLocation(Struct, kw_only=True):
     """The places of a stored image."""
 
@@ -38,7 +42,7 @@ class ImageLocation(Struct, kw_only=True):
     ]
     storage: Annotated[
         str,
-        Meta(description="Store that holds the image at the moment.", extra_json_schema={"enum": ["s3", "local"]}),
+        Meta(description="Store that holds the image at the moment.", extra_json_schema={"enum": list(STORES)}),
     ]
     key: ImageKey
     digest: ObjectDigest

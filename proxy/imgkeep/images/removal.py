@@ -25,7 +25,21 @@ The durable steps of an undo, in their order; after a crash between any two of t
 3. the tombstone of the key that the operator named: last, because it alone says which digest that key had
 4. memory, the database's list, the other workers
 
-Other nodes learn of both from the store: see `blocked_digests.py`.
+Other nodes learn of both from the store: see `blocked_digests.py`. Until then a node may put the same bytes again, by
+another link or from its outbox. A public bucket would show them, so every put ends with a look for the block (`put` of
+`storage/bucket/store.py`):
+
+1. B puts the object.
+2. B looks for the block of the digest, beside its PUT of the record. If the look finds one, B deletes the object, and
+   its client is told that the image was removed.
+3. If the look finds none, the block comes after it, and so does the deletion of the object: step 2 of the removal.
+4. An upload that is given up may be carried out later, and a process may die before it looks. Every process that learns
+   of a removal asks for the object after that, and deletes it; while the bucket does not answer, again a minute later.
+   `imgkeep verify` deletes what is left by then, and reports it.
+
+A late record gets no tombstone, whichever of these steps it crosses: it stays as it is. Its digest is blocked, so the
+key shows nothing, and no client causes a fetch for it. An undo would not find a tombstone that the block does not list,
+and a node that is late must not repeat a removal that was undone.
 """
 
 from __future__ import annotations
@@ -34,6 +48,7 @@ import asyncio
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
@@ -54,6 +69,9 @@ if TYPE_CHECKING:
 
 KEYS_CONCURRENT_MAX: Final = 16
 """Maximum number of tombstones of one digest that are written or deleted at once: one request to a bucket each."""
+
+LATE_MAX: Final = 100
+"""Maximum number of late objects that a refresh asks for, two requests each: a new node knows of no removal."""
 
 PLAIN_DOUBTS: Final = frozenset({Doubt.UNSIGNED, Doubt.PLAINTEXT})
 """The doubts of a record that do not concern the link that brought it."""
@@ -150,18 +168,20 @@ class Remover:
         await self._remove(digest, set())
         return True
 
-    async def delete_late_object(self, digest: Digest) -> None:
+    async def delete_late_objects(self) -> None:
         """
-        Delete the bytes that this node stored before it learned that another node has removed them.
+        Delete bytes that this node stored before it learned that another node has removed them, some at a time.
 
         No tombstone is put, for the removal may be undone by now: a late node must not repeat it.
-
-        Raises:
-            StorageError: Some of the bytes may be left.
         """
-        async with self._lock(digest):
-            if await self._store.has_object(digest) and await self._store.find_block(digest) is not None:
-                await self._store.delete_object(digest)
+        for digest in list(islice(self._blocked.late, LATE_MAX)):
+            try:
+                async with self._lock(digest):
+                    if await self._store.has_object(digest) and await self._store.find_block(digest) is not None:
+                        await self._store.delete_object(digest)
+            except StorageError:
+                return  # a public bucket may show them: the next refresh goes on
+            self._blocked.late.discard(digest)
 
     async def restore_key(self, key: Key) -> Restored | None:
         """
@@ -202,12 +222,9 @@ class Remover:
 
     async def refresh(self) -> None:
         """Read the removals and undos of other nodes from the store, and apply them."""
-        refreshed = await self._blocked.refresh()
-        if refreshed.rechecked:
+        if await self._blocked.refresh():
             self._image_service.forget_removals()
-        for digest in refreshed.blocked:
-            with suppress(StorageError):  # no client is shown the remaining bytes
-                await self.delete_late_object(digest)
+        await self.delete_late_objects()
 
     async def run(self, sleep: Sleep) -> None:
         """Refresh in an interval, for ever."""
@@ -237,8 +254,8 @@ class Remover:
             return True
 
         keys = await _filter(block or (), delete_tombstone)
-        if digest is not None and block is not None:
-            await self._store.unblock(digest)
+        if digest is not None:
+            await self._store.unblock(digest)  # also if it is gone: the other nodes may not have been told
         if named is not None:
             await self._store.delete_tombstone(named)
             keys.append(named.key)

@@ -76,6 +76,7 @@ class ImageService:
         cluster: `None`: this is the only worker.
         make_invalid_signature: Returns a link with another, random signature; `None` if there is none.
         changed: Called with every key under which another image is stored, or whose image is elsewhere.
+        remembered: Called with every record that comes into memory.
         timer: Gives monotonic seconds.
     """
 
@@ -92,6 +93,7 @@ class ImageService:
         cluster: Cluster | None = None,
         make_invalid_signature: Callable[[Source], Source | None] = _make_no_signature,
         changed: Callable[[Key], None] = lambda _: None,
+        remembered: Callable[[Record], None] = lambda _: None,
         timer: Callable[[], float],
     ) -> None:
         self.identify = identify
@@ -99,7 +101,7 @@ class ImageService:
         self._rules = rules
         leases = None if cluster is None else cluster.leases
         running: SingleFlight[Fill] = SingleFlight()
-        self.records = RecordCache(dependencies.store, image_index, running, timer)
+        self.records = RecordCache(dependencies.store, image_index, running, timer, remembered=remembered)
         self.changes = RecordChanges(self.records, changed, None if cluster is None else cluster.peers)
         self._policy = SourcePolicy(policy, dependencies.observer)
         self._confirmer = Confirmer(

@@ -200,7 +200,7 @@ class StoredImages:
         return None if record.pending else self._permanent_url(record.object_name)
 
     def storage_of(self, record: Record) -> str:
-        """Return the name of the storage that has an image at the moment: `local`, `s3`, ..."""
+        """Return the name of the storage that has an image at the moment: one of `STORES`."""
         return "local" if record.pending else self._store.name
 
     def describe(self, record: Record, *, base: str) -> ImageFacts:

@@ -6,20 +6,21 @@ Rules:
 - The two stores are compared folder by folder (`v1/objects/ab`), because not every store lists in the order of names.
   Objects and records of the target are not copied again, so the next migration continues an interrupted one.
 - The source is only read. An object is copied only if its bytes have the digest that names it.
+- What is foreign below `v1/objects` and `v1/records` is reported and left alone, as `verify` does.
 - A record of the target stays, whatever it names. A record whose object could not be copied is not copied either.
+- The object of a blocked digest is not copied, whichever of the two stores blocks it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from imgkeep.core.errors import Conflict, Removed, StorageError
-from imgkeep.core.layout import OBJECTS, RECORDS, RecordTooNew, object_path, read_object_name, record_path
-from imgkeep.core.records import Record, Tombstone
+from imgkeep.core.layout import OBJECTS, RECORDS, RecordTooNew, is_own_path, object_path, record_path
+from imgkeep.core.records import Digest, Record, Tombstone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
     from imgkeep.clock import Clock
     from imgkeep.storage.interfaces import ListableStore, Spool
 
-    CopyOutcome = Literal["copied", "skipped", "kept", "damaged", "failed", "gone"]
+    CopyOutcome = Literal["copied", "skipped", "kept", "damaged", "failed", "gone", "foreign"]
 
 COPIES_CONCURRENT_MAX: Final = 4
 FAILURES_MAX: Final = 20
 """Maximum number of failures in a row: more are not about single images, because a store is unreachable or full."""
 
-_FOLDER: Final = re.compile(f"({OBJECTS}|{RECORDS})/[0-9a-f]{{2}}")
+FOREIGN_MAX: Final = 10_000
+"""Maximum number of foreign paths that are reported: a bucket may be another program's, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class CopyResult:
 
     `copied`. `skipped`: the target had the object. `kept`: the target had the record. `damaged`: the bytes are not what
     was stored, or the record's object is damaged. `failed`: a store failed. `gone`: it was removed since its folder was
-    listed.
+    listed, or its digest is blocked. `foreign`: the path is none of the stored layout.
     """
 
     outcome: CopyOutcome
@@ -60,12 +62,14 @@ class Migration:
         self._target = target
         self._spool = spool
         self._folders: list[str] = []
+        self._foreign: list[str] = []
         self._left_behind: dict[str, CopyOutcome] = {}
+        self._blocked: set[Digest] = set()
         self._failures = 0
 
     async def count(self) -> int:
         """
-        List the source and return the number of its objects and records.
+        List the source and return the number of its objects and records, foreign ones included.
 
         Raises:
             StorageError: The source cannot be listed.
@@ -73,10 +77,12 @@ class Migration:
         counts: Counter[str] = Counter()
         for kind in (OBJECTS, RECORDS):
             async for path, _ in self._source.walk(kind):
-                counts[path[: len(kind) + 3]] += 1
-        # Files in other folders do not belong to the store.
-        self._folders = sorted(folder for folder in counts if _FOLDER.fullmatch(folder))
-        return sum(counts[folder] for folder in self._folders)
+                if is_own_path(path):
+                    counts[path[: len(kind) + 3]] += 1
+                elif len(self._foreign) < FOREIGN_MAX:
+                    self._foreign.append(path)
+        self._folders = sorted(counts)
+        return counts.total() + len(self._foreign)
 
     async def run(self) -> AsyncGenerator[CopyResult]:
         """
@@ -85,6 +91,8 @@ class Migration:
         Raises:
             StorageError: A store cannot be listed, or failed too often in a row.
         """
+        for path in self._foreign:
+            yield CopyResult("foreign", path)
         await self._copy_blocks()
         for kind in (OBJECTS, RECORDS):  # one kind is complete before the next begins
             running: set[asyncio.Task[CopyResult]] = set()
@@ -110,7 +118,9 @@ class Migration:
 
     async def _copy_blocks(self) -> None:
         """Copy the blocks of digests, with the keys that an undo needs; the target deletes the objects."""
-        for digest in set(await self._source.list_blocked()) - set(await self._target.list_blocked()):
+        ours, theirs = set(await self._source.list_blocked()), set(await self._target.list_blocked())
+        self._blocked = ours | theirs
+        for digest in ours - theirs:
             keys = await self._source.find_block(digest)
             if keys is not None:
                 await self._target.block(digest, self._clock().replace(microsecond=0), keys)
@@ -123,6 +133,8 @@ class Migration:
                 # One folder of 256 at a time: its listing fits into memory and needs no order.
                 theirs = {path: size async for path, size in self._target.walk(folder)}
                 async for path, size in self._source.walk(folder):
+                    if not is_own_path(path):
+                        continue  # reported by its first listing
                     yield path, path in theirs and (kind == RECORDS or theirs[path] == size)
 
     def _count_failure(self, result: CopyResult) -> CopyResult:
@@ -144,14 +156,13 @@ class Migration:
 
     async def _copy_object(self, path: str) -> CopyResult:
         name = path.rpartition("/")[2]
-        read = read_object_name(name)
-        if read is None or path != object_path(name):
-            return CopyResult("damaged", path, "this is not the name of an object")
+        if name.partition(".")[0] in self._blocked:
+            return CopyResult("gone", path, "it was removed")
         draft = await self._source.open_draft(name, self._spool)
         if draft is None:
             return CopyResult("gone", path)
         try:
-            if draft.digest != read[0]:
+            if draft.digest != name.partition(".")[0]:
                 return CopyResult("damaged", path, "the bytes are not those that were stored")
             await self._target.put_object(draft, name)
         finally:

@@ -10,15 +10,15 @@ from imgkeep.core.errors import Conflict, StorageError
 from imgkeep.core.formats import HEAD_BYTES_MAX, Spent, sniff
 from imgkeep.core.formats import is_incomplete as lacks_bytes
 from imgkeep.core.incomplete_image import is_confirmed_as_it_is, is_incomplete, mark
-from imgkeep.core.layout import OBJECTS, RECORDS, RecordTooNew, object_path
-from imgkeep.core.records import Format, Record, Tombstone
+from imgkeep.core.layout import OBJECTS, RECORDS, RecordTooNew, is_own_path, object_path
+from imgkeep.core.records import Digest, Format, Record, Tombstone
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from imgkeep.core.formats import Buffer
     from imgkeep.core.layout import RecordUnreadable
-    from imgkeep.core.records import Digest, Key
+    from imgkeep.core.records import Key
     from imgkeep.database import ImageIndex
     from imgkeep.storage.interfaces import ListableStore
 
@@ -34,17 +34,24 @@ class Finding:
     `damaged`: the bytes are not those that were stored; quarantined. `missing`: the object of a record is not there.
     `orphan`: no record points at the object. `unreadable`: a record of a newer version, or an object that the disk
     cannot read. `incomplete`: by its format, bytes are missing and were missing when it came; `path` is the record's.
+    `foreign`: the path is none of the stored layout, and what is there stays as it is: no defect.
+    `removed`: an operator removed these bytes, and they came back; deleted.
     """
 
-    kind: Literal["damaged", "missing", "orphan", "unreadable", "incomplete"]
+    kind: Literal["damaged", "missing", "orphan", "unreadable", "incomplete", "foreign", "removed"]
     path: str
     key: Key | None = None
 
 
-async def read_records(store: ListableStore) -> AsyncIterator[tuple[str, Record | Tombstone | RecordUnreadable]]:
-    """Read all records and tombstones of a store, in the order of their paths."""
+async def read_records(
+    store: ListableStore,
+) -> AsyncIterator[tuple[str, Record | Tombstone | RecordUnreadable | None]]:
+    """Read all records and tombstones of a store; yield `None` for a foreign path, without reading it."""
     batch: list[str] = []
     async for path, _ in store.walk(RECORDS):
+        if not is_own_path(path):
+            yield path, None
+            continue
         batch.append(path)
         if len(batch) == RECORDS_PER_BATCH:
             for found in await store.read_records(batch):
@@ -77,6 +84,7 @@ async def verify(store: ListableStore, note: Callable[[Record], Awaitable[None]]
 
     Damaged files are quarantined at once, so that no reader is served them. The record of an incomplete image says so
     from then on, and `note` is told of it: such an image is fetched again (`core/incomplete_image.py`).
+    Foreign files are neither read nor moved. Objects of blocked digests are deleted.
     """
     wanted: set[str] = set()
     incomplete: set[str] = set()
@@ -99,9 +107,18 @@ async def _verify_objects(
     store: ListableStore, wanted: set[str], incomplete: set[str]
 ) -> AsyncIterator[Finding | None]:
     """Read all objects; discard those that are there from `wanted`, and add incomplete ones to `incomplete`."""
+    blocked = await store.list_blocked()
     async for path, _ in store.walk(OBJECTS):
+        if not is_own_path(path):
+            yield Finding("foreign", path)
+            continue
         known = path in wanted
         wanted.discard(path)
+        digest = Digest(path.rpartition("/")[2].partition(".")[0])
+        if digest in blocked and await store.find_block(digest) is not None:  # and the removal was not undone since
+            await store.delete_object(digest)
+            yield Finding("removed", path)
+            continue
         try:
             judged = await store.check_object(path, _lacks_bytes)
         except StorageError:
@@ -109,8 +126,8 @@ async def _verify_objects(
             continue
         if judged is None:
             continue  # removed since its folder was listed
-        digest, lacks = judged
-        if not _is_named(path, digest) and not _is_named(
+        found, lacks = judged
+        if not _is_named(path, found) and not _is_named(
             path, await store.hash_object(path)
         ):  # a flipped bit in transit
             await store.quarantine(path)
@@ -153,7 +170,9 @@ async def _mark_incomplete(
 async def _verify_records(store: ListableStore, wanted: set[str]) -> AsyncIterator[Finding | None]:
     """Read all records, and add the paths of their objects to `wanted`."""
     async for path, record in read_records(store):
-        if isinstance(record, Record):
+        if record is None:
+            yield Finding("foreign", path)
+        elif isinstance(record, Record):
             wanted.add(object_path(record.object_name))
             yield None
         elif isinstance(record, Tombstone):

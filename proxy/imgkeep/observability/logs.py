@@ -34,7 +34,15 @@ QUEUE_RECORDS_MAX: Final = 10_000
 FLUSH_TIMEOUT_S: Final = 2
 """Timeout for printing the queued records at the end."""
 
-_URL: Final = re.compile(r"(https?(?::|%(?:25)*3A)(?:\\?/|\\|%(?:25)*(?:2F|5C)){1,2})(\S*)", re.IGNORECASE)
+_URL: Final = re.compile(
+    r"((?:https?|cloudinary)(?::|%(?:25)*3A)(?:\\?/|\\|%(?:25)*(?:2F|5C)){1,2})(\S*)", re.IGNORECASE
+)
+_SECRET: Final = re.compile(
+    r"\b(AccountKey|SharedAccessSignature|api_secret|sig|X-(?:Amz|Goog)-(?:Credential|Signature|Security-Token))"
+    r"=[^\s;&\"']+",
+    re.IGNORECASE,
+)
+"""Keys and signatures of stores outside of URLs: in connection strings, and in targets of requests."""
 _ESCAPE: Final = re.compile(r"%(?:25)*([0-9A-F]{2})", re.IGNORECASE)
 _HOST: Final = re.compile(r"(?:[a-z0-9_.-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::[0-9]{1,5})?", re.IGNORECASE)
 _BREAKS: Final = {number: f"\\x{number:02x}" for number in (*range(32), 127, 0x85)} | {
@@ -49,9 +57,10 @@ def redact(text: str) -> str:
     """
     Cut every URL in `text` down to its scheme and host without user information, even if it is encoded many times.
 
-    A URL ends at the next white space: quotes and brackets may be a part of it.
+    A URL ends at the next white space: quotes and brackets may be a part of it. Keys and signatures of stores that
+    stand outside a URL are left out, too.
     """
-    return _URL.sub(_cut, text)
+    return _SECRET.sub(r"\1=...", _URL.sub(_cut, text))
 
 
 def _quote(value: object) -> object:
@@ -142,8 +151,20 @@ def logging_to(stream: TextIO, settings: Log) -> Iterator[None]:
     root = logging.getLogger()
     root.addHandler(entry)
     root.setLevel(settings.level.upper())
-    for chatty in ("asyncio", "alembic", "aiohttp.client", "aiohttp.internal", "aiobotocore", "botocore"):
+    for chatty in (
+        "asyncio",
+        "alembic",
+        "aiohttp.client",
+        "aiohttp.internal",
+        "aiobotocore",
+        "botocore",
+        "google",
+        "urllib3",
+    ):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    for quoting in ("azure", "msal"):
+        # Their records quote answers of services, at each attempt; the error of the request says what failed.
+        logging.getLogger(quoting).setLevel(logging.CRITICAL)
     server = logging.getLogger("aiohttp.server")
     server.addFilter(_tell_briefly)
     listener.start()

@@ -12,6 +12,8 @@ Rules:
 - If the primary has another image under the key, that image stays, unless the local image is confirmed and it is not.
   The local image is stored as an object, because clients have its permanent URL, and under the one link that brought
   it.
+- If the bytes are blocked, as this process knows or as the primary finds after the upload of the object, the worker
+  deletes them in both stores.
 - If an operator removed the key meanwhile and the local bytes are not blocked, the worker still uploads the object: a
   link may have brought other bytes here during the outage than the operator removed.
 """
@@ -191,18 +193,25 @@ class OutboxWorker:
 
     async def _drop(self, record: Record) -> None:
         """Drop a record that must not be uploaded, and its bytes where they are blocked."""
-        if record.digest in self._blocked_digests:
+        if await self._is_blocked(record.digest):
+            # An upload that this worker gave up may have been carried out since.
+            await self._primary.delete_object(record.digest)
             await self._fallback.delete_record(record.key)
             await self._fallback.delete_object(record.digest)
         else:
             await self._cache.move_from(self._fallback, record)
         await self._dropped(record.key)
 
+    async def _is_blocked(self, digest: Digest) -> bool:
+        return digest in self._blocked_digests or await self._primary.find_block(digest) is not None
+
     async def _upload(self, record: Record) -> None:
         if record.digest in self._blocked_digests:
             raise Removed(REMOVED)
         draft = await self._fallback.open_verified_draft(record.object_name)
         if draft is None and await self._primary.size_of(record.object_name) != record.size:
+            if await self._is_blocked(record.digest):
+                raise Removed(REMOVED)  # it was dropped under another record of the same bytes
             log.error("image damaged before its upload", extra={"key": record.key})
             if await self._cache.move_from(self._fallback, record):
                 await self._outbox.remove(record.key)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from cachetools import TTLCache
 
-from imgkeep.core.errors import Conflict, RemoteFault, StorageError, Unreachable
+from imgkeep.core.errors import Conflict, RemoteFault, Removed, StorageError, Unreachable
 from imgkeep.core.layout import object_names
 from imgkeep.images.singleflight import SingleFlight
 from imgkeep.replication.read_through import RemoteRead
@@ -138,6 +138,10 @@ class TieredStore:
             task.add_done_callback(partial(self._end_lookup, key))
         return await asyncio.shield(task)
 
+    async def read_again(self, key: Key) -> Record | None:
+        """Return the record of the primary, by a request that begins now. Raises as `find`."""
+        return await self._call_primary(partial(self.primary.find, key))
+
     async def fetch(self, name: str, size: int | None) -> Body | None:
         body = await self.cache.fetch(name, size)
         if body is not None:
@@ -193,6 +197,9 @@ class TieredStore:
         self._recently_put[record.object_name] = True
         try:
             stored = await self._call_primary(partial(self.primary.put, draft, record, replaces))
+        except Removed:
+            self._seen.pop(record.object_name, None)  # the primary may have deleted it
+            raise
         except Conflict:
             raise
         except StorageError:

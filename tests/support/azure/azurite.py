@@ -63,7 +63,8 @@ class Azurite:
     def connection_string(self) -> str:
         """What `AZURE_STORAGE_CONNECTION_STRING` holds."""
         return (
-            f"DefaultEndpointsProtocol=http;AccountName={self.account};AccountKey={self.key};"
+            f"DefaultEndpointsProtocol={self.endpoint.partition(':')[0]};AccountName={self.account};"
+            f"AccountKey={self.key};"
             f"BlobEndpoint={self.endpoint}/{self.account};"
         )
 
@@ -137,8 +138,8 @@ class Azurite:
         return found
 
 
-def azurite_in(folder: Path) -> Azurite:
-    """Return a server that is not started."""
+def azurite_in(folder: Path, *, certificate: Path | None = None, key: Path | None = None) -> Azurite:
+    """Return a server that is not started; with a certificate it takes access tokens besides, over TLS."""
     program = require("azurite-blob")
     require("node")
     holder = reserve()
@@ -148,4 +149,7 @@ def azurite_in(folder: Path) -> Azurite:
         *("--blobHost", HOST, "--blobPort", str(port), "--inMemoryPersistence", "--skipApiVersionCheck"),
         *("--silent", "--disableTelemetry"),
     ]
-    return Azurite(ServerProcess(command, folder, holder), f"http://{HOST}:{port}")
+    if certificate is not None:
+        command += ["--cert", str(certificate), "--key", str(key), "--oauth", "basic"]
+    scheme = "http" if certificate is None else "https"
+    return Azurite(ServerProcess(command, folder, holder), f"{scheme}://{HOST}:{port}")

@@ -74,6 +74,7 @@ class CloudinaryServer:
         names_fields: Whether downloads state their size and ETag.
         knows_overwrite: Whether `overwrite=false` has an effect.
         page_max: Maximum number of assets on a page, whatever is asked for.
+        sorts: Whether listings are sorted by public ID.
         before: By method: what happens before its next request is carried out.
     """
 
@@ -89,6 +90,7 @@ class CloudinaryServer:
     names_fields: bool = True
     knows_overwrite: bool = True
     page_max: int = 500
+    sorts: bool = True
     before: dict[str, Callable[[], None]] = field(default_factory=dict)
     port: int = 0
     _cdn: dict[str, tuple[int, bytes, str]] = field(default_factory=dict)
@@ -245,7 +247,7 @@ class CloudinaryServer:
             "etag": _md5(asset.data),
             "tags": [],
             "secure_url": f"https://res.cloudinary.com/{self.cloud}/{kind[0]}/{kind[1]}/v{asset.version}/{public_id}",
-            **({"format": asset.format, "width": 1, "height": 1} if kind[0] == "image" else {}),
+            **({"format": asset.format, "width": 1, "height": 1} if kind[0] == "image" else {"format": None}),
         }
 
     # --- the Admin API
@@ -267,11 +269,12 @@ class CloudinaryServer:
         self.listings_left -= 1
         kind = (request.match_info["resource_type"], request.match_info["type"])
         prefix, after = request.query.get("prefix", ""), request.query.get("next_cursor", "")
-        names = sorted(name for its, name in self.assets if its == kind and name.startswith(prefix) and name > after)
+        names = [name for its, name in self.assets if its == kind and name.startswith(prefix) and name > after]
+        if self.sorts:
+            names.sort()
         page = names[: min(limit, self.page_max)]
         answer: dict[str, Any] = {"resources": [self._entry(kind, name) for name in page]}
-        if len(page) < len(names):
-            answer["next_cursor"] = page[-1]
+        answer["next_cursor"] = page[-1] if len(page) < len(names) else None
         return web.json_response(answer)
 
     def _entry(self, kind: Kind, public_id: str) -> dict[str, Any]:
@@ -311,7 +314,8 @@ async def _read_fields(request: web.Request, method: str) -> tuple[dict[str, str
     if request.content_length is None:
         raise RefusalError(411, "Length required")
     if method != "upload":
-        if request.content_type != "application/x-www-form-urlencoded":
+        # The examples of the reference have the first form, their libraries the second.
+        if request.content_type not in {"application/x-www-form-urlencoded", "multipart/form-data"}:
             raise RefusalError(400, "Invalid content type")
         form = await request.post()
         return {name: str(value) for name, value in form.items()}, b""

@@ -1,5 +1,5 @@
 """
-fake-gcs-server, which lives as long as the session.
+fake-gcs-server, which lives as long as the session, and a strict server for one test.
 
 For `pytest_plugins`; nothing starts before a test asks for it.
 """
@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.gcs.accounts import service_account, use_credentials
 from tests.support.gcs.fake_gcs_server import FakeGcsServer, fake_gcs_server_in
+from tests.support.gcs.strict_server import StrictGcs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
 _FOREIGN = ("GOOGLE_", "GCE_", "STORAGE_EMULATOR_HOST", "CLOUDSDK_", "GCLOUD_")
 
@@ -51,3 +54,14 @@ def fake_gcs_server(started_fake_gcs_server: FakeGcsServer) -> FakeGcsServer:
     else:
         started_fake_gcs_server.start()
     return started_fake_gcs_server.with_bucket()
+
+
+@pytest.fixture
+async def strict_gcs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[StrictGcs]:
+    """Give a strict server, to which clients find their way with the key of its account."""
+    server = StrictGcs()
+    await server.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.endpoint)
+    use_credentials(service_account(server.endpoint), tmp_path, monkeypatch)
+    yield server
+    await server.stop()

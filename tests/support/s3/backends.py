@@ -42,8 +42,9 @@ async def open_s3(
     patch.setenv("AWS_ACCESS_KEY_ID", server.key)
     patch.setenv("AWS_SECRET_ACCESS_KEY", server.secret)
 
-    def make(endpoint: str, prefix: str) -> S3Client:
-        return S3Client(S3Bucket(server.bucket, prefix, "us-east-1", endpoint), timeout_s=timeout_s)
+    def make(endpoint: str, prefix: str, is_there: bool) -> S3Client:  # noqa: FBT001 - as `opening` calls it
+        name = server.bucket if is_there else "missing-bucket"
+        return S3Client(S3Bucket(name, prefix, "us-east-1", endpoint), timeout_s=timeout_s)
 
     async with opening(name, server.port, make, server.objects, folder) as backend:
         assert backend.store.client.features.conditional_put == KINDS[name].conditional

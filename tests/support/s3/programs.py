@@ -43,6 +43,7 @@ class Kind:
         ports: How many ports it listens on.
         keeps: Whether it has its objects again after a stop.
         conditional: Whether it refuses a conditional PUT of an object that is there.
+        settles: Whether it answers some requests with errors for a moment after a start.
         is_in_ci: Whether the suite runs on it; if not, `python -m bench.stores` does.
     """
 
@@ -52,6 +53,7 @@ class Kind:
     ports: int = 1
     keeps: bool = True
     conditional: bool = True
+    settles: bool = False
     is_in_ci: bool = True
 
 
@@ -159,7 +161,7 @@ KINDS = {
     "rclone": Kind(_rclone, "rclone-key", "rclone-secret", conditional=False),
     "s3rver": Kind(_s3rver, "S3RVER", "S3RVER", conditional=False),  # it has no other credentials
     "versitygw": Kind(_versitygw, "versitygw-key", "versitygw-secret"),
-    "seaweedfs": Kind(_seaweedfs, "seaweedfs-key", "seaweedfs-secret", ports=8),
+    "seaweedfs": Kind(_seaweedfs, "seaweedfs-key", "seaweedfs-secret", ports=8, settles=True),
     "ceph": Kind(_ceph, ceph.KEY, ceph.SECRET, ports=2, keeps=False, is_in_ci=False),
     "garage": Kind(_garage, _GARAGE_KEY, _GARAGE_SECRET, ports=2, conditional=False, is_in_ci=False),
     "minio": Kind(_minio, "minio-key", "minio-secret", ports=2, is_in_ci=False),

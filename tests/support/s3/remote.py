@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from imgkeep.bootstrap.platform import Platform
+from imgkeep.bootstrap.server import SERVICES
+from imgkeep.bootstrap.services import make_record_settler
+from imgkeep.core.layout import BLOCKS_CHANGED
+from imgkeep.storage.bucket.unsettled import SETTLE_AFTER_S
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientResponse
 
+    from imgkeep.replication.public_access import PublicAccess
     from tests.support.s3.gate import Gate
     from tests.support.s3.servers import S3Server
     from tests.support.server import Imgkeep
@@ -45,7 +51,10 @@ class Remote:
     _start: Callable[..., Awaitable[Imgkeep]]
     _folder: Path
 
-    async def node(self, name: str = "a", *, mode: str = "serve", **sections: Any) -> Imgkeep:
+    async def node(
+        self, name: str = "a", *, mode: str = "serve", waits_for_probe: bool = True, **sections: Any
+    ) -> Imgkeep:
+        """Start a node, and wait until it has tried the public URLs of its bucket, where it has any."""
         store = {
             "url": f"s3://{self.server.bucket}/pre?endpoint={self.gate.endpoint}&region=us-east-1",
             "fallback": f"file:{self._folder / name}",
@@ -54,11 +63,19 @@ class Remote:
         }
         sections.setdefault("platform", Platform(sleep=sleep_briefly))
         delivery = {"mode": mode, **sections.pop("delivery", {})}
-        return await self._start(folder=self._folder / name, store=store, delivery=delivery, **sections)
+        node = await self._start(folder=self._folder / name, store=store, delivery=delivery, **sections)
+        if waits_for_probe and (access := public_access_of(node)) is not None:
+            await until(lambda: access.works is not None)
+        return node
+
+    async def make_public(self) -> None:
+        """Let all clients read the objects of the bucket."""
+        await make_public(self.server)
 
     async def stored(self, kind: str) -> dict[str, bytes]:
-        """Return the files under `objects` or `records` in the bucket."""
-        return await self.server.objects(f"pre/v1/{kind}/")
+        """Return the files under `objects`, `records` or `refused` in the bucket, without the marker of the blocks."""
+        found = await self.server.objects(f"pre/v1/{kind}/")
+        return {path: data for path, data in found.items() if path != f"pre/{BLOCKS_CHANGED}"}
 
 
 @pytest.fixture
@@ -77,6 +94,26 @@ async def remote(  # noqa: PLR0917 - a fixture is an argument
     return Remote(server, await gate_to(server), start, tmp_path)
 
 
+async def make_public(server: S3Server) -> None:
+    """Let all clients read the objects of a bucket."""
+    right = {
+        "Effect": "Allow",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": f"arn:aws:s3:::{server.bucket}/*",
+    }
+    async with server.client() as client:
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [right]})
+        await client.put_bucket_policy(Bucket=server.bucket, Policy=policy)
+
+
+def public_access_of(node: Imgkeep) -> PublicAccess | None:
+    """Return the node's finding about the public URLs of its bucket, where it has any."""
+    assert node.client.app is not None
+    remote = node.client.app[SERVICES].storage.remote
+    return None if remote is None else remote.public_access
+
+
 async def get(imgkeep: Imgkeep, url: str, **how: Any) -> tuple[ClientResponse, bytes]:
     response = await imgkeep.img(url, allow_redirects=False, **how)
     return response, await response.read()
@@ -86,6 +123,14 @@ async def readyz(imgkeep: Imgkeep) -> dict[str, Any]:
     response = await imgkeep.client.get("/readyz")
     found: dict[str, Any] = await response.json()
     return found
+
+
+async def settle(imgkeep: Imgkeep) -> None:
+    """Have a node read again what another node may have overwritten, as it does half a minute later."""
+    assert imgkeep.client.app is not None
+    settler = make_record_settler(imgkeep.client.app[SERVICES])
+    assert settler is not None
+    await settler.settle_due(asyncio.get_running_loop().time() + SETTLE_AFTER_S)
 
 
 async def replicated(imgkeep: Imgkeep) -> None:

@@ -18,7 +18,7 @@ import botocore.session
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from tests.support.s3.loopback import HOST, port_of, reserve
 from tests.support.s3.process import ServerProcess
@@ -84,14 +84,14 @@ class S3Server:
     def start(self) -> None:
         """Start the server and wait until it has the bucket. It blocks; where a loop has other work, `restart`."""
         self.process.launch()
-        block_until(lambda: self.process.ready, within_s=START_TIMEOUT_S)
+        block_until(self._is_ready, within_s=START_TIMEOUT_S)
         self.make_bucket()
 
     async def restart(self) -> None:
         """Start the server, again, and wait until it has the bucket."""
         self.process.stop()
         self.process.launch()
-        await until(lambda: self.process.ready, within_s=START_TIMEOUT_S)
+        await until(self._is_ready, within_s=START_TIMEOUT_S)
         self.make_bucket()
 
     def stop(self) -> None:
@@ -111,6 +111,22 @@ class S3Server:
         except ClientError as error:
             if error.response["Error"]["Code"] not in {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}:
                 raise
+
+    def _is_ready(self) -> bool:
+        if not self.process.ready or not KINDS[self.name].settles:
+            return self.process.ready
+        # An object from before the start, where there is one, can be read last.
+        client = _blocking_client(f"http://{HOST}:{self.port}", self.key, self.secret)
+        where = {"Bucket": "settled", "Key": "object"}
+        try:
+            try:
+                client.get_object(**where)["Body"].read()
+            except (client.exceptions.NoSuchBucket, client.exceptions.NoSuchKey):
+                client.create_bucket(Bucket=where["Bucket"])
+                client.put_object(**where, Body=b"body")
+        except (ClientError, BotoCoreError):
+            return False
+        return True
 
     # --- the objects
 

@@ -51,7 +51,8 @@ class AccessTokens:
         self._ends_at = 0.0
         self._tried_at = float("-inf")
         self._credential: Any = None
-        self._flight: asyncio.Future[None] | None = None
+        self._is_refused = False
+        self._renewal: asyncio.Future[None] | None = None
 
     async def get(self) -> str:
         """
@@ -60,11 +61,12 @@ class AccessTokens:
         Raises:
             BucketError: There is none.
         """
-        left_s = self._ends_at - self._clock().timestamp()
+        now = self._clock().timestamp()
+        left_s = self._ends_at - now
         if left_s >= RENEW_BEFORE_S:
             return self._token
         if left_s >= USABLE_S:
-            if asyncio.get_running_loop().time() - self._tried_at >= RETRY_AFTER_S:
+            if now - self._tried_at >= RETRY_AFTER_S:
                 self._start()
             return self._token
         try:
@@ -76,28 +78,30 @@ class AccessTokens:
         return self._token
 
     def drop(self) -> None:
-        """Forget the token: the service has refused it."""
+        """Forget the token, and that the library has it: the service has refused it."""
         self._ends_at = 0.0
+        self._is_refused = True
 
     async def aclose(self) -> None:
-        if self._flight is not None:
-            await asyncio.wait([self._flight], timeout=self._timeout_s)
-        if self._credential is not None and self._flight is None:
+        renewal = self._renewal
+        if renewal is not None:
+            await asyncio.wait([renewal], timeout=self._timeout_s)
+        if self._credential is not None and (renewal is None or renewal.done()):
             await asyncio.to_thread(self._credential.close)
 
     def _start(self) -> asyncio.Future[None]:
-        if self._flight is None:
-            self._flight = asyncio.ensure_future(self._renew())
-            self._flight.add_done_callback(self._land)
-        return self._flight
+        if self._renewal is None:
+            self._renewal = asyncio.ensure_future(self._renew())
+            self._renewal.add_done_callback(self._end)
+        return self._renewal
 
-    def _land(self, flight: asyncio.Future[None]) -> None:
-        self._flight = None
-        if not flight.cancelled():
-            flight.exception()  # a request that waits raises it; without one it may pass before the token ends
+    def _end(self, renewal: asyncio.Future[None]) -> None:
+        self._renewal = None
+        if not renewal.cancelled():
+            renewal.exception()  # a request that waits raises it; without one it may pass before the token ends
 
     async def _renew(self) -> None:
-        self._tried_at = asyncio.get_running_loop().time()
+        self._tried_at = self._clock().timestamp()
         try:
             found = await _run_in_thread(self._call_library)
         except Exception as error:  # noqa: BLE001 - the library raises errors of all the libraries that it uses
@@ -112,6 +116,11 @@ class AccessTokens:
         # A third of a second of imports, and only where there is no key.
         from azure.identity import DefaultAzureCredential  # noqa: PLC0415
 
+        if self._is_refused and self._credential is not None:
+            # It would return the same token until that ends.
+            self._credential.close()
+            self._credential = None
+        self._is_refused = False
         if self._credential is None:
             self._credential = DefaultAzureCredential(
                 connection_timeout=self._timeout_s,
@@ -126,23 +135,23 @@ class AccessTokens:
 async def _run_in_thread(work: Callable[[], tuple[str, float]]) -> tuple[str, float]:
     """Run in a thread that the end of the process does not wait for, unlike those of `asyncio.to_thread`."""
     loop = asyncio.get_running_loop()
-    result: asyncio.Future[tuple[str, float]] = loop.create_future()
+    outcome: asyncio.Future[tuple[str, float] | Exception] = loop.create_future()
 
-    def settle(value: tuple[str, float] | None, error: Exception | None) -> None:
-        if not result.done():
-            if value is None:
-                result.set_exception(error or RuntimeError())
-            else:
-                result.set_result(value)
+    def settle(result: tuple[str, float] | Exception) -> None:
+        if not outcome.done():
+            outcome.set_result(result)
 
     def run() -> None:
-        value, failure = None, None
+        result: tuple[str, float] | Exception
         try:
-            value = work()
+            result = work()
         except Exception as error:  # noqa: BLE001 - passed on
-            failure = error
+            result = error
         with suppress(RuntimeError):  # the loop is closed: nothing waits any more
-            loop.call_soon_threadsafe(settle, value, failure)
+            loop.call_soon_threadsafe(settle, result)
 
     Thread(target=run, name="azure-access-token", daemon=True).start()
-    return await result
+    result = await outcome
+    if isinstance(result, Exception):
+        raise result
+    return result

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.storage.azure.connection import AzureConnection, read_etag
 from imgkeep.storage.azure.errors import CHANGED, EXISTS, MISSING, NOT_AZURE
 from imgkeep.storage.azure.listing import ENTRIES_MAX, PAGE_BYTES_MAX, read_page
+from imgkeep.storage.azure.own_checks import OwnChecks
 from imgkeep.storage.azure.settings import SasToken
 from imgkeep.storage.azure.uploads import Uploader
 from imgkeep.storage.bucket.client import Features, ObjectFields, ObjectResponse, ObjectStatus
 from imgkeep.storage.bucket.errors import AlreadyThere, BucketError
-from imgkeep.storage.memory import MemorySpool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -64,13 +64,13 @@ class AzureClient:
         return self._connection.guard.answered_at
 
     async def open(self) -> None:
-        await self._connection.open(await self._read_account())
+        await self._connection.open(await self._find_account())
 
     async def check_settings(self) -> None:
-        await self._read_account()
+        await self._find_account()
 
-    async def _read_account(self) -> StorageAccount:
-        account = await self._connection.read_account()
+    async def _find_account(self) -> StorageAccount:
+        account = await self._connection.find_account()
         self.features.presign = not isinstance(account.credentials, SasToken)
         return account
 
@@ -236,26 +236,4 @@ class AzureClient:
         return 0
 
     def own_checks(self, path: str, image: bytes) -> Sequence[Check]:
-        fields = ObjectFields("image/png")
-
-        async def put_blocks() -> None:
-            draft = await MemorySpool(len(image)).begin(len(image))
-            try:
-                await draft.write(image)
-                await self._uploader.put_blocks(f"{path}.blocks", draft, fields, block_bytes=64)
-            finally:
-                await draft.aclose()
-                await self.delete(f"{path}.blocks")
-
-        async def copy() -> None:
-            source, target = f"{path}.source", f"{path}.copy"
-            await self._uploader.put_bytes(source, image, fields)
-            try:
-                status = await self.stat(source)
-                if status is None or not await self._copy(source, target, status.etag):
-                    raise BucketError("the container does not copy a blob that it has")
-            finally:
-                await self.delete(source)
-                await self.delete(target)
-
-        return [("blocks", put_blocks), ("copy", copy)]
+        return OwnChecks(self, self._uploader, self._copy, path=path, image=image).steps()

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final, assert_never
 from urllib.parse import urlsplit
 
-from imgkeep.storage.azure.errors import NOT_AZURE
+from imgkeep.storage.azure.errors import CLOCK_SKEW_MAX, NOT_AZURE
 from imgkeep.storage.azure.settings import AccountKey, MachineIdentity, SasToken
 from imgkeep.storage.azure.xml_elements import read_elements
 from imgkeep.storage.bucket.errors import BucketError
@@ -119,7 +119,9 @@ class LinkSigner:
         found = self._delegation
         if found is None or found.ends_at - now < min(life, KEY_LIFE_MAX - KEY_LIFE):
             ends_at = now + min(life + KEY_LIFE, KEY_LIFE_MAX)
-            document = f"<KeyInfo><Expiry>{ends_at:%Y-%m-%dT%H:%M:%SZ}</Expiry></KeyInfo>"
+            # From the past on: the clock of the service may be behind.
+            start, expiry = (f"{time:%Y-%m-%dT%H:%M:%SZ}" for time in (now - CLOCK_SKEW_MAX, ends_at))
+            document = f"<KeyInfo><Start>{start}</Start><Expiry>{expiry}</Expiry></KeyInfo>"
             answer = await self._request_key(document.encode())
             found = self._delegation = _DelegationKey(_read_key(answer), ends_at)
         return found

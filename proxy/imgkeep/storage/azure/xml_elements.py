@@ -33,7 +33,7 @@ def read_elements(data: bytes) -> Sequence[Element]:
     Raises:
         ValueError: It is no XML of that kind.
     """
-    parser = expat.ParserCreate()
+    parser = expat.ParserCreate("utf-8")  # whatever the document declares
     parser.buffer_text = True
     names: list[str] = []
     opened: list[tuple[Mapping[str, str], list[str]]] = []

@@ -7,6 +7,7 @@ of a presigned link.
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from yarl import URL
 
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import object_path
-from imgkeep.storage.bucket.errors import BucketError
+from imgkeep.storage.bucket.errors import BucketError, NotPublic, PublicUnreachable
 from imgkeep.storage.memory import MemorySpool
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ RANGE: Final = (8, 16)
 IMAGE_BYTES_MAX: Final = 1024
 """Maximum size of the image of a diagnosis."""
 PRESIGN_REMEDY: Final = "set the clock of this machine, and see that nothing before the bucket changes requests"
+DELETE_TIMEOUT_S: Final = 2
+"""Timeout for the removal of a probe's image: the end of a process may wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,25 @@ async def diagnose(store: BucketStore, *, public_url: Callable[[str], str] | Non
     finally:
         if not probe.delete_tried:
             with suppress(StorageError):
+                await probe.delete()
+
+
+async def try_public(store: BucketStore, public_url: Callable[[str], str]) -> None:
+    """
+    Put an image, get it by its public URL as a client does, and delete it.
+
+    Raises:
+        NotPublic: The public URL answers with something else.
+        PublicUnreachable: It cannot be reached from here.
+        StorageError: The bucket fails.
+    """
+    probe = _Probe(store, _image())
+    try:
+        await probe.put()
+        await probe.get_from(public_url(probe.name))
+    finally:
+        with suppress(StorageError, TimeoutError):
+            async with asyncio.timeout(DELETE_TIMEOUT_S):
                 await probe.delete()
 
 
@@ -144,7 +166,12 @@ class _Probe:
         await self.get_from(url)
 
     async def get_from(self, url: str) -> None:
-        """Get the image as a client does that has its URL alone."""
+        """
+        Get the image as a client does that has its URL alone.
+
+        Raises:
+            NotPublic, PublicUnreachable: It does not come.
+        """
         timeout = aiohttp.ClientTimeout(total=self._client.timeout_s)
         try:
             async with (
@@ -156,13 +183,13 @@ class _Probe:
                 while len(received) <= len(self._image) and (piece := await response.content.read(IMAGE_BYTES_MAX)):
                     received += piece
         except TimeoutError:
-            raise StorageError("a plain GET got no answer within store.timeout_s") from None
+            raise PublicUnreachable("a plain GET got no answer within store.timeout_s") from None
         except (aiohttp.ClientError, ValueError, OSError):
-            raise StorageError("a plain GET reached no server, or broke off") from None
+            raise PublicUnreachable("a plain GET reached no server, or broke off") from None
         if status != 200:
-            raise StorageError(f"a plain GET got status {status}")
+            raise NotPublic(f"a plain GET got status {status}", _public_remedy(self._store))
         if received != self._image:
-            raise StorageError("a plain GET returned other bytes than were put")
+            raise NotPublic("a plain GET returned other bytes than were put", _public_remedy(self._store))
 
     async def delete(self) -> None:
         self.delete_tried = True

@@ -6,15 +6,9 @@ No message of a service is passed on: it may hold a link, and links are credenti
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
-import aiohttp
-
-from imgkeep.core.errors import RemoteFault
-
-CAUSES_MAX: Final = 8
-"""Maximum number of errors in a chain of causes that are examined."""
+from imgkeep.core.errors import RemoteFault, StorageError
 
 BROKEN_OFF: Final = "the bucket's answer broke off"
 SILENT: Final = "the bucket does not answer within store.timeout_s"
@@ -52,19 +46,18 @@ class AlreadyThere(BucketError):
         super().__init__("the bucket has an object of this name already", general=False)
 
 
-def cause_of(error: BaseException) -> str:
-    """Return why a connection failed, in the words of the system: no URL, and no words of the service."""
-    for _ in range(CAUSES_MAX):
-        inner = getattr(error, "kwargs", {}).get("error") or error.__cause__ or error.__context__
-        if isinstance(error, aiohttp.ClientConnectorDNSError):
-            return "the host does not resolve"
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            return "the certificate is not valid for the host, or not trusted"
-        if isinstance(error, OSError) and error.errno and error.errno > 0:
-            return os.strerror(error.errno)
-        if isinstance(error, aiohttp.ServerDisconnectedError):
-            return "the server closed the connection"
-        if inner is None:
-            break
-        error = inner
-    return type(error).__name__
+class NotPublic(StorageError):
+    """
+    A public URL of an object that answers with something else.
+
+    Attributes:
+        remedy: What an operator can do.
+    """
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
+class PublicUnreachable(StorageError):
+    """A public URL that this machine cannot reach: a client may reach it."""

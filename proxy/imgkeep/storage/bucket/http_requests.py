@@ -20,7 +20,8 @@ import aiohttp
 from yarl import URL
 
 from imgkeep.storage.bucket.body import DraftPart
-from imgkeep.storage.bucket.errors import SILENT, UNREACHABLE, BucketError, cause_of
+from imgkeep.storage.bucket.connection_causes import cause_of
+from imgkeep.storage.bucket.errors import SILENT, UNREACHABLE, BucketError
 from imgkeep.storage.bucket.request_guard import ATTEMPTS_MAX, REQUESTS_MAX
 from imgkeep.storage.bucket.stream import ResponseStream
 

@@ -6,6 +6,10 @@ Rules:
 - An answer alone proves no read: a record has to be one, and a store that makes a copy hashes the object.
 - A conditional PUT is used where the service has it (`records`); nothing relies on it.
 - The object goes before the record, both verified, so a record in the bucket means that its object is there.
+- After an object was put, the store looks for a block of its digest, and deletes the object if there is one: another
+  node may have removed these bytes. The look goes on beside the next request, so it costs a request and no time. A
+  removal puts the block before it deletes the object. So either the look finds the block, or the deletion comes after
+  the PUT and finds the object.
 """
 
 from __future__ import annotations
@@ -17,23 +21,19 @@ from secrets import token_hex
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from imgkeep.core.errors import Conflict, WrittenByNewer
+from imgkeep.core.errors import Conflict, Removed, WrittenByNewer
 from imgkeep.core.layout import (
-    BLOCK_BYTES_MAX,
-    BLOCKED,
+    REMOVED,
     RecordTooNew,
     RecordUnreadable,
-    block_path,
-    encode_block,
     encode_tombstone,
     object_names,
     object_path,
-    read_block_keys,
-    read_block_path,
     read_object_name,
     record_path,
 )
 from imgkeep.core.records import Digest, Format, Record, Tombstone
+from imgkeep.storage.bucket.blocks import BucketBlocks, delete_and_check
 from imgkeep.storage.bucket.body import PIECE_BYTES, BucketBody
 from imgkeep.storage.bucket.client import ObjectFields
 from imgkeep.storage.bucket.errors import BucketError
@@ -41,12 +41,13 @@ from imgkeep.storage.bucket.records import RECORD_FIELDS, BucketRecords, Corrupt
 from imgkeep.storage.local.open_files import check_all
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
     from datetime import datetime
     from mmap import mmap
 
     from imgkeep.core.records import Key
     from imgkeep.storage.bucket.client import BucketClient
+    from imgkeep.storage.bucket.unsettled import UnsettledRecords
     from imgkeep.storage.interfaces import Body, Draft, Spool
 
 T = TypeVar("T")
@@ -74,7 +75,13 @@ class BucketStore:
         self.name = client.service
         self.client = client
         self._records = BucketRecords(client)
+        self._blocks = BucketBlocks(client)
         self._is_probed = False
+
+    @property
+    def unsettled(self) -> UnsettledRecords:
+        """The records that have to be read again."""
+        return self._records.unsettled
 
     async def open(self) -> None:
         await self.client.open()
@@ -129,15 +136,23 @@ class BucketStore:
     async def holds(self, name: str, size: int) -> bool:
         return await self.size_of(name) == size
 
+    def note_seen(self, record: Record) -> None:
+        """Note that this node uses a record from now on: without conditional PUT another one may be on its way."""
+        if not self.client.features.conditional_put and not record.pending:
+            self.unsettled.note_seen(record)
+
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         try:
             # Besides the timeout of each call: a client waits for all of them together.
             async with asyncio.timeout(self.client.timeout_s + draft.size / BYTES_PER_S_MIN):
                 await self.put_object(draft, record.object_name)
-                await self._records.put(record, replaces)
+                if replaces is None:
+                    return await self._unless_blocked(record.object_name, self._records.add(record))
+                # A replacement waits for the look: a record that names removed bytes must not replace a good one.
+                await self._require_not_blocked(record.object_name)
+                return await self._records.change(record, replaces)
         except TimeoutError:
             raise BucketError("the bucket takes an image too slowly", general=False) from None
-        return record
 
     async def import_image(self, draft: Draft | None, record: Record) -> Record:
         """
@@ -147,20 +162,47 @@ class BucketStore:
         under the key. Without a draft the object has to be here already.
 
         Raises:
+            Removed: The bytes are blocked, or there is a tombstone.
             StorageError: It may not be stored.
         """
         if draft is not None:
             await self.put_object(draft, record.object_name)
-        if await self.size_of(record.object_name) != record.size:
+        if await self._unless_blocked(record.object_name, self.size_of(record.object_name)) != record.size:
+            await self._require_not_blocked(record.object_name)  # a removal after the look has deleted it
             raise BucketError("the bucket accepted an object and does not have it", general=False)
         try:
-            await self._records.put(record, None)
+            return await self._records.add(record)
         except Conflict:
             theirs = await self.find(record.key)
             if theirs is None:
                 raise
             return theirs
-        return record
+
+    async def _unless_blocked(self, name: str, step: Awaitable[T]) -> T:
+        """Do the next step after the PUT of an object, and look for a block of its digest meanwhile."""
+        look, done = await asyncio.gather(self._require_not_blocked(name), step, return_exceptions=True)
+        if isinstance(look, BaseException):
+            raise look
+        if isinstance(done, BaseException):
+            raise done
+        return done
+
+    async def _require_not_blocked(self, name: str) -> None:
+        """
+        Delete the object `<digest>.<ext>` if its digest is blocked.
+
+        Raises:
+            Removed: It is.
+            StorageError: The bucket cannot tell, or the object may be left.
+        """
+        digest = Digest(name.partition(".")[0])
+        if await self.find_block(digest) is None:
+            return
+        await self.client.delete(object_path(name))
+        if await self.find_block(digest) is None:
+            # The object of another node may have been deleted with this one.
+            raise BucketError("the removal of the image was undone while it was put: retry the request", general=False)
+        raise Removed(REMOVED)
 
     async def put_object(self, draft: Draft, name: str) -> None:
         try:
@@ -171,8 +213,7 @@ class BucketStore:
             raise
 
     async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
-        await self._records.put(record, replaces)
-        return record
+        return await self._records.change(record, replaces)
 
     async def open_draft(self, name: str, spool: Spool) -> Draft | None:
         body = await self.fetch(name, None)
@@ -194,22 +235,21 @@ class BucketStore:
         await self.client.put_bytes(record_path(tombstone.key), encode_tombstone(tombstone), RECORD_FIELDS)
 
     async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
-        await self.client.put_bytes(block_path(digest), encode_block(digest, removed_at, keys), RECORD_FIELDS)
+        await self._blocks.put(digest, removed_at, keys)
 
     async def delete_object(self, digest: Digest) -> None:
         # Its extension is not known for sure, and deleting a missing object costs nothing.
         for name in object_names(digest):
             await self.client.delete(object_path(name))
 
-    async def list_blocked(self) -> set[Digest]:
-        return {digest async for path, _ in self.walk(BLOCKED) if (digest := read_block_path(path)) is not None}
+    async def list_blocked(self) -> Collection[Digest]:
+        return await self._blocks.list_all()
 
     async def find_block(self, digest: Digest) -> Collection[Key] | None:
-        opened = await self.client.get(block_path(digest))
-        return None if opened is None else read_block_keys(await opened.stream.read_all(BLOCK_BYTES_MAX))
+        return await self._blocks.find(digest)
 
     async def unblock(self, digest: Digest) -> None:
-        await self._delete(block_path(digest))
+        await self._blocks.delete(digest)
 
     async def find_tombstone(self, key: Key) -> Tombstone | None:
         found = await self._records.read(record_path(key))
@@ -217,19 +257,11 @@ class BucketStore:
 
     async def delete_tombstone(self, tombstone: Tombstone) -> None:
         if await self.find_tombstone(tombstone.key) == tombstone:
-            await self._delete(record_path(tombstone.key))
+            await delete_and_check(self.client, record_path(tombstone.key))
 
     async def has_object(self, digest: Digest) -> bool:
         # One request, where thirteen extensions would be as many.
         return await self.client.has_any(object_path(f"{digest}."))
-
-    async def _delete(self, path: str) -> None:
-        """Delete an object, and check that it is gone: a 200 alone proves nothing."""
-        await self.client.delete(path)
-        left = await self.client.get(path)
-        if left is not None:
-            left.stream.close()
-            raise BucketError("the bucket still has what it said it deleted", general=False)
 
     async def size_of(self, name: str) -> int | None:
         """Return the size of the object `<digest>.<ext>`, as the bucket has it now; `None`: it is not there."""

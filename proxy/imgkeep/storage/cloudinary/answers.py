@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import md5
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -14,13 +14,17 @@ if TYPE_CHECKING:
     from imgkeep.storage.bucket.stream import ResponseStream
 
 
+NO_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding any bytes may raise; the last one for a nesting that no answer has."""
+
+
 class UploadedAsset(msgspec.Struct):
     """
     An asset, in the answer to an upload and to `explicit` and `rename`.
 
     Attributes:
         etag: MD5 of the stored bytes, in hex.
-        format: Extension for the format of an image; empty for a raw file.
+        format: Extension for the format of an image; a raw file has none.
         existing: Whether an upload with `overwrite=false` stored nothing, because the asset was there.
     """
 
@@ -29,8 +33,8 @@ class UploadedAsset(msgspec.Struct):
     type: str
     bytes: int
     etag: str
-    format: str = ""
-    existing: bool = False
+    format: str | None = None
+    existing: bool | None = None
 
     def is_copy_of(self, etag: str, size: int) -> bool:
         """Tell whether it has these bytes."""
@@ -42,14 +46,14 @@ class ListedAsset(msgspec.Struct):
 
     public_id: str
     bytes: int
-    format: str = ""
+    format: str | None = None
 
 
 class Page(msgspec.Struct):
     """A page of a listing; the last one has no cursor."""
 
     resources: list[ListedAsset]
-    next_cursor: str = ""
+    next_cursor: str | None = None
 
 
 class Destroyed(msgspec.Struct):

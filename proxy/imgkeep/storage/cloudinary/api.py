@@ -17,7 +17,7 @@ from imgkeep.storage.bucket.body import DraftPart
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.http_requests import HttpRequest, HttpRequests, translate_http_error
 from imgkeep.storage.bucket.request_guard import RequestGuard
-from imgkeep.storage.cloudinary.answers import Destroyed, Download, Page, UploadedAsset
+from imgkeep.storage.cloudinary.answers import NO_JSON, Destroyed, Download, Page, UploadedAsset
 from imgkeep.storage.cloudinary.errors import MISSING, NOT_CLOUDINARY, read_refusal
 from imgkeep.storage.cloudinary.form import UploadForm
 from imgkeep.storage.cloudinary.settings import CloudinaryAccount, read_account
@@ -212,7 +212,7 @@ class CloudinaryApi:
     def _decode(self, data: bytes, type_: type[T]) -> T:
         try:
             return msgspec.json.decode(data, type=type_)
-        except msgspec.DecodeError:
+        except NO_JSON:
             raise self._not_cloudinary() from None
 
     def _not_cloudinary(self) -> Exception:

@@ -3,12 +3,16 @@ The client of a Cloudinary folder, over Cloudinary's HTTP API.
 
 What the service does otherwise than a bucket:
 - Reads go to the API and not to the delivery URLs: the CDN behind those may return old versions and old misses.
-- It has no ranges, and no condition but `overwrite=false`. So `quarantine` may move a version that another process
-  stored a moment ago; it notices that, and moves it back.
+- It has no ranges and no conditions. `overwrite=false` is a look when an upload begins ("return immediately if an asset
+  with the same public ID was found"), so of two uploads at once both may succeed. Objects use it, because equal names
+  mean equal bytes; records do not rely on it. `quarantine` may move a version that another process stored a moment
+  ago; it notices that, and moves it back.
 - It stores no header fields: `ObjectFields` have no effect. Its CDN sets `Content-Type` and `Cache-Control`.
 - The public ID of an image has no extension, so an image has one asset, whatever extension the path has: `delete`
   removes it for any of them.
-- Listings come from the Admin API, whose requests are limited by the hour. Nothing else uses it.
+- Listings come from the Admin API, whose requests are limited by the hour. Nothing else uses it, so `has_any` asks for
+  the five assets that an object may be, one after the other.
+- An upload in one request has 100 MB at most, so `put_draft` refuses larger drafts.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.clock import read_clock
 from imgkeep.storage.bucket.body import DraftPart
 from imgkeep.storage.bucket.client import Features, ObjectResponse, ObjectStatus
-from imgkeep.storage.bucket.errors import NOT_TAKEN, AlreadyThere, BucketError
+from imgkeep.storage.bucket.errors import NOT_TAKEN, BucketError
 from imgkeep.storage.cloudinary.answers import md5_of
 from imgkeep.storage.cloudinary.api import CloudinaryApi
 from imgkeep.storage.cloudinary.assets import (
@@ -34,7 +38,8 @@ from imgkeep.storage.cloudinary.assets import (
     object_assets,
     public_id_prefix,
 )
-from imgkeep.storage.cloudinary.errors import make_error
+from imgkeep.storage.cloudinary.errors import NOT_CLOUDINARY, make_error
+from imgkeep.storage.cloudinary.listing import SortedListing, folder_above
 from imgkeep.storage.cloudinary.own_checks import OwnChecks
 
 if TYPE_CHECKING:
@@ -43,9 +48,9 @@ if TYPE_CHECKING:
     from imgkeep.clock import Clock
     from imgkeep.core.store_url import CloudinaryFolder
     from imgkeep.storage.bucket.client import Check, ObjectFields
+    from imgkeep.storage.cloudinary.answers import UploadedAsset
     from imgkeep.storage.interfaces import Draft
 
-CONDITION_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
 UPLOAD_BYTES_MAX: Final = 104_857_600
 """Maximum size of an upload in one request (Cloudinary, "Upload large files"); plans allow less for images."""
 
@@ -73,6 +78,8 @@ class CloudinaryClient:
         self.folder = folder
         self.timeout_s = timeout_s
         self.features = Features(ranges=False, presign=False)
+        self._downloads_have_fields = True
+        self._listings: dict[tuple[AssetKind, str], SortedListing] = {}
         self._api = CloudinaryApi(
             str(folder), timeout_s=timeout_s, observe=observe, environment=environment, clock=clock
         )
@@ -97,40 +104,38 @@ class CloudinaryClient:
         await self._api.aclose()
 
     async def get(self, path: str, *, start: int = 0, end: int | None = None, etag: str = "") -> ObjectResponse | None:  # noqa: ARG002 - it has no ranges
-        asset = self._asset(path)
-        found = await self._api.download(asset)
+        # The documentation of downloads promises neither size nor ETag. Without them the asset is described first, and
+        # not while a download holds a slot: many reads at once would wait for each other.
+        status = None
+        if not self._downloads_have_fields:
+            status = await self.stat(path)
+            if status is None:
+                return None
+        found = await self._api.download(self._asset(path))
         if found is None:
             return None
-        if not found.etag or found.size is None:
-            # Its documentation promises neither field.
-            try:
-                status = await self.stat(path)
-            except BaseException:
-                found.stream.close()
-                raise
-            if status is None:
-                found.stream.close()
-                return None
-            found.etag, found.size = found.etag or status.etag, status.size if found.size is None else found.size
-        if etag and etag != found.etag:
+        if status is None and (not found.etag or found.size is None):
+            found.stream.close()
+            self._downloads_have_fields = False
+            return await self.get(path, etag=etag)
+        known = status or ObjectStatus(found.size or 0, found.etag)
+        if etag and etag != (found.etag or known.etag):
             found.stream.close()
             raise BucketError("the object in the bucket changed during a read", general=False)
-        return ObjectResponse(found.size, found.etag, found.stream)
+        size = known.size if found.size is None else found.size
+        return ObjectResponse(size, found.etag or known.etag, found.stream)
 
     async def stat(self, path: str) -> ObjectStatus | None:
         asset = self._asset(path)
         found = await self._api.describe(asset)
         # An image of another format has other names in the stored layout.
-        if found is None or (found.format and asset.format and found.format != asset.format):
+        if found is None or _has_other_format(found, asset):
             return None
         return ObjectStatus(found.bytes, found.etag)
 
-    async def put_bytes(self, path: str, data: bytes, fields: ObjectFields, *, only_if_absent: bool = False) -> None:  # noqa: ARG002 - it stores none
+    async def put_bytes(self, path: str, data: bytes, fields: ObjectFields, *, only_if_absent: bool = False) -> None:  # noqa: ARG002 - it has neither
         asset, etag = self._asset(path), md5_of(data)
-        conditional = only_if_absent and self.features.conditional_put
-        stored = await self._api.upload(asset, data, len(data), overwrite=not conditional)
-        if conditional and (stored.existing or stored.etag != etag):
-            raise AlreadyThere
+        stored = await self._api.upload(asset, data, len(data), overwrite=True)
         if not stored.is_copy_of(etag, len(data)):
             raise BucketError(NOT_TAKEN)
 
@@ -144,7 +149,7 @@ class CloudinaryClient:
         if stored.existing and not was_there:
             # Something else is under the name of these bytes.
             stored = await self._api.upload(asset, body, draft.size, overwrite=True)
-        if stored.is_copy_of(etag, draft.size) and stored.format in {"", asset.format}:
+        if stored.is_copy_of(etag, draft.size) and not _has_other_format(stored, asset):
             return
         if not was_there:
             with suppress(BucketError):
@@ -181,8 +186,7 @@ class CloudinaryClient:
         return False
 
     async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
-        kinds = kinds_below(f"{folder}/")
-        lists = [self._walk_kind(kind, f"{folder}/") for kind in kinds]
+        lists = [self._walk_kind(kind, folder) for kind in kinds_below(f"{folder}/")]
         heads = [await anext(entries, None) for entries in lists]
         while any(head is not None for head in heads):
             _, first = min((head[0], place) for place, head in enumerate(heads) if head is not None)
@@ -191,18 +195,35 @@ class CloudinaryClient:
             yield head
             heads[first] = await anext(lists[first], None)
 
-    async def _walk_kind(self, kind: AssetKind, prefix: str) -> AsyncIterator[tuple[str, int]]:
-        start = len(self.folder.path(""))
+    async def _walk_kind(self, kind: AssetKind, folder: str) -> AsyncIterator[tuple[str, int]]:
+        above = folder_above(folder)
+        if above is None:
+            async for entry in self._list(kind, f"{folder}/"):
+                yield entry
+            return
+        # Taken out while it is read, so that two readers never share it.
+        listing = self._listings.pop((kind, above), None)
+        if listing is None or listing.has_passed(f"{folder}/"):
+            listing = SortedListing(self._list(kind, f"{above}/"))
+        async for entry in listing.read(f"{folder}/"):
+            yield entry
+        self._listings[kind, above] = listing
+
+    async def _list(self, kind: AssetKind, prefix: str) -> AsyncIterator[tuple[str, int]]:
+        start, wanted = len(self.folder.path("")), self.folder.path(prefix)
         cursor = ""
         while True:
             # With a prefix the service sorts by public ID (Admin API, "Get resources").
-            page = await self._api.list_page(kind, self.folder.path(prefix), cursor=cursor)
+            page = await self._api.list_page(kind, wanted, cursor=cursor)
             for entry in page.resources:
-                extension = f".{entry.format}" if kind == IMAGES else ""
-                yield entry.public_id[start:] + extension, entry.bytes
-            cursor = page.next_cursor
-            if not cursor:
+                if entry.public_id.startswith(wanted):
+                    extension = f".{entry.format}" if kind == IMAGES and entry.format else ""
+                    yield entry.public_id[start:] + extension, entry.bytes
+            if not page.next_cursor:
                 return
+            if page.next_cursor == cursor:
+                raise BucketError(NOT_CLOUDINARY)
+            cursor = page.next_cursor
 
     async def presign(self, path: str, *, ttl_s: int, head: bool) -> tuple[str, int]:  # noqa: ARG002 - there are none
         """Fail: its links for downloads lead to the API and not to the CDN, and are valid for one hour or more."""
@@ -214,8 +235,7 @@ class CloudinaryClient:
         return f"{self._api.account.delivery_url}/{delivery_path(self.folder, path)}"
 
     async def probe_features(self, path: str) -> None:
-        stored = await self._api.upload(self._asset(path), CONDITION_BYTES, len(CONDITION_BYTES), overwrite=False)
-        self.features.conditional_put = stored.existing
+        """Do nothing: what it can do is known."""
 
     async def abort_uploads(self) -> int:
         return 0  # each upload is one request
@@ -225,3 +245,8 @@ class CloudinaryClient:
 
     def _asset(self, path: str) -> Asset:
         return asset_of(self.folder, path)
+
+
+def _has_other_format(found: UploadedAsset, asset: Asset) -> bool:
+    """Tell whether an image has another format than its path says."""
+    return bool(asset.format and found.format and found.format != asset.format)

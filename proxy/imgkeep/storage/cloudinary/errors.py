@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from imgkeep.storage.bucket.errors import BucketError
+from imgkeep.storage.cloudinary.answers import NO_JSON
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,7 +107,7 @@ def read_refusal(status: int, _headers: Mapping[str, str], data: bytes) -> Bucke
     """Return the error that a response with a status of 300 or more means."""
     try:
         sentence = msgspec.json.decode(data, type=_Failure).error.message.lower()
-    except msgspec.DecodeError:
+    except NO_JSON:
         # The Admin API answers wrong credentials with a page; any server on the way may find a file too large.
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.REQUEST_ENTITY_TOO_LARGE}:
             return make_error(_STATUSES[status])

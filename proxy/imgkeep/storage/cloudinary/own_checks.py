@@ -1,8 +1,8 @@
-"""The steps of the diagnosis that only Cloudinary has: a private file, a conditional upload, and a rename."""
+"""The steps of the diagnosis that only Cloudinary has: a private file, and a rename."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from imgkeep.storage.bucket.client import ObjectFields
 from imgkeep.storage.bucket.errors import NOT_TAKEN, BucketError
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from imgkeep.core.store_url import CloudinaryFolder
     from imgkeep.storage.bucket.client import BucketClient, Check
     from imgkeep.storage.cloudinary.api import CloudinaryApi
-
-NO_CONDITION: Final = "overwrite=false has no effect, so imgkeep reads each record again after it was put"
 
 
 class OwnChecks:
@@ -36,11 +34,7 @@ class OwnChecks:
         self._image = image
 
     def steps(self) -> Sequence[Check]:
-        return [
-            ("private-file", self.put_file),
-            ("conditional-put", self.put_conditionally),
-            ("rename", self.rename),
-        ]
+        return [("private-file", self.put_file), ("rename", self.rename)]
 
     async def put_file(self) -> None:
         """Put a file as a record is put, and get it."""
@@ -48,11 +42,6 @@ class OwnChecks:
         opened = await self._client.get(self._path)
         if opened is None or await opened.stream.read_all(len(self._image) + 1) != self._image:
             raise BucketError("the bucket returns other bytes than were put")
-
-    async def put_conditionally(self) -> str | None:
-        """Put other bytes under the name of the file, which must not replace it; return a note if they do."""
-        stored = await self._api.upload(self._asset, b"other", 5, overwrite=False)
-        return None if stored.existing else NO_CONDITION
 
     async def rename(self) -> None:
         """Rename the file, as an object on its way into quarantine, and delete it."""

@@ -31,8 +31,9 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.config import absolute
+from imgkeep.core.confirmation import adopt
 from imgkeep.core.errors import ImgkeepError
-from imgkeep.core.layout import object_path, record_path
+from imgkeep.core.layout import encode_record, object_path, record_path
 from imgkeep.storage.local import atomic_files
 from imgkeep.storage.local.executor import fault
 
@@ -55,15 +56,28 @@ SYNCFS_REPORTS: Final = (5, 8)
 
 @dataclass(slots=True)
 class PendingImage:
-    """An image to be stored, and the future of its caller. `fault`: the error that prevented it."""
+    """
+    An image to be stored, and the future of its caller.
+
+    Attributes:
+        record: The record that is going to stand.
+        seen: The record of the same image that another fill has stored first.
+        fault: The error that prevented it.
+    """
 
     body: bytes
     record: Record
     replaces: Digest | None
-    stored: asyncio.Future[None]
+    stored: asyncio.Future[Record]
     encoded: bytes
+    seen: Record | None = None
     fault: Exception | None = None
     descriptors: tuple[int, ...] = ()
+
+    @property
+    def is_adopted(self) -> bool:
+        """Whether the record that is there stays as it is."""
+        return self.seen == self.record
 
 
 class GroupCommit:
@@ -79,7 +93,7 @@ class GroupCommit:
         self,
         root: Path,
         run: Callable[[Callable[[Sequence[PendingImage]], None], Sequence[PendingImage]], Awaitable[None]],
-        require_replaceable: Callable[[Path, Digest, Digest | None], None],
+        require_replaceable: Callable[[Path, Digest, Digest | None], Record | None],
     ) -> None:
         self.is_available = False
         self._root = str(root)
@@ -107,13 +121,13 @@ class GroupCommit:
                 os.close(descriptor)
             self.is_available = True
 
-    async def put(self, body: bytes, encoded: bytes, record: Record, replaces: Digest | None) -> None:
-        """Store an image; durable on return. Raises as `Store.put`."""
-        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(PendingImage(body, record, replaces, stored, encoded))
+    async def put(self, body: bytes, record: Record, replaces: Digest | None) -> Record:
+        """Store an image; durable on return. As `Store.put`."""
+        stored: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
+        self._waiting.append(PendingImage(body, record, replaces, stored, encode_record(record)))
         if self._task is None:
             self._task = asyncio.create_task(self._store_all())
-        await asyncio.shield(stored)
+        return await asyncio.shield(stored)
 
     async def _store_all(self) -> None:
         """Store group after group: images that arrive meanwhile are in the next one."""
@@ -133,7 +147,7 @@ class GroupCommit:
         for each in group:
             reason = failure or each.fault
             if reason is None:
-                each.stored.set_result(None)
+                each.stored.set_result(each.record)
             else:
                 each.stored.set_exception(fault(reason, self._place) if isinstance(reason, OSError) else reason)
                 each.stored.exception()  # marks it as retrieved: its caller may have left
@@ -162,9 +176,16 @@ class GroupCommit:
     def _write(self, each: PendingImage) -> None:
         record = self._record_path(each)
         if atomic_files.exists(record):
-            self._require_replaceable(Path(record), each.record.digest, each.replaces)
-        for data in (each.body, each.encoded):
+            self._adopt(each, Path(record))
+        for data in (each.body,) if each.is_adopted else (each.body, each.encoded):
             each.descriptors = (*each.descriptors, self._create(data))
+
+    def _adopt(self, each: PendingImage, path: Path) -> None:
+        """Adopt the record of the same image, if another fill has stored it first. Raises as `require_replaceable`."""
+        standing = self._require_replaceable(path, each.record.digest, each.replaces)
+        adopted = None if standing is None or each.replaces is not None else adopt(standing, each.record)
+        if adopted is not None:
+            each.seen, each.record, each.encoded = standing, adopted, encode_record(adopted)
 
     def _name_object(self, each: PendingImage) -> None:
         path = self._object_path(each)
@@ -174,9 +195,14 @@ class GroupCommit:
 
     def _name_record(self, each: PendingImage) -> None:
         path = self._record_path(each)
-        if not atomic_files.name_new(each.descriptors[1], path):
-            self._require_replaceable(Path(path), each.record.digest, each.replaces)
-            atomic_files.name_over(each.descriptors[1], self._partial, path)
+        if each.is_adopted or atomic_files.name_new(each.descriptors[1], path):
+            return
+        standing = self._require_replaceable(Path(path), each.record.digest, each.replaces)
+        other = standing if each.replaces is None and standing != each.seen else None
+        if other is not None and other.object_name == each.record.object_name:
+            each.record = other  # another fill has stored it meanwhile
+            return
+        atomic_files.name_over(each.descriptors[1], self._partial, path)
 
     def _sync(self, group: Sequence[PendingImage], root: int | None, one: Callable[[PendingImage], None]) -> None:
         """Make the group durable: image by image or, where the `root` is open, at once."""

@@ -18,7 +18,6 @@ from imgkeep.core.layout import (
     REMOVED,
     block_path,
     encode_block,
-    encode_record,
     encode_tombstone,
     object_names,
     object_path,
@@ -106,11 +105,10 @@ class LocalStore:
         assert isinstance(draft, LocalDraft)
         small = draft.small  # a thread that makes a file of it takes it away from the draft
         if small is not None and self._group_commit.is_available:
-            await self._group_commit.put(bytes(small), encode_record(record), record, replaces)
-            return record
-        await self.disk.run(self._files.put, draft, record, replaces)
+            return await self._group_commit.put(bytes(small), record, replaces)
+        stored = await self.disk.run(self._files.put, draft, record, replaces)
         draft.is_published = True
-        return record
+        return stored
 
     async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
         await self.disk.run(self._files.put_record, record, replaces)

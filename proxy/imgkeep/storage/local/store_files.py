@@ -16,6 +16,7 @@ from dataclasses import replace
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
+from imgkeep.core.confirmation import adopt
 from imgkeep.core.errors import Conflict, Removed, WrittenByNewer
 from imgkeep.core.layout import (
     RECORD_BYTES_MAX,
@@ -86,9 +87,9 @@ class StoreFiles:
                 continue
         return found
 
-    def require_replaceable(self, path: Path, *replaceable: Digest | None) -> None:
+    def require_replaceable(self, path: Path, *replaceable: Digest | None) -> Record | None:
         """
-        Raise an error if the record at a path must not be replaced.
+        Return the record at a path, which may be replaced.
 
         Raises:
             Removed: A tombstone is there.
@@ -98,26 +99,32 @@ class StoreFiles:
         try:
             current = read_record(path.read_bytes(), path.name)
         except FileNotFoundError:
-            return
+            return None
         except RecordTooNew as error:
             raise WrittenByNewer(f"the record was {error}") from None
         except RecordUnreadable:
-            return
+            return None
         if isinstance(current, Tombstone):
             raise Removed(REMOVED)
         if replaceable and current.digest not in replaceable and self._object(current).exists():
             raise Conflict("another image was stored under this link meanwhile")
+        return current
 
-    def put(self, draft: LocalDraft, record: Record, replaces: Digest | None) -> None:
-        """Store a draft of this disk and its record."""
+    def put(self, draft: LocalDraft, record: Record, replaces: Digest | None) -> Record:
+        """Store a draft of this disk and its record; return the record that stands."""
         final = self._root / record_path(record.key)
-        self.require_replaceable(final, record.digest, replaces)
+        standing = self.require_replaceable(final, record.digest, replaces)
         draft.sync()
+        if standing is not None and replaces is None:
+            record = adopt(standing, record) or record
+            if record == standing:
+                atomic_files.publish(draft.path, self._object(record))
+                return record
         # The record's bytes are on the disk before the body gets its name: a full disk is noticed with nothing done.
         partial = self._disk.partial_path()
         with atomic_files.durable_partial(partial, encode_record(record)):
             atomic_files.publish(draft.path, self._object(record))
-            self._publish_record(partial, final, record.digest, replaces)
+            return self._publish_record(partial, final, record, replaces)
 
     def put_record(self, record: Record, replaces: Digest | None) -> None:
         """Store a record whose object is there already."""
@@ -125,7 +132,8 @@ class StoreFiles:
         self.require_replaceable(final, record.digest, replaces)
         partial = self._disk.partial_path()
         with atomic_files.durable_partial(partial, encode_record(record)):
-            self._publish_record(partial, final, record.digest, replaces)
+            # Never adopts what stands: the caller has read it, and changes it.
+            self._publish_record(partial, final, record, replaces or record.digest)
 
     def delete_record(self, key: Key) -> None:
         """Delete a record, if there is one."""
@@ -157,10 +165,14 @@ class StoreFiles:
                 self._object(record).replace(to)
         return True
 
-    def _publish_record(self, partial: Path, final: Path, *replaceable: Digest | None) -> None:
+    def _publish_record(self, partial: Path, final: Path, record: Record, replaces: Digest | None) -> Record:
+        """Give a record its name; return the record that stands."""
         if not atomic_files.publish_new(partial, final):
-            self.require_replaceable(final, *replaceable)  # another process has stored one meanwhile
+            standing = self.require_replaceable(final, record.digest, replaces)  # another process has stored one
+            if standing is not None and replaces is None and adopt(standing, record) == standing:
+                return standing
             atomic_files.publish(partial, final)
+        return record
 
     # --- objects
 
@@ -256,9 +268,13 @@ class StoreFiles:
     def list_folder(self, folder: str) -> list[tuple[str, int]]:
         """Return path and size of every file in a folder, in path order."""
         try:
-            found = [(f"{folder}/{path.name}", path.stat().st_size) for path in (self._root / folder).iterdir()]
-        except FileNotFoundError:
-            return []  # nothing was stored here yet, or it was deleted meanwhile
+            paths = list((self._root / folder).iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []  # nothing was stored here yet, or this is no folder of ours
+        found: list[tuple[str, int]] = []
+        for path in paths:
+            with suppress(FileNotFoundError):  # it was deleted meanwhile
+                found.append((f"{folder}/{path.name}", path.stat().st_size))
         return sorted(found)
 
     def quarantine(self, path: Path) -> None:

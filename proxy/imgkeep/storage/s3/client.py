@@ -71,7 +71,12 @@ class S3Client:
             conditions["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         if etag:
             conditions["IfMatch"] = f'"{etag}"'
-        return await self._connection.get(path, **conditions)
+        found = await self._connection.get(path, **conditions)
+        if found is not None and etag and found.etag != etag:
+            # Some services ignore the condition (rclone, s3rver).
+            found.stream.close()
+            raise BucketError("the object in the bucket changed during a read", general=False)
+        return found
 
     async def stat(self, path: str) -> ObjectStatus | None:
         # The answer to a HEAD does not tell whether the object or the bucket is missing, so a GET has to confirm a 404.

@@ -13,7 +13,8 @@ import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
 from imgkeep.core.errors import ImgkeepError
-from imgkeep.storage.bucket.errors import SILENT, UNREACHABLE, BucketError, cause_of
+from imgkeep.storage.bucket.connection_causes import cause_of
+from imgkeep.storage.bucket.errors import SILENT, UNREACHABLE, BucketError
 
 MISSING: Final = "NoSuchKey"
 """The code of a missing object. A bare 404 may come from anything before the bucket, and is a fault."""
