@@ -244,6 +244,34 @@ async def test_object_in_pieces_keeps_its_bytes(remote: Remote) -> None:
 
 
 async def test_missing_credentials_are_the_error_of_the_library() -> None:
-    signer = RequestSigner("http://bucket.example", "us-east-1", "s3", config=None, credentials=None)
+    signer = RequestSigner("http://bucket.example", "us-east-1", "s3", None)
     with pytest.raises(NoCredentialsError):
         await signer.sign("GET", signer.url_of("a"), {})
+
+
+class _Credentials:
+    """Static credentials, as the library's session gives them."""
+
+    def __init__(self) -> None:
+        self.now = ReadOnlyCredentials("key", "secret", None)
+
+    async def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        return self.now
+
+
+@pytest.mark.parametrize("base", ["https://b.s3.example", "http://127.0.0.1:80/b", "https://s3.example:8443/b/c%20d"])
+async def test_any_place_field_and_renewed_secret_is_signed_as_by_the_library(base: str) -> None:
+    credentials = _Credentials()
+    signer = RequestSigner(base, "eu-west-1", "s3", credentials)
+    for secret in ("secret", "renewed"):
+        credentials.now = ReadOnlyCredentials("key", secret, "token")
+        url = signer.url_of("pre fix/ü~(1)+@.png")
+        sent = await signer.sign("PUT", url, {"Content-Type": "image/png", "Cache-Control": " a,   b "})
+        names = SIGNED.search(sent["Authorization"])
+        assert names is not None
+        kept = {name: value for name, value in sent.items() if name != "Authorization"}
+        request = AWSRequest("PUT", url, kept)
+        request.context["timestamp"] = sent["X-Amz-Date"]
+        library = S3SigV4Auth(credentials.now, "s3", "eu-west-1")
+        text = library.string_to_sign(request, library.canonical_request(request))
+        assert sent["Authorization"].endswith(f"Signature={library.signature(text, request)}")
