@@ -37,60 +37,34 @@ from tests.support.s3.gate import Gate
 from tests.support.s3.servers import NAMES, S3Server, S3Servers
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.support.program import Program
-    from tests.support.s3.misbehaving import Answer
 
     Bucket = S3Server | FakeGcsServer | Azurite
 
 STORED = 50
+SERVICE_OF = {S3Server: "s3", FakeGcsServer: "gcs", Azurite: "azure"}
 PHASES = ("refuse", "hang", "overloaded", "reset")
 ANSWER_TIMEOUT_S = 20
 AT_ONCE_MAX = 1000
 
 
-@dataclass(frozen=True)
-class Store:
-    """
-    A bucket on a server of its service.
-
-    Attributes:
-        port: The server's.
-        settings: Returns the settings of imgkeep for the bucket behind a gate, from its address.
-        objects: Returns the objects whose names begin with a prefix, past the gate.
-        overloaded: How the service says that it is overloaded.
-    """
-
-    port: int
-    settings: Callable[[str], Mapping[str, str]]
-    objects: Callable[[str], Awaitable[Mapping[str, bytes]]]
-    overloaded: Answer
-
-
-def store_in(bucket: Bucket) -> Store:
-    """Return a bucket, of any service, as this benchmark needs it."""
-
-    def s3(endpoint: str) -> dict[str, str]:
-        assert isinstance(bucket, S3Server)
-        return {
-            "store__url": f"s3://{bucket.bucket}?region=us-east-1",
-            "AWS_ENDPOINT_URL": endpoint,
-            "AWS_ACCESS_KEY_ID": bucket.key,
-            "AWS_SECRET_ACCESS_KEY": bucket.secret,
-        }
-
-    def gcs(endpoint: str) -> dict[str, str]:
-        assert isinstance(bucket, FakeGcsServer)
-        return {"store__url": f"gs://{bucket.bucket}", "STORAGE_EMULATOR_HOST": endpoint}
-
-    def azure(endpoint: str) -> dict[str, str]:
-        assert isinstance(bucket, Azurite)
-        connection = bucket.through(endpoint).connection_string
-        return {"store__url": f"az://{bucket.container}", "AZURE_STORAGE_CONNECTION_STRING": connection}
-
-    name, settings = {S3Server: ("s3", s3), FakeGcsServer: ("gcs", gcs), Azurite: ("azure", azure)}[type(bucket)]
-    return Store(bucket.port, settings, bucket.objects, SERVICES[name].refusals["overloaded"].answer)
+def settings_for(bucket: Bucket, endpoint: str) -> Mapping[str, str]:
+    """Return the settings of imgkeep for a bucket behind a gate at `endpoint`."""
+    match bucket:
+        case S3Server():
+            return {
+                "store__url": f"s3://{bucket.bucket}?region=us-east-1",
+                "AWS_ENDPOINT_URL": endpoint,
+                "AWS_ACCESS_KEY_ID": bucket.key,
+                "AWS_SECRET_ACCESS_KEY": bucket.secret,
+            }
+        case FakeGcsServer():
+            return {"store__url": f"gs://{bucket.bucket}", "STORAGE_EMULATOR_HOST": endpoint}
+        case Azurite():
+            connection = bucket.through(endpoint).connection_string
+            return {"store__url": f"az://{bucket.container}", "AZURE_STORAGE_CONNECTION_STRING": connection}
 
 
 @contextmanager
@@ -156,8 +130,8 @@ async def outage(  # noqa: PLR0913 - one number a knob
     say: Callable[[str], None] = lambda _: None,
 ) -> Tally:
     """Run one outage of `outage_s` seconds at `rate` requests a second."""
-    store = store_in(bucket)
-    origin, gate = FakeOrigin(), Gate("127.0.0.1", store.port)
+    overloaded = SERVICES[SERVICE_OF[type(bucket)]].refusals["overloaded"].answer
+    origin, gate = FakeOrigin(), Gate("127.0.0.1", bucket.port)
     await origin.start()
     await gate.start()
     draw = random.Random(seed)
@@ -171,7 +145,7 @@ async def outage(  # noqa: PLR0913 - one number a knob
         return url
 
     settings = {
-        **store.settings(gate.endpoint),
+        **settings_for(bucket, gate.endpoint),
         "store__timeout_s": str(timeout_s),
         "store__fallback": f"file:{folder}",
     }
@@ -184,7 +158,7 @@ async def outage(  # noqa: PLR0913 - one number a knob
             for number in range(max(len(PHASES), round(outage_s / 60))):
                 phase = PHASES[number % len(PHASES)]
                 say(f"{phase}: {dict(tally.asked)} asked, {dict(tally.good)} good")
-                await (gate.do(store.overloaded) if phase == "overloaded" else getattr(gate, phase)())
+                await (gate.do(overloaded) if phase == "overloaded" else getattr(gate, phase)())
                 await asyncio.sleep(outage_s / max(len(PHASES), round(outage_s / 60)))
             load.cancel()
             await asyncio.wait([load])
@@ -193,7 +167,7 @@ async def outage(  # noqa: PLR0913 - one number a knob
     finally:
         await gate.stop()
         await origin.stop()
-    await _compare(store, bodies, tally)
+    await _compare(bucket, bodies, tally)
     return tally
 
 
@@ -249,17 +223,17 @@ async def _wait_until_replicated(program: Program, tally: Tally, say: Callable[[
     tally.replicated_after_s = time.monotonic() - start
 
 
-async def _compare(store: Store, bodies: dict[str, bytes], tally: Tally) -> None:
+async def _compare(bucket: Bucket, bodies: dict[str, bytes], tally: Tally) -> None:
     wanted = {sha256(body).hexdigest() for body in bodies.values()}
     tally.images = len(bodies)
     found: dict[str, str] = {}
     # Many are read in pieces, for they are a gigabyte or more; few at once, for a listing costs more than they do.
     folders = [f"{number:02x}/" for number in range(256)] if tally.images > AT_ONCE_MAX else [""]
     for folder in folders:
-        objects = await store.objects(f"v1/objects/{folder}")
+        objects = await bucket.objects(f"v1/objects/{folder}")
         found |= {name.rpartition("/")[2].partition(".")[0]: sha256(body).hexdigest() for name, body in objects.items()}
         tally.objects += len(objects)
-        tally.records += len(await store.objects(f"v1/records/{folder}"))
+        tally.records += len(await bucket.objects(f"v1/records/{folder}"))
     tally.wrong = sum(name != digest for name, digest in found.items())
     tally.lacking = len(wanted - set(found))
 

@@ -99,7 +99,11 @@ async def test_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pyte
 async def test_file_of_gcloud_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     path = tmp_path / "application_default_credentials.json"
+    await GcsClient(GcsBucket("bucket")).check_settings()  # it is not there, which is no mistake
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(path / "below"))
     path.write_text("{")
+    await GcsClient(GcsBucket("bucket")).check_settings()
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
     assert f"the file of gcloud auth application-default, {path}, is no JSON" in await mistake()
 
 

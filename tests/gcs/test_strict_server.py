@@ -129,6 +129,8 @@ async def test_endless_copy_is_a_fault(client: GcsClient, strict_gcs: StrictGcs)
     [
         b"",
         b"[]",
+        b'{"x":' * 100_000,
+        b'{"name": "\xff", "size": "1", "generation": "1"}',
         b'{"name": "another", "size": "1", "generation": "1"}',
         b'{"name": "pre/v1/objects/00/a b%c.png", "size": "-1", "generation": "1"}',
         b'{"name": "pre/v1/objects/00/a b%c.png", "size": "1\\n", "generation": "1"}',
@@ -236,6 +238,14 @@ async def test_page_of_a_portal_or_proxy_is_a_fault(
         await gate.answer(status, headers, PORTAL)
         for fault in (await faults_of_all_calls(client)).values():
             assert message in str(fault)
+
+
+@pytest.mark.parametrize("body", [b'{"error":' * 7000, b'{"error": {"message": "\xff"}}', b"[]", b'{"error": "no"}'])
+async def test_error_of_another_form_has_the_code_of_its_status(gate: Gate, body: bytes) -> None:
+    async with opening() as client:
+        await gate.answer(403, {"Content-Type": "application/json"}, body)
+        for fault in (await faults_of_all_calls(client)).values():
+            assert fault.error_code == "forbidden"
 
 
 async def test_404_of_an_object_that_is_listed_is_a_fault(gate: Gate, strict_gcs: StrictGcs) -> None:

@@ -601,7 +601,7 @@ async def test_late_node_deletes_nothing_after_undo(node: Node) -> None:
     await remove(node)
     assert await node.remover.restore_key(A.key) is not None
     await node.keep(BODY, A)
-    node.blocked_digests.late.add(DIGEST)
+    node.blocked_digests.late[DIGEST] = None
     await node.remover.delete_late_objects()
     assert await node.image_service.look_up(A.key) == A
     assert await node.disk.has_object(DIGEST)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from hashlib import sha256
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 from unittest.mock import ANY
 
 import pytest
 
+from imgkeep.bootstrap.banner import make_banner
+from imgkeep.bootstrap.opening_log import tell_opening
 from imgkeep.bootstrap.storage import open_storage
 from imgkeep.clock import read_clock
 from imgkeep.config import ConfigError
@@ -170,3 +174,14 @@ async def test_check_finds_images_of_an_earlier_configuration(tmp_path: Path) ->
     settings: dict[str, Any] = {"store__url": "s3://images", "store__exclusive": "true", "AWS_REGION": "us-east-1"}
     status, _, err = await run(tmp_path / "data", "check", **settings)
     assert (status, f"store.exclusive: there are images in {tmp_path}/data; " in err) == (2, True), err
+
+
+def test_start_says_that_no_image_stays_on_the_disk(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = configuration(tmp_path / "data", store={**EXCLUSIVE, "url": "gs://images"})
+    text = make_banner(StringIO(), config, [("127.0.0.1", 8080)], version="1", open_to={}, log_in=None)
+    images, folder = [line.split(maxsplit=1)[1] for line in text.splitlines() if line.startswith(("images", "folder"))]
+    assert (images, folder.endswith("/data (drafts alone)")) == ("bucket images of Google Cloud Storage", True)
+    with caplog.at_level(logging.INFO):
+        tell_opening(config, [("127.0.0.1", 8080)], None)
+    (record,) = [record for record in caplog.records if record.message == "listening"]
+    assert vars(record)["exclusive"] is True

@@ -1,4 +1,4 @@
-"""Programs that `scripts/install-test-programs` installs, on the PATH or in its cache."""
+"""Programs that `scripts/install-test-programs` installs, in its cache or on the PATH."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PLACES = (
 
 def find(program: str) -> str | None:
     """Return the path of a program, `None` where it is not installed."""
-    return shutil.which(program) or shutil.which(program, path=os.pathsep.join(map(str, _PLACES)))
+    return shutil.which(program, path=os.pathsep.join(map(str, _PLACES))) or shutil.which(program)
 
 
-def require(program: str) -> str:
+def require(program: str, source: str = "scripts/install-test-programs") -> str:
     """Return the path of a program, or skip the test."""
     found = find(program)
     if found is None:
-        cannot(f"{program} is not installed (scripts/install-test-programs)")
+        cannot(f"{program} is not installed ({source})")
     return found

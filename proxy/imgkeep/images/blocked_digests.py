@@ -48,7 +48,8 @@ class BlockedDigests:
     The digests of all removed images, a container. One per process.
 
     Attributes:
-        late: Digests whose objects this process may have put since another one removed them.
+        late: Digests whose objects this process may have put since another one removed them, in the order of the looks
+            for them.
 
     Args:
         store: The store, whose blocks decide.
@@ -68,7 +69,7 @@ class BlockedDigests:
         self._removals = removals
         self._drop_copies = drop_copies
         self._peers = peers
-        self.late: set[Digest] = set()
+        self.late: dict[Digest, None] = {}
         self._digests: dict[Digest, int] = {}
         """Each with the number of the last message about it: a message that came after a question is newer."""
         self._messages = count()
@@ -121,7 +122,7 @@ class BlockedDigests:
     async def learn(self, digests: Collection[Digest]) -> None:
         """Block digests that another worker or node has blocked, and delete this machine's copies."""
         self._note(digests)
-        self.late.update(digests)
+        self.late.update(dict.fromkeys(digests))
         for digest in digests:
             await self._drop_copies(digest)
 
@@ -139,7 +140,7 @@ class BlockedDigests:
             if self._digests.get(digest) != message:
                 continue  # removed again during the question
             del self._digests[digest]
-            self.late.discard(digest)
+            self.late.pop(digest, None)
             await self._removals.unblock([digest])
             # Another process may have written its row before this one deleted it.
             if await self._store.find_block(digest) is not None:

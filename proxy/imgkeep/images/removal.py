@@ -37,9 +37,9 @@ another link or from its outbox. A public bucket would show them, so every put e
    of a removal asks for the object after that, and deletes it; while the bucket does not answer, again a minute later.
    `imgkeep verify` deletes what is left by then, and reports it.
 
-A late record gets no tombstone, whichever of these steps it crosses: it stays as it is. Its digest is blocked, so the
-key shows nothing, and no client causes a fetch for it. An undo would not find a tombstone that the block does not list,
-and a node that is late must not repeat a removal that was undone.
+A late record gets no tombstone, whichever of these steps it crosses: it stays as it is. Its digest is blocked, so a
+link that it stands for is 410 on every node, and causes no fetch. An undo frees its key as well. It would not find a
+tombstone that the block does not list, and a node that is late must not repeat a removal that was undone.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
-from imgkeep.core.errors import Removed, StorageError
+from imgkeep.core.errors import Busy, Removed, StorageError
 from imgkeep.core.records import Doubt, Tombstone
 from imgkeep.images.blocked_digests import REFRESH_INTERVAL_S
 
@@ -179,9 +179,11 @@ class Remover:
                 async with self._lock(digest):
                     if await self._store.has_object(digest) and await self._store.find_block(digest) is not None:
                         await self._store.delete_object(digest)
-            except StorageError:
-                return  # a public bucket may show them: the next refresh goes on
-            self._blocked.late.discard(digest)
+            except (StorageError, Busy):
+                self._blocked.late.pop(digest, None)
+                self._blocked.late[digest] = None  # a public bucket may show it: again, after the others
+                return
+            self._blocked.late.pop(digest, None)
 
     async def restore_key(self, key: Key) -> Restored | None:
         """

@@ -174,11 +174,12 @@ class Store(Protocol):
         """
         Store a finished draft and its record: whole or not at all, the body before the record, durable on return.
 
-        Another image that is stored under the key stays, unless `replaces` is its digest or its object is gone.
-        Returns the record as it stands now: `pending` if the image has to wait for the primary.
+        Another image that is stored under the key stays, unless `replaces` is its digest or its object is gone. Without
+        `replaces` the record of the same image stays, too, with its validator (`core.confirmation.adopt`). Returns the
+        record as it stands now: `pending` if the image has to wait for the primary.
 
         Raises:
-            Removed: There is a tombstone.
+            Removed: There is a tombstone, or the bytes are blocked.
             Conflict: Another image is stored under the key and has to stay.
             StorageError: The image is not stored; nothing partial remains under a final name.
         """

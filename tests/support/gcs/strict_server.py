@@ -95,7 +95,7 @@ class StrictGcs:
         target = "/storage/v1/b/{bucket}/o/{name:[^/]+}/rewriteTo/b/{to_bucket}/o/{to:[^/]+}"
         app.router.add_route("POST", target, self._rewrite)
         app.router.add_get("/{bucket}/{name:.+}", self._follow_link)  # and HEAD
-        self._runner = web.AppRunner(app, access_log=None)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await self._runner.setup()
         holder = reserve()
         self._port = port_of(holder)

@@ -122,7 +122,7 @@ def _seaweedfs(ports: Sequence[int], folder: Path) -> list[str]:
 
 
 def _ceph(ports: Sequence[int], folder: Path) -> list[str]:
-    require("radosgw")
+    require("radosgw", "Debian's radosgw, ceph-mon and ceph-osd")
     module = (sys.executable, "-m", "tests.support.s3.ceph")
     return ["env", f"PYTHONPATH={ROOT}", *module, str(folder), *map(str, ports)]
 
@@ -142,14 +142,27 @@ api_bind_addr = "{HOST}:{ports[0]}"
 """)
     return [
         *("env", f"GARAGE_DEFAULT_ACCESS_KEY={_GARAGE_KEY}", f"GARAGE_DEFAULT_SECRET_KEY={_GARAGE_SECRET}"),
-        *(require("garage"), "-c", str(folder / "garage.toml"), "server", "--single-node", "--default-access-key"),
+        *(
+            require("garage", "cargo install garage"),
+            "-c",
+            str(folder / "garage.toml"),
+            "server",
+            "--single-node",
+            "--default-access-key",
+        ),
     ]
 
 
 def _minio(ports: Sequence[int], folder: Path) -> list[str]:
     return [
         *("env", "MINIO_ROOT_USER=minio-key", "MINIO_ROOT_PASSWORD=minio-secret", "MINIO_UPDATE=off"),
-        *(require("minio"), "server", "--quiet", "--address", f"{HOST}:{ports[0]}"),
+        *(
+            require("minio", "go install github.com/minio/minio@latest"),
+            "server",
+            "--quiet",
+            "--address",
+            f"{HOST}:{ports[0]}",
+        ),
         *("--console-address", f"{HOST}:{ports[1]}", str(folder / "data")),
     ]
 

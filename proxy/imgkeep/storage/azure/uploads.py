@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from hashlib import md5
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.core.errors import StorageError
-from imgkeep.storage.bucket.body import DraftPart
+from imgkeep.storage.bucket.body import DraftPart, md5_of, read_whole
 from imgkeep.storage.bucket.errors import NOT_TAKEN, BucketError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from mmap import mmap
 
     from imgkeep.storage.azure.connection import AzureConnection
     from imgkeep.storage.bucket.client import ObjectFields
@@ -52,7 +49,7 @@ class Uploader:
             StorageError: The blob is not in the container, or not whole.
         """
         if draft.size <= WHOLE_BYTES_MAX:
-            await self.put_bytes(path, await _read_whole(draft), fields)
+            await self.put_bytes(path, await read_whole(draft), fields)
         elif draft.size < BLOCKS_BYTES_MIN:
             await self._put(path, DraftPart(draft, 0, draft.size), draft.size, await draft.check(md5_of), fields)
         else:
@@ -135,13 +132,13 @@ class Uploader:
         )
         returned = answer.get("Content-MD5", "")
         if returned not in {"", checksum}:
-            raise self._connection.guard.name(BucketError(NOT_TAKEN))
+            raise self._connection.guard.name(BucketError(NOT_TAKEN, general=False))
         return bool(returned)
 
     async def _require_stored(self, path: str, size: int, digest: bytes) -> None:
         stored = await self._head(path)
         if stored is None or (stored.get("Content-Length"), stored.get("Content-MD5")) != (str(size), _encode(digest)):
-            raise self._connection.guard.name(BucketError(NOT_TAKEN))
+            raise self._connection.guard.name(BucketError(NOT_TAKEN, general=False))
 
 
 def _encode(digest: bytes) -> str:
@@ -156,17 +153,3 @@ def _fields(fields: ObjectFields) -> Mapping[str, str]:
         "x-ms-blob-content-disposition": fields.content_disposition,
     }
     return {name: value for name, value in named.items() if value}
-
-
-def md5_of(data: bytes | bytearray | mmap) -> bytes:
-    """Return the MD5 of some bytes: the checksum of the service, with no use for security."""
-    return md5(data, usedforsecurity=False).digest()
-
-
-async def _read_whole(draft: Draft) -> bytes:
-    data = bytearray()
-    while piece := await draft.read(len(data), draft.size - len(data)):
-        data += piece
-    if len(data) != draft.size:
-        raise StorageError("a draft is shorter than before")
-    return bytes(data)

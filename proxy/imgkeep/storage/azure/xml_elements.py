@@ -1,7 +1,8 @@
 """
 The XML of the service's answers as a flat list of elements.
 
-Rules: no document type, hence no entities; the depth is bounded; the caller bounds the size. Anything else is refused.
+Rules: no document type, hence no entities; depth, number and names of elements are bounded, because each element costs
+more memory than its bytes; the caller bounds the size. Anything else is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 DEPTH_MAX: Final = 16
 """Maximum depth of elements; the service's lists have five levels."""
+ELEMENTS_MAX: Final = 100_000
+"""Maximum number of elements; a list of a thousand blobs has some 25,000."""
+NAME_CHARS_MAX: Final = 64
+"""Maximum length of the name of an element; the service's have 30 characters at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,8 @@ def read_elements(data: bytes) -> Sequence[Element]:
     found: list[Element] = []
 
     def start(name: str, attributes: Mapping[str, str]) -> None:
-        if len(names) == DEPTH_MAX:
-            raise ValueError("elements are nested too deeply")
+        if len(names) == DEPTH_MAX or len(found) == ELEMENTS_MAX or len(name) > NAME_CHARS_MAX:
+            raise ValueError("elements are too many, nested too deeply, or have long names")
         names.append(name)
         opened.append((attributes, []))
 

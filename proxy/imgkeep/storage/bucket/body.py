@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import md5
 from io import UnsupportedOperation
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +11,7 @@ from imgkeep.storage.bucket.errors import BROKEN_OFF, BucketError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from mmap import mmap
 
     from imgkeep.storage.bucket.client import BucketClient, ObjectResponse
     from imgkeep.storage.bucket.stream import ResponseStream
@@ -142,3 +144,23 @@ class BucketBody:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
+
+
+def md5_of(data: bytes | bytearray | mmap) -> bytes:
+    """Return the MD5 of some bytes: the checksum of the services, with no use for security."""
+    return md5(data, usedforsecurity=False).digest()
+
+
+async def read_whole(draft: Draft) -> bytes:
+    """
+    Return the bytes of a small draft.
+
+    Raises:
+        StorageError: They cannot be read.
+    """
+    data = bytearray()
+    while piece := await draft.read(len(data), draft.size - len(data)):
+        data += piece
+    if len(data) != draft.size:
+        raise StorageError("a draft is shorter than before")
+    return bytes(data)

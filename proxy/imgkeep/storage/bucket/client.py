@@ -58,10 +58,11 @@ class ObjectResponse:
 @dataclass(slots=True)
 class Features:
     """
-    What a service can do. Nothing that has to be right depends on it.
+    What a service can do.
 
     Attributes:
-        conditional_put: Whether it refuses to overwrite an object on request. A probe may find out.
+        conditional_put: Whether it refuses to overwrite an object on request, so that one of several PUTs at once
+            succeeds. A probe may find out.
         ranges: Whether it returns a part of an object.
         presign: Whether links to its objects can be signed; known after `check_settings` and `open`.
     """

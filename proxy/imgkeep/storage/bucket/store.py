@@ -4,7 +4,8 @@ The store in a bucket: the stored layout, without trust in what services promise
 Rules:
 - A 200 alone proves no upload (`BucketClient`).
 - An answer alone proves no read: a record has to be one, and a store that makes a copy hashes the object.
-- A conditional PUT is used where the service has it (`records`); nothing relies on it.
+- Of several nodes that store a record at once a conditional PUT chooses one. Where the service has none, they read the
+  record again (`records`).
 - The object goes before the record, both verified, so a record in the bucket means that its object is there.
 - After an object was put, the store looks for a block of its digest, and deletes the object if there is one: another
   node may have removed these bytes. The look goes on beside the next request, so it costs a request and no time. A

@@ -24,6 +24,7 @@ from imgkeep.storage.gcs.errors import (
     NOT_GCS,
     UNAUTHORIZED,
     UNCLEAR,
+    UNREADABLE,
     make_error,
     read_error,
     translate_error,
@@ -158,7 +159,7 @@ class GcsConnection:
         data = await response.stream.read_all(ANSWER_BYTES_MAX)
         try:
             return msgspec.json.decode(data, type=kind)
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             raise self.guard.name(BucketError(NOT_GCS)) from None
 
     async def list_page(self, prefix: str, *, token: str = "", count: int = 1000) -> Listing:

@@ -76,6 +76,9 @@ _REASONS: Final[dict[int, str]] = {
 
 NOT_GCS: Final = "the server at the address of the bucket does not speak the API of Google Cloud Storage"
 
+UNREADABLE: Final = (msgspec.MsgspecError, ValueError, RecursionError)
+"""What reading JSON of another form raises: also for text that is no UTF-8, and for JSON that is too deep."""
+
 _CODE: Final = re.compile(r"[A-Za-z0-9]{1,64}")
 _PERMISSION: Final = re.compile(r"\bstorage\.(?:objects|buckets|folders|managedFolders)\.[A-Za-z]{1,32}\b")
 _NO_OBJECT: Final = "No such object: "
@@ -107,7 +110,7 @@ def read_error(status: int, _headers: Mapping[str, str], body: bytes) -> BucketE
     """Return the error that a response means."""
     try:
         found = msgspec.json.decode(body, type=_ErrorBody).error
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         found = _Error(body[:1024].decode("utf-8", "replace"))
     if status == HTTPStatus.NOT_FOUND:
         if found.message.startswith(_NO_OBJECT):

@@ -89,12 +89,15 @@ def find_credentials() -> Credentials | None:
     try:
         with path.open("rb") as file:
             data = file.read(FILE_BYTES_MAX + 1)
-    except FileNotFoundError:
-        if not named:
-            return None
-        raise ConfigError(f"store.url: {name} is not there") from None
     except OSError as error:
-        raise ConfigError(f"store.url: {name} cannot be read: {os.strerror(error.errno or 0)}") from None
+        if not named and not os.path.isfile(path):  # noqa: PTH113 - `Path.is_file` raises in a home of another user
+            return None
+        why = (
+            "is not there"
+            if isinstance(error, FileNotFoundError)
+            else f"cannot be read: {os.strerror(error.errno or 0)}"
+        )
+        raise ConfigError(f"store.url: {name} {why}") from None
     try:
         info = json.loads(data) if len(data) <= FILE_BYTES_MAX else None
     except (ValueError, RecursionError):

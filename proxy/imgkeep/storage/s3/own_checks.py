@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.layout import OBJECTS
+from imgkeep.storage.bucket.body import md5_of
 from imgkeep.storage.bucket.client import ObjectFields
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.s3.errors import NOT_S3
-from imgkeep.storage.s3.uploads import md5_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from hashlib import md5
 from typing import TYPE_CHECKING, Any, Final
 
-from imgkeep.core.errors import StorageError
-from imgkeep.storage.bucket.body import DraftPart
+from imgkeep.storage.bucket.body import DraftPart, md5_of, read_whole
 from imgkeep.storage.bucket.errors import NOT_TAKEN, BucketError
 from imgkeep.storage.s3.connection import read_etag
 from imgkeep.storage.s3.errors import NOT_S3
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from mmap import mmap
 
     from imgkeep.storage.bucket.client import ObjectStatus
     from imgkeep.storage.interfaces import Draft
@@ -61,7 +58,7 @@ class Uploader:
             StorageError: The object is not in the bucket, or not whole.
         """
         if draft.size <= WHOLE_BYTES_MAX:
-            await self.put_bytes(path, await _read_whole(draft), fields)
+            await self.put_bytes(path, await read_whole(draft), fields)
         elif draft.size < MULTIPART_BYTES_MIN:
             digest = await draft.check(md5_of)
             answer = await self._connection.call(
@@ -158,17 +155,3 @@ def _contradicts(etag: str, digest: str, *, encrypted: bool) -> bool:
     Of encrypted bytes it is no MD5 of what was sent; services compute that of an upload in parts in different ways.
     """
     return etag != digest and len(etag) == len(digest) and "-" not in digest and not encrypted
-
-
-def md5_of(data: bytes | bytearray | mmap) -> bytes:
-    """Return the MD5 of some bytes: the checksum of S3, with no use for security."""
-    return md5(data, usedforsecurity=False).digest()
-
-
-async def _read_whole(draft: Draft) -> bytes:
-    data = bytearray()
-    while piece := await draft.read(len(data), draft.size - len(data)):
-        data += piece
-    if len(data) != draft.size:
-        raise StorageError("a draft is shorter than before")
-    return bytes(data)
