@@ -14,9 +14,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import origin_client, report, sweep
-from bench.rows import ROWS, Plan, tidy_up
+from bench import bucket_rows, origin_client, report, rows, sweep
+from bench.rows import Plan, tidy_up
 from bench.servers import dump, find, versions
+
+ROWS = {**rows.ROWS, **bucket_rows.ROWS}
 
 
 def main() -> int:
@@ -44,21 +46,21 @@ def main() -> int:
         return 2
     thumbor = find(arguments.thumbor or "thumbor")
     plan = Plan(arguments.work, arguments.rounds, arguments.seconds, arguments.records, thumbor)
-    rows = []
+    results = []
     for name in arguments.rows or ROWS:
         print(f"{name} ...", file=sys.stderr)
-        rows.append(ROWS[name](plan))
+        results.append(ROWS[name](plan))
     tidy_up(plan)
     told = versions(thumbor)
-    print(report.table(rows))
+    print(report.table(results))
     print(", ".join(f"{name} {version}" for name, version in told.items()))
     if arguments.json:
-        dump({"versions": told, "rows": [asdict(row) for row in rows]}, arguments.json)
+        dump({"versions": told, "rows": [asdict(row) for row in results]}, arguments.json)
     if arguments.markdown:
-        arguments.markdown.write_text(report.markdown(rows, told))
+        arguments.markdown.write_text(report.markdown(results, told))
     if arguments.plot:
-        report.plot(rows, arguments.plot)
-    goals = [row for row in rows if row.at_least is not None or row.at_most is not None or row.invalid]
+        report.plot(results, arguments.plot)
+    goals = [row for row in results if row.at_least is not None or row.at_most is not None or row.invalid]
     return 0 if all(row.good for row in goals) else 1
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 CORES: Final = sorted(os.sched_getaffinity(0))
 SERVER_CORE, CLIENT_CORE = CORES[0], CORES[-1]
@@ -80,8 +80,14 @@ def _pinned(cores: Sequence[int], command: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def imgkeep(folder: Path, *, cores: Sequence[int] = (SERVER_CORE,), **settings: str) -> Iterator[Server]:
-    """Start imgkeep on `folder`, with settings as `store__url`, and wait until it is ready."""
+def imgkeep(
+    folder: Path,
+    *,
+    cores: Sequence[int] = (SERVER_CORE,),
+    variables: Mapping[str, str] | None = None,
+    **settings: str,
+) -> Iterator[Server]:
+    """Start imgkeep on `folder`, with settings as `store__url` and other variables, and wait until it is ready."""
     port = free_port()
     environment = {
         "PATH": os.environ.get("PATH", ""),  # noqa: TID251
@@ -94,6 +100,7 @@ def imgkeep(folder: Path, *, cores: Sequence[int] = (SERVER_CORE,), **settings: 
         "IMGKEEP_LIMITS__FILLS_PER_MINUTE": "0",
         "IMGKEEP_LIMITS__FILLS_CONCURRENT": "0",
         **{f"IMGKEEP_{name.upper()}": value for name, value in settings.items()},
+        **(variables or {}),
     }
     with (folder.parent / f"{folder.name}.log").open("w") as log:
         start = time.monotonic()
@@ -101,7 +108,7 @@ def imgkeep(folder: Path, *, cores: Sequence[int] = (SERVER_CORE,), **settings: 
             _pinned(cores, [sys.executable, "-m", "imgkeep", "serve"]), env=environment, stderr=log, cwd=Path.cwd()
         )
     try:
-        ready = _wait(port, b"/readyz", process)
+        ready = wait_until_answering(port, b"/readyz", process)
         workers = int(settings.get("server__workers", "1"))
         if workers > 1:
             ready = _wait_for_workers(port, workers)
@@ -171,7 +178,7 @@ def thumbor(program: str, folder: Path) -> Iterator[Server]:
             stderr=log,
         )
     try:
-        _wait(port, b"/healthcheck", process)
+        wait_until_answering(port, b"/healthcheck", process)
         yield Server("thumbor", port, (process.pid, *_children(process.pid)), exact=False)
     finally:
         process.kill()
@@ -216,7 +223,7 @@ def _nginx(name: str, core: int, location: str, outside: str = "") -> Iterator[S
     )
     process = subprocess.Popen(_pinned([core], [program, "-c", str(folder / "nginx.conf"), "-e", "stderr"]))
     try:
-        _wait(port, b"/", process)
+        wait_until_answering(port, b"/", process)
         yield Server(name, port, tuple(_children(process.pid)))
     finally:
         process.terminate()
@@ -224,7 +231,7 @@ def _nginx(name: str, core: int, location: str, outside: str = "") -> Iterator[S
         shutil.rmtree(folder)
 
 
-def _wait(port: int, path: bytes, process: subprocess.Popen[bytes]) -> float:
+def wait_until_answering(port: int, path: bytes, process: subprocess.Popen[bytes]) -> float:
     """Wait until a server answers, and return when it did."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:

@@ -90,7 +90,7 @@ def version_of(name: str) -> str:
     assert found is not None, f"{program} is not installed"
     if name == "s3rver":
         return str(json.loads((Path(found).resolve().parents[1] / "package.json").read_text())["version"])
-    told = _told("go", "version", "-m", found) if name in {"fake-gcs-server", "versitygw"} else ""
+    told = _told("go", "version", "-m", found) if name in {"fake-gcs-server", "versitygw", "minio"} else ""
     if match := re.search(r"^\s+mod\s+\S+\s+v(\S+)", told, re.MULTILINE):
         return match[1]
     flag = {"rclone": "version", "seaweedfs": "version"}.get(name, "--version")
@@ -208,9 +208,15 @@ async def try_commands(row: Row, bucket: S3Server) -> None:
         }
         for name, call in calls.items():
             row.commands[name] = await _outcome(call, works="works")
-    assert '"s3:ListBucket"' in policy
+    row.commands["put-user-policy"] = await _outcome(lambda: _make_user(bucket, policy), works="works")
     statuses = [await _plain_get(bucket, name) for name in (OBJECT, RECORD)]
     row.commands["public afterwards"] = "objects {}, records {}".format(*statuses)
+
+
+async def _make_user(bucket: S3Server, policy: str) -> None:
+    async with bucket.client("iam") as client:
+        await client.create_user(UserName="imgkeep")
+        await client.put_user_policy(UserName="imgkeep", PolicyName="imgkeep", PolicyDocument=policy)
 
 
 async def _plain_get(bucket: S3Server, name: str) -> int:
@@ -223,7 +229,7 @@ async def _outcome(call: Callable[[], Awaitable[Any]], *, works: str = "") -> st
         result = await call()
     except ClientError as error:
         status = error.response["ResponseMetadata"].get("HTTPStatusCode", HTTPStatus.OK)
-        return f"refused ({status} {error.response['Error']['Code']})"
+        return f"refused ({status} {error.response.get('Error', {}).get('Code', 'without a code')})"
     except FAILED as error:
         return f"failed ({type(error).__name__})"
     return works or str(result)

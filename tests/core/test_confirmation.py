@@ -14,6 +14,7 @@ from imgkeep.core.confirmation import (
     Comparison,
     Link,
     RecordUse,
+    adopt,
     can_confirm,
     can_prove,
     can_refresh,
@@ -339,6 +340,13 @@ def test_equal_bytes_leave_unrelated_doubts(
     known = merge(record(*old), record(*new, by=MINE))
     assert known.doubts == merged
     assert known.brought_by == by
+
+
+def test_first_record_of_equal_bytes_is_adopted_with_what_the_second_proves() -> None:
+    first, second = replace(record(PLAINTEXT), etag='"first"'), replace(record(by=MINE), etag='"second"')
+    assert adopt(first, second) == first.with_doubts(frozenset())
+    assert adopt(second, first) == second
+    assert adopt(first, replace(second, digest=Digest("0" * 64))) is None
 
 
 @pytest.mark.parametrize(

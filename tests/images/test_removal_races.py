@@ -17,6 +17,8 @@ from imgkeep.maintenance.verify_reindex import Finding, verify
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.memory import MemorySpool
 from tests.support.bucket_nodes import ServingNode, draft_of
+from tests.support.fakes import read_all
+from tests.support.images import make_image
 from tests.support.memory_bucket import MemoryBucket, Order, in_every_order
 from tests.support.stores import NOON, record_of
 
@@ -110,6 +112,19 @@ async def test_record_of_a_late_fill_shows_nothing_and_an_undo_frees_it(removed:
     await late.remover.refresh()
     assert await late.fill(BODY, name="b") is not None
     assert await late.shows(B.key)
+
+
+async def test_client_of_a_late_fill_is_told_of_the_removal() -> None:
+    bucket, url, body = MemoryBucket(), "https://images.example/late.png", make_image()
+    node, late = ServingNode("one", bucket), ServingNode("two", bucket)
+    await node.remover.remove_digest(record_of(body).digest, force=True)
+    late.world.origin.gives(url, body)
+    delivery = await late.world.ask(url)  # its head is sent before the bytes are known
+    with pytest.raises(Removed):
+        await read_all(delivery)
+    assert not any(path.startswith(OBJECTS) for path in bucket.objects)
+    with pytest.raises(Removed):
+        await late.world.ask(url)
 
 
 async def test_object_that_a_killed_node_left_is_deleted_at_its_next_start(removed: ServingNode) -> None:

@@ -37,7 +37,7 @@ RECORDS: dict[str, Callable[[bytes], bytes]] = {
     "a page": lambda _: b"<html>moved</html>",
     "other JSON": lambda _: b'{"version": 1, "name": "settings"}',
     "no UTF-8": lambda record: record.replace(b'"host": "', b'"host": "\xff\xfe'),
-    "nested too deep": lambda _: b"[" * 60_000,
+    "nested too deep": lambda _: b'{"version": 1, "new": ' + b"[" * 60_000,
     "larger than a record": lambda record: b" " * 1_000_000 + record,
     "of another key": of_another_key,
     "etag with another header field": with_field("etag", '"a"\r\nSet-Cookie: a=b\r\nX: "b"'),

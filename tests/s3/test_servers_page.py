@@ -27,7 +27,9 @@ def says(server: str) -> dict[str, bool]:
     """Return by command whether the page says that a server takes it."""
     lines = PAGE[PAGE.index("| command |") :].partition("\n\n")[0].splitlines()
     column = cells(lines[0]).index(server)
-    return {row[0].split("`")[1].rpartition(" ")[2]: row[column].startswith("yes") for row in map(cells, lines[2:])}
+    return {
+        re.findall(r"`[a-z0-9]+ ([a-z-]+)`", row[0])[-1]: row[column].startswith("yes") for row in map(cells, lines[2:])
+    }
 
 
 @pytest.mark.parametrize(("name", "title"), [("versitygw", "VersityGW"), ("seaweedfs", "SeaweedFS")])

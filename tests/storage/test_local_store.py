@@ -508,3 +508,26 @@ async def test_file_is_read_in_a_thread_where_page_cache_reads_fail(
     assert body is not None
     assert await body.read(3, 1000) == LARGE[3:1003]
     await body.aclose()
+
+
+@pytest.mark.parametrize("size", [1000, 1_000_000], ids=["in groups", "one by one"])
+async def test_concurrent_fills_of_one_link_return_one_record(tmp_path: Path, size: int) -> None:
+    """As of two machines that share a folder."""
+    body = bytes(size)
+    stores = [local_store(tmp_path / "data") for _ in range(3)]
+    drafts = []
+    for store in stores:
+        await store.open()
+        drafts += [await store.disk.begin(size) for _ in range(3)]
+    for draft in drafts:
+        await draft.write(body)
+    stored = await asyncio.gather(
+        *(stores[n // 3].put(draft, record_of(body, etag=f'"{n}"')) for n, draft in enumerate(drafts))
+    )
+    assert set(stored) == {await stores[0].find(stored[0].key)}
+    assert await fetch_image(stores[0], stored[0]) == body
+    for draft in drafts:
+        await draft.aclose()
+    for store in stores:
+        assert list((store.disk.root / "partial").iterdir()) == []
+        await store.aclose()

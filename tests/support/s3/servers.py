@@ -131,7 +131,7 @@ class S3Server:
     # --- the objects
 
     @asynccontextmanager
-    async def client(self) -> AsyncGenerator[Any]:
+    async def client(self, service: str = "s3") -> AsyncGenerator[Any]:
         """
         Give a client with the simplest settings: path-style, no checksums beyond those required, no retries.
 
@@ -141,7 +141,7 @@ class S3Server:
         config = AioConfig(**_PLAIN)
         async with (
             asyncio.timeout(CLIENT_TIMEOUT_S),
-            _session().create_client("s3", **self._access(), config=config) as client,
+            _session().create_client(service, **self._access(), config=config) as client,
         ):
             yield client
 

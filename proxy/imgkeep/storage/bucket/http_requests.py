@@ -27,6 +27,7 @@ from imgkeep.storage.bucket.stream import ResponseStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+    from ssl import SSLContext
 
     from imgkeep.storage.bucket.request_guard import RequestGuard
 
@@ -66,17 +67,29 @@ class HttpRequests:
     Args:
         guard: The limits of the bucket.
         refuse: Returns the error that a response means: its status, header fields, and the beginning of its body.
+        ssl_context: The certificates to trust; `None`: those of the system.
     """
 
-    def __init__(self, guard: RequestGuard, refuse: Callable[[int, Mapping[str, str], bytes], BucketError]) -> None:
+    def __init__(
+        self,
+        guard: RequestGuard,
+        refuse: Callable[[int, Mapping[str, str], bytes], BucketError],
+        *,
+        ssl_context: SSLContext | None = None,
+    ) -> None:
         self._guard = guard
         self._refuse = refuse
+        self._ssl_context = ssl_context
         self._session: aiohttp.ClientSession | None = None
         self._proxies: dict[URL, URL | None] = {}
 
     async def open(self) -> None:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=REQUESTS_MAX, keepalive_timeout=IDLE_CONNECTION_S),
+            connector=aiohttp.TCPConnector(
+                limit=REQUESTS_MAX,
+                keepalive_timeout=IDLE_CONNECTION_S,
+                ssl=True if self._ssl_context is None else self._ssl_context,
+            ),
             timeout=aiohttp.ClientTimeout(),  # `RequestGuard` has the timeout
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),

@@ -121,12 +121,13 @@ def exists(path: str) -> bool:
 def name_new(descriptor: int, final: str) -> bool:
     """Give a file without a name its final one; `False`: another file has that name. Not durable."""
     try:
-        _name(descriptor, final)
+        try:
+            _name(descriptor, final)
+        except FileNotFoundError:
+            make_folder(Path(final).parent)
+            _name(descriptor, final)
     except FileExistsError:
         return False
-    except FileNotFoundError:
-        make_folder(Path(final).parent)
-        _name(descriptor, final)
     return True
 
 

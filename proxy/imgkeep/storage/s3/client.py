@@ -81,7 +81,7 @@ class S3Client:
     async def stat(self, path: str) -> ObjectStatus | None:
         # The answer to a HEAD does not tell whether the object or the bucket is missing, so a GET has to confirm a 404.
         try:
-            answer = await self._connection.call("head_object", Key=self.bucket.path(path))
+            return ObjectStatus(*await self._connection.head(path))
         except BucketError as error:
             if error.error_code not in {"404", "NotFound", MISSING}:
                 raise
@@ -90,9 +90,6 @@ class S3Client:
                 return None
             found.stream.close()
             return ObjectStatus(found.size, found.etag)
-        if not read_etag(answer) or not isinstance(answer.get("ContentLength"), int):
-            raise BucketError(NOT_S3)
-        return ObjectStatus(answer["ContentLength"], read_etag(answer))
 
     async def put_bytes(self, path: str, data: bytes, fields: ObjectFields, *, only_if_absent: bool = False) -> None:
         condition = {"IfNoneMatch": "*"} if only_if_absent and self.features.conditional_put else {}

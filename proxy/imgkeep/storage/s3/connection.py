@@ -1,6 +1,9 @@
 """
-The connection to one S3 bucket, by aiobotocore: every call has a timeout, every failure is a `StorageError` without
-secrets.
+The connection to one S3 bucket: every call has a timeout, every failure is a `StorageError` without secrets.
+
+GET, HEAD, and PUT of small objects are requests of our own (`object_requests.py`), because aiobotocore takes two
+milliseconds of a processor for each. Everything else is aiobotocore's; so are these where an answer says that the
+bucket is in another region, or where another signature is needed than `request_signing.py` has.
 
 This module settles what aiobotocore leaves to its user (measured on 3.10): a PUT that waits for `100 Continue` waits
 for ever; a redirect without a region ends in a recursion; its default checksums break other services; a 200 of a proxy
@@ -10,8 +13,9 @@ on the way counts as success; and a client does not wait for five attempts of a 
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, urlsplit
 
 import botocore
@@ -23,12 +27,16 @@ from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.request_guard import ATTEMPTS_MAX, REQUESTS_MAX, RequestGuard
 from imgkeep.storage.bucket.stream import ResponseStream
 from imgkeep.storage.s3.errors import EXISTS, MISSING, NOT_S3, RACED, translate_error
-from imgkeep.storage.s3.settings import check_settings, explain, open_session
+from imgkeep.storage.s3.object_requests import ObjectRequests, OtherRegionError
+from imgkeep.storage.s3.request_signing import make_signer
+from imgkeep.storage.s3.settings import check_settings, explain, load_certificates, open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from imgkeep.core.store_url import S3Bucket
+
+T = TypeVar("T")
 
 SESSION_TTL_S: Final = 600
 """Maximum life of a link that temporary credentials sign: botocore renews these ten minutes before they end."""
@@ -54,6 +62,9 @@ class S3Connection:
         self._stack = AsyncExitStack()
         self._addressing = bucket.addressing
         self._client: Any = None
+        self._objects: ObjectRequests | None = None
+        self._is_elsewhere = False
+        """Whether the library had to find the bucket in another region than the settings name."""
         self._credentials: Any = None
 
     async def open(self) -> None:
@@ -78,6 +89,11 @@ class S3Connection:
             self._credentials = await session.get_credentials()
         except (BotoCoreError, ValueError) as error:
             raise explain(error) from None
+        signer = await make_signer(self._client, self.bucket.name, self._credentials)
+        if signer is not None:
+            context = await load_certificates(session) if signer.base_url.startswith("https:") else None
+            self._objects = ObjectRequests(self.guard, signer, context)
+            await self._objects.open()
         base = await public.generate_presigned_url("get_object", Params={"Bucket": self.bucket.name, "Key": "probe"})
         self._public_base: str = base.removesuffix("/probe")
         self.guard.place = f"bucket {self.bucket.name} at {urlsplit(self._client.meta.endpoint_url).netloc}"
@@ -87,6 +103,8 @@ class S3Connection:
         await check_settings(self._options("s3v4"))
 
     async def aclose(self) -> None:
+        if self._objects is not None:
+            await self._objects.aclose()
         await self._stack.aclose()
 
     def public_url(self, path: str) -> str:
@@ -129,13 +147,51 @@ class S3Connection:
 
     async def get(self, path: str, **conditions: str) -> ObjectResponse | None:
         """Open an object, or the part of it that `conditions` name; `None`: it is not there. Raises as `call`."""
+        key = self.bucket.path(path)
+        try:
+            return await self._send(
+                lambda objects: objects.get(key, conditions), lambda: self._get_by_library(key, conditions)
+            )
+        except BucketError as error:
+            if error.error_code == MISSING:
+                return None
+            raise
+
+    async def head(self, path: str) -> tuple[int, str]:
+        """Return size and ETag of an object. Raises as `call`; no code of a HEAD tells a miss for sure."""
+        key = self.bucket.path(path)
+        answer = await self._send(lambda objects: objects.head(key), lambda: self.call("head_object", Key=key))
+        etag, size = read_etag(answer), answer.get("ContentLength")
+        if not etag or size is None:
+            raise BucketError(NOT_S3)
+        return int(size), etag
+
+    async def put(self, path: str, data: bytes, digest: bytes, **fields: str) -> Mapping[str, Any]:
+        """Put an object with this MD5 from memory; return the answer. Raises as `call`."""
+        key = self.bucket.path(path)
+        md5 = b64encode(digest).decode()
+        return await self._send(
+            lambda objects: objects.put(key, data, digest, fields),
+            lambda: self.call("put_object", Key=key, Body=data, ContentLength=len(data), ContentMD5=md5, **fields),
+        )
+
+    async def _send(self, own: Callable[[ObjectRequests], Awaitable[T]], by_library: Callable[[], Awaitable[T]]) -> T:
+        """Send a request of our own, or by the library where our own are not possible."""
+        if self._objects is None or self._is_elsewhere:
+            return await by_library()
+        try:
+            return await own(self._objects)
+        except OtherRegionError:
+            answer = await by_library()
+        self._is_elsewhere = True
+        return answer
+
+    async def _get_by_library(self, key: str, conditions: Mapping[str, str]) -> ObjectResponse:
         await self.guard.acquire_slot()
         try:
-            answer = await self._call("get_object", {"Key": self.bucket.path(path), **conditions})
-        except BaseException as error:
+            answer = await self._call("get_object", {"Key": key, **conditions})
+        except BaseException:
             self.guard.release_slot()
-            if isinstance(error, BucketError) and error.error_code == MISSING:
-                return None
             raise
         stream = ResponseStream(answer["Body"], self.guard.timeout_s, self.guard.release_slot)
         if not read_etag(answer) or not isinstance(answer.get("ContentLength"), int):

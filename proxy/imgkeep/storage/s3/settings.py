@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from contextlib import AsyncExitStack
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Final
 import botocore.session
 from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ConfigNotFound, ConfigParseError, ProfileNotFound
+from botocore.httpsession import get_cert_path
 
 from imgkeep.config import ConfigError
 
@@ -68,6 +70,27 @@ async def check_settings(options: dict[str, Any]) -> None:
                 await provider.load()
     except (BotoCoreError, ValueError) as error:
         raise explain(error) from None
+
+
+async def load_certificates(session: Any) -> ssl.SSLContext:
+    """
+    Return the certificates that the AWS library would trust: those of `AWS_CA_BUNDLE` or of the profile, or its own.
+
+    Raises:
+        ConfigError: They cannot be read.
+    """
+    bundle = session.get_config_variable("ca_bundle")
+    path = get_cert_path(bundle or True)
+
+    def load() -> ssl.SSLContext:
+        is_folder = Path(path).is_dir()
+        return ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
+
+    try:
+        # Parses some hundred kilobytes: not on the event loop.
+        return await asyncio.to_thread(load)
+    except OSError:
+        raise ConfigError(f"{_SETTINGS}: the certificates in {path} (AWS_CA_BUNDLE) cannot be read") from None
 
 
 _SETTINGS: Final = "store.url: the AWS settings of this machine are not usable"

@@ -18,7 +18,7 @@ from imgkeep.storage.s3.connection import read_etag
 from imgkeep.storage.s3.errors import NOT_S3
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from imgkeep.storage.bucket.client import ObjectStatus
     from imgkeep.storage.interfaces import Draft
@@ -61,7 +61,14 @@ class Uploader:
             await self.put_bytes(path, await read_whole(draft), fields)
         elif draft.size < MULTIPART_BYTES_MIN:
             digest = await draft.check(md5_of)
-            answer = await self._put(path, DraftPart(draft, 0, draft.size), draft.size, digest, fields)
+            answer = await self._connection.call(
+                "put_object",
+                Key=self._connection.bucket.path(path),
+                Body=DraftPart(draft, 0, draft.size),
+                ContentLength=draft.size,
+                ContentMD5=b64encode(digest).decode(),
+                **fields,
+            )
             await self.verify(path, answer, digest.hex(), draft.size)
         else:
             await self._put_parts(path, draft, fields)
@@ -69,20 +76,8 @@ class Uploader:
     async def put_bytes(self, path: str, data: bytes, fields: dict[str, str]) -> None:
         """Upload a few bytes. Raises as `put_draft`."""
         digest = md5_of(data)
-        answer = await self._put(path, data, len(data), digest, fields)
+        answer = await self._connection.put(path, data, digest, **fields)
         await self.verify(path, answer, digest.hex(), len(data))
-
-    async def _put(
-        self, path: str, body: bytes | DraftPart, size: int, digest: bytes, fields: dict[str, str]
-    ) -> dict[str, Any]:
-        return await self._connection.call(
-            "put_object",
-            Key=self._connection.bucket.path(path),
-            Body=body,
-            ContentLength=size,
-            ContentMD5=b64encode(digest).decode(),
-            **fields,
-        )
 
     async def _put_parts(self, path: str, draft: Draft, fields: dict[str, str]) -> None:
         key = self._connection.bucket.path(path)
@@ -139,7 +134,7 @@ class Uploader:
         except BucketError:
             return  # the bucket's lifecycle rule removes it (docs/s3.md)
 
-    async def verify(self, path: str, answer: dict[str, Any], digest: str, size: int) -> None:
+    async def verify(self, path: str, answer: Mapping[str, Any], digest: str, size: int) -> None:
         """Verify an upload by its answer, whose ETag should be `digest`, or by a HEAD. Raises as `put_draft`."""
         etag = read_etag(answer)
         if etag == digest:
