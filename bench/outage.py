@@ -22,6 +22,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ STORED = 50
 SERVICE_OF = {S3Server: "s3", FakeGcsServer: "gcs", Azurite: "azure"}
 PHASES = ("refuse", "hang", "overloaded", "reset")
 ANSWER_TIMEOUT_S = 20
+WAIT_INTERVAL_S = 0.5
 AT_ONCE_MAX = 1000
 
 
@@ -98,6 +100,8 @@ class Tally:
 
     asked: Counter[str] = field(default_factory=Counter)
     good: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    """By kind of image, and status or error."""
     milliseconds: dict[str, list[float]] = field(default_factory=lambda: {"stored": [], "new": []})
     replicated_after_s: float = 0
     lacking: int = 0
@@ -147,6 +151,7 @@ async def outage(  # noqa: PLR0913 - one number a knob
     settings = {
         **settings_for(bucket, gate.endpoint),
         "store__timeout_s": str(timeout_s),
+        "limits__fills_per_minute": "0",  # all clients of the run are one
         "store__fallback": f"file:{folder}",
     }
     try:
@@ -204,10 +209,14 @@ async def _ask(program: Program, kind: str, url: str, body: bytes, tally: Tally)
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             answer = await program.img(url)
-    except (aiohttp.ClientError, TimeoutError):
+    except (aiohttp.ClientError, TimeoutError) as error:
+        tally.failed[f"{kind}: {type(error).__name__}"] += 1
         return
     tally.milliseconds[kind].append((time.monotonic() - start) * 1000)
-    tally.good[kind] += answer.status == 200 and answer.body == body
+    if answer.status == HTTPStatus.OK and answer.body == body:
+        tally.good[kind] += 1
+    else:
+        tally.failed[f"{kind}: {answer.status}"] += 1
 
 
 async def _wait_until_replicated(program: Program, tally: Tally, say: Callable[[str], None]) -> None:
@@ -219,7 +228,7 @@ async def _wait_until_replicated(program: Program, tally: Tally, say: Callable[[
         if report["status"] == "ready" and fallback["waiting"] == 0:
             break
         say(f"waiting: {fallback['waiting']}")
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(WAIT_INTERVAL_S)
     tally.replicated_after_s = time.monotonic() - start
 
 
@@ -257,6 +266,8 @@ def main() -> int:
             f"p50 {tally.quantile(kind, 0.5):.0f} ms, p99 {tally.quantile(kind, 0.99):.0f} ms, "
             f"most {tally.quantile(kind, 1):.0f} ms"
         )
+    if tally.failed:
+        print(f"failed: {', '.join(f'{number} {what}' for what, number in tally.failed.most_common())}")
     print(f"replicated after {tally.replicated_after_s:.1f} s; {tally.lacking} lacking, {tally.wrong} wrong")
     print(f"{tally.images} images, {tally.objects} objects, {tally.records} records")
     return 0 if tally.whole else 1

@@ -32,6 +32,8 @@ RECORD = record_path(Key("ab" * 32))
 PNG = ObjectFields("image/png", "public, max-age=31536000, immutable")
 JSON = ObjectFields("application/json", "no-store")
 TTL_S = 900
+ONE_EACH = ["rclone", "fake-gcs-server", "azurite", "cloudinary"]
+"""One server of each service, for what depends on the client alone."""
 PLAN_BYTES_MAX = 10_000_000
 """Size of an image that Cloudinary's smallest plan takes."""
 
@@ -174,6 +176,7 @@ async def test_signed_link_leads_to_the_object_alone(client: BucketClient) -> No
             assert response.status in {403, 404}
 
 
+@pytest.mark.parametrize("place", ONE_EACH, indirect=True, scope="module")
 async def test_large_draft_is_never_whole_in_memory(backend: BucketBackend, place: str) -> None:
     client, size = backend.store.client, PLAN_BYTES_MAX if place == "cloudinary" else MULTIPART_BYTES_MIN + 1
     draft = await backend.store.spool.begin(size)
