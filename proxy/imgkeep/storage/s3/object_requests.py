@@ -1,5 +1,5 @@
 """
-GET, HEAD and PUT of objects by requests of our own: a quarter of what those of the AWS library cost (docs/performance.md).
+GET, HEAD and PUT of objects by requests of our own: a fifth of what the AWS library's cost (docs/performance.md).
 
 Answers mean the same as those of the library, which takes over where an answer names another region of the bucket.
 """
