@@ -171,7 +171,7 @@ async def test_marker_that_cannot_be_read_hides_no_block() -> None:
     node, other = await settled(bucket), Node(bucket)
     node.memory.faults["GET", BLOCKS_CHANGED] = BucketError("the bucket answers InvalidObjectState", general=False)
     for digests in ({ONE}, {ONE, TWO}):
-        await other.block(max(digests - await other.list_blocked()), NOON)
+        await other.block(max(digests.difference(await other.list_blocked())), NOON)
         assert await node.list_blocked() == digests
     node.memory.faults["GET", BLOCKS_CHANGED] = BucketError("the bucket is away")
     with pytest.raises(BucketError):
