@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from imgkeep.core.errors import StorageError
+from imgkeep.core.errors import Busy, StorageError
 from imgkeep.core.records import Backlog
 from imgkeep.health import Health
 from tests.support.stores import NOON
@@ -16,7 +16,7 @@ from tests.support.stores import NOON
 @dataclass
 class Part:
     free_bytes: int = 1000
-    fault: StorageError | None = None
+    fault: StorageError | Busy | None = None
 
     async def check(self) -> int:
         if self.fault is not None:
@@ -117,3 +117,11 @@ async def test_outage_is_the_store_s_fault_until_it_ends(health: Health) -> None
     assert state(health) == (True, "degraded")
     outage = None
     assert state(health) == (True, "ready"), "before the next check"
+
+
+async def test_part_that_is_busy_stays_as_it_was(health: Health, disk: Part, database: Part) -> None:
+    disk.fault, database.fault = StorageError("store down"), Busy("too many requests are under way")
+    await health.check()
+    disk.fault = Busy("too many requests are under way")
+    await health.check()
+    assert dict(health.faults) == {"store": "store down", "database": None}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
-from imgkeep.core.errors import StorageError
+from imgkeep.core.errors import Busy, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -138,6 +138,8 @@ class Health:
             # The circuit breaker's fault ends with the outage, and not at the next check only.
             is_outage = part == "store" and self.outage() is not None
             self._faults[part] = None if is_outage else fault.in_full
+        except Busy:
+            self._faults.setdefault(part, None)  # so many requests are no fault of the part; the next check tells
         else:
             self._faults[part] = None
 

@@ -259,6 +259,12 @@ def test_full_page_is_within_the_bounds() -> None:
     assert read_elements(b"<a>" * 16 + b"</a>" * 16)[-1].path == "a"
 
 
+def test_tag_without_end_is_refused_before_it_is_parsed() -> None:
+    attributes = b" ".join(b'a%x=""' % number for number in range(40_000))
+    with pytest.raises(ValueError, match="a tag is too long"):
+        read_elements(b"<a " + attributes + b"/>")
+
+
 async def test_empty_page_with_a_marker_is_not_the_end(client: AzureClient, gate: Gate, azurite: Azurite) -> None:
     await azurite.put("v1/a", b"1")
     for call in (lambda: client.has_any("v1/"), lambda: anext(client.walk("v1"))):

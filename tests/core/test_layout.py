@@ -171,6 +171,31 @@ def test_deeply_nested_record_is_unreadable(nested: bytes) -> None:
     assert read_block_keys(nested) == frozenset()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("etag", '"a"\r\nSet-Cookie: a=b\r\nX: "b"'),
+        ("etag", "\N{EURO SIGN}"),
+        ("size", -1),
+        ("size", 10**30),
+        ("width", 2**40),
+        ("identity", "https://a.example/\0"),
+        ("origin_etag", '"a"\r\nX: b'),
+        ("stored_at", "2026-01-01T00:00:00"),
+        ("stored_at", "0001-01-01T00:00:00+23:59"),
+        ("expires_at", "9999-12-31T23:59:59-23:59"),
+        ("refetches", {"tries": 1, "equal": 1, "since": "2026-01-01T00:00:00", "last_at": "2026-01-01T00:00:00Z"}),
+        (
+            "refetches",
+            {"tries": 1, "equal": 1, "since": "0001-01-01T00:00:00+01:00", "last_at": "2026-01-01T00:00:00Z"},
+        ),
+    ],
+)
+def test_field_that_no_header_or_database_takes_is_unreadable(field: str, value: object) -> None:
+    with pytest.raises(RecordUnreadable):
+        decode_record(json.dumps({**json.loads(WRITTEN), field: value}).encode())
+
+
 @given(st.binary())
 def test_no_bytes_raise_anything_else(data: bytes) -> None:
     with pytest.raises(RecordUnreadable):

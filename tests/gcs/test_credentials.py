@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from imgkeep.storage.bucket.errors import BucketError
-from imgkeep.storage.gcs.credentials import SIGNERS_MAX
+from imgkeep.storage.gcs.credentials import SIGNERS_MAX, GcsCredentials
 from imgkeep.storage.gcs.transport import Transport
 from tests.support.gcs.accounts import ACCOUNT, authorized_user, external_account, service_account, use_credentials
 from tests.support.gcs.opened import FIELDS, PATH, opening, read
@@ -202,6 +202,15 @@ async def test_emulator_needs_no_credentials(strict_gcs: StrictGcs, monkeypatch:
         assert fault.error_code == "401"
         assert "cannot sign links" in str(await fault_of(client.presign(PATH, ttl_s=60, head=False)))
     assert [method for method, _ in strict_gcs.seen] == ["GET"]
+
+
+async def test_emulator_on_another_machine_gets_no_token_without_tls(strict_gcs: StrictGcs) -> None:
+    credentials = GcsCredentials(timeout_s=1)
+    await credentials.open("http://emulator.example:4443")
+    assert await credentials.headers() == {}
+    assert not credentials.can_sign
+    await credentials.aclose()
+    assert strict_gcs.accounts.issued == 0
 
 
 async def test_login_of_a_user_reads_and_signs_nothing(

@@ -11,6 +11,7 @@ import pytest
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import BLOCKED, OBJECTS, block_path, object_path, record_path
 from imgkeep.core.records import Record
+from imgkeep.images import blocked_digests
 from imgkeep.images.removal import LATE_MAX
 from imgkeep.maintenance.migrate import Migration
 from imgkeep.maintenance.verify_reindex import Finding, verify
@@ -232,3 +233,19 @@ async def test_migration_copies_no_removed_bytes(removed: ServingNode) -> None:
     assert OBJECT not in target.client.bucket.objects
     assert object_path(record_of(GOOD).object_name) in target.client.bucket.objects
     assert await target.store.find_block(A.digest) is not None
+
+
+async def test_start_does_not_wait_for_a_list_that_never_ends(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(blocked_digests, "LOAD_TIMEOUT_S", 0.05)
+    bucket = MemoryBucket()
+    digest = record_of(b"an image").digest
+    await ServingNode("one", bucket).store.block(digest, NOON)
+    node = ServingNode("two", bucket)
+    node.client.gates["LIST", BLOCKED] = asyncio.Event()
+    await node.blocked.load()
+    assert [record.message for record in caplog.records] == ["list of blocked digests not read from the store in time"]
+    assert digest not in node.blocked
+    await node.remover.refresh()
+    assert digest in node.blocked

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imgkeep.core.errors import Conflict, StorageError
-from imgkeep.core.layout import RECORDS, record_path
+from imgkeep.core.layout import RECORDS, encode_record, record_path
 from imgkeep.core.records import Doubt, Tombstone
+from imgkeep.replication.record_settler import CONCURRENT_MAX
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.records import ADDS_MAX
 from imgkeep.storage.bucket.unsettled import PUT_WINDOW_S, SETTLE_AFTER_S
@@ -111,6 +112,21 @@ async def test_unreachable_bucket_settles_later() -> None:
     assert node.shown(KEY) == {record_of(OTHER, etag='"two"')}
     await node.settle()
     assert len(node.store.unsettled) == 0
+
+
+async def test_failure_of_one_record_loses_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    bucket = MemoryBucket(conditional_put=False)
+    node = BucketNode("one", bucket)
+    names = [str(number) for number in range(2 * CONCURRENT_MAX)]
+    for name in names:
+        await node.fill(BODY, name=name)
+    first, theirs = record_of(BODY, name=names[0]), record_of(OTHER, name=names[-1], etag='"two"')
+    bucket.objects[record_path(theirs.key)] = encode_record(theirs)
+    node.client.faults["GET", record_path(first.key)] = OverflowError()  # what nothing expects
+    await node.settle()
+    assert node.shown(theirs.key) == {theirs}
+    assert first.key in node.store.unsettled
+    assert [record.message for record in caplog.records] == ["record not read again"]
 
 
 async def test_bucket_that_loses_a_record_is_a_fault() -> None:

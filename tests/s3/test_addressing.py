@@ -48,4 +48,6 @@ async def test_public_and_presigned_links_have_the_host_of_the_bucket(
     link, life_s = await store.presign(NAME, ttl_s=600, head=False)
     assert (link.partition("?")[0], life_s) == (url, 600)
     assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in link
+    objects = store.client._connection._objects  # type: ignore[attr-defined]
+    assert objects._signer.url_of(bucket.path(PATH)) == url, "requests of our own go there, too"
     await store.aclose()

@@ -27,6 +27,10 @@ def of_another_key(record: bytes) -> bytes:
     return record.replace(json.loads(record)["key"].encode(), b"a" * 64)
 
 
+def with_field(name: str, value: object) -> Callable[[bytes], bytes]:
+    return lambda record: json.dumps({**json.loads(record), name: value}).encode()
+
+
 RECORDS: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda _: b"",
     "cut": lambda record: record[: len(record) // 2],
@@ -36,6 +40,8 @@ RECORDS: dict[str, Callable[[bytes], bytes]] = {
     "nested too deep": lambda _: b'{"version": 1, "new": ' + b"[" * 60_000,
     "larger than a record": lambda record: b" " * 1_000_000 + record,
     "of another key": of_another_key,
+    "etag with another header field": with_field("etag", '"a"\r\nSet-Cookie: a=b\r\nX: "b"'),
+    "larger than any number": with_field("size", 10**30),
 }
 
 

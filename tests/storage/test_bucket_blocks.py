@@ -166,6 +166,25 @@ async def test_marker_of_any_content_is_only_compared() -> None:
         assert await node.list_blocked() == frozenset()
 
 
+async def test_marker_that_cannot_be_read_hides_no_block() -> None:
+    bucket = MemoryBucket()
+    node, other = await settled(bucket), Node(bucket)
+    node.memory.faults["GET", BLOCKS_CHANGED] = BucketError("the bucket answers InvalidObjectState", general=False)
+    for digests in ({ONE}, {ONE, TWO}):
+        await other.block(max(digests.difference(await other.list_blocked())), NOON)
+        assert await node.list_blocked() == digests
+    node.memory.faults["GET", BLOCKS_CHANGED] = BucketError("the bucket is away")
+    with pytest.raises(BucketError):
+        await node.list_blocked()
+
+
+async def test_list_of_blocks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "PATHS_MAX", 1)
+    node = Node(MemoryBucket({block_path(digest): b"" for digest in (ONE, TWO)}))
+    with pytest.raises(BucketError, match="too many"):
+        await node.list_blocked()
+
+
 async def test_marker_is_no_block(tmp_path: Path) -> None:
     assert read_block_path(BLOCKS_CHANGED) is None
     store = local_store(tmp_path)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from imgkeep.storage.bucket.client import Check, ObjectFields
-    from imgkeep.storage.bucket.errors import BucketError
     from imgkeep.storage.interfaces import Draft
 
 ITERATIONS: Final = 15
@@ -112,7 +111,7 @@ class MemoryClient:
         self.order: Order | None = None
         self.is_ordered: Callable[[str, str], bool] = lambda _method, _path: True
         self.asked: list[tuple[str, str]] = []
-        self.faults: dict[tuple[str, str], BucketError] = {}
+        self.faults: dict[tuple[str, str], Exception] = {}
         self.gates: dict[tuple[str, str], asyncio.Event] = {}
         self.reached = asyncio.Event()
 

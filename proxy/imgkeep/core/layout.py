@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict
-from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 
@@ -61,6 +61,16 @@ _RECORD_NAME: Final = re.compile(r"[0-9a-f]{64}\.json")
 _OBJECT_NAME: Final = re.compile(r"([0-9a-f]{64})\.([a-z]{2,4})")
 
 
+_Size = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""A number that every database takes."""
+_Pixels = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+_Line = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00\r\n]*\Z")]
+"""A text for a header field or a database, which takes no NUL."""
+_Tag = Annotated[str, msgspec.Meta(pattern=r'\A(?:W/)?"[!#-~]*"\Z')]
+"""An entity tag (RFC 9110, 8.8.3), in ASCII."""
+_Time = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
 class RecordUnreadable(ValueError):
     """The JSON is damaged."""
 
@@ -101,10 +111,10 @@ class _BlockKeys(msgspec.Struct):
 class _StoredRefetches(msgspec.Struct):
     """The JSON form of `Refetches`, version 1."""
 
-    tries: int
-    equal: int
-    since: datetime
-    last_at: datetime
+    tries: _Size
+    equal: _Size
+    since: _Time
+    last_at: _Time
 
 
 class _StoredRecord(msgspec.Struct, omit_defaults=False):
@@ -115,29 +125,30 @@ class _StoredRecord(msgspec.Struct, omit_defaults=False):
     """
 
     key: str
-    identity: str
+    identity: _Line
     key_version: int
-    host: str
+    host: _Line
     digest: str
     extension: str
     content_type: str
-    size: int
-    width: int | None
-    height: int | None
-    etag: str
-    stored_at: datetime
-    provider: str | None
+    size: _Size
+    width: _Pixels | None
+    height: _Pixels | None
+    etag: _Tag
+    stored_at: _Time
+    provider: _Line | None
     temporary: bool
-    expires_at: datetime | None
-    origin_etag: str | None = None
-    origin_modified: str | None = None
+    expires_at: _Time | None
+    origin_etag: _Line | None = None
+    origin_modified: _Line | None = None
     doubts: list[str] | msgspec.UnsetType = msgspec.UNSET
-    brought_by: str | msgspec.UnsetType = msgspec.UNSET
+    brought_by: _Line | msgspec.UnsetType = msgspec.UNSET
     refetches: _StoredRefetches | msgspec.UnsetType = msgspec.UNSET
     version: int = 1
 
 
-_NO_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_NO_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError)
+"""What reading any bytes may raise; the last one for a time that has no time in UTC."""
 _decoder: Final = msgspec.json.Decoder(_StoredRecord)
 _keys_decoder: Final = msgspec.json.Decoder(_BlockKeys)
 
@@ -283,6 +294,7 @@ def decode_record(data: bytes) -> Record | Tombstone:
             tombstone = msgspec.json.decode(data, type=_StoredTombstone)
             return Tombstone(_read_key(tombstone.key), versioned.removed_at, _read_digest(tombstone.digest))
         stored = _decoder.decode(data)
+        _check_times(stored)
     except _NO_JSON as error:
         raise RecordUnreadable(str(error)) from None
     name = read_object_name(f"{stored.digest}.{stored.extension}")
@@ -307,6 +319,16 @@ def decode_record(data: bytes) -> Record | Tombstone:
             refetches=_read_refetches(stored.refetches),
         ),
     )
+
+
+def _check_times(stored: _StoredRecord) -> None:
+    """Check that each time can be compared with any other. Raises: OverflowError."""
+    times = [stored.stored_at, stored.expires_at]
+    if isinstance(stored.refetches, _StoredRefetches):
+        times += [stored.refetches.since, stored.refetches.last_at]
+    for time in times:
+        if time is not None:
+            time.astimezone(UTC)
 
 
 def _read_refetches(stored: _StoredRefetches | msgspec.UnsetType) -> Refetches | None:

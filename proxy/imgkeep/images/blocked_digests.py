@@ -20,6 +20,7 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import suppress
 from itertools import count, islice
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 REFRESH_INTERVAL_S: Final = 60
 """Interval of the lists of blocked digests: within it other nodes stop showing an image, or show it again."""
+LOAD_TIMEOUT_S: Final = 20
+"""Timeout for the list at the start, whose pages may come slowly for ever; the first refresh lists again."""
 RECHECKS_MAX: Final = 100
 """Maximum number of blocks that a refresh asks for, one request each; the next refresh asks for the others."""
 
@@ -86,18 +89,28 @@ class BlockedDigests:
             self._note(await self._removals.list_blocked())
         except StorageError:
             log.warning("list of blocked digests not read from the database")
-        await self.refresh()
+        try:
+            await self.refresh(timeout_s=LOAD_TIMEOUT_S)
+        except TimeoutError:
+            log.warning("list of blocked digests not read from the store in time")
 
-    async def refresh(self) -> bool:
+    async def refresh(self, *, timeout_s: float | None = None) -> bool:
         """
         Compare with the list of the store: block what other nodes have blocked, and recheck what the list lacks.
 
+        Args:
+            timeout_s: Timeout for the list.
+
         Returns:
             Whether some digests were rechecked, and may be blocked no longer.
+
+        Raises:
+            TimeoutError: The list takes longer.
         """
         missing: list[Digest] = []
         with suppress(StorageError):  # the store's health check reports it; the known digests stay blocked
-            listed = set(await self._store.list_blocked())
+            async with asyncio.timeout(timeout_s):
+                listed = set(await self._store.list_blocked())
             new = listed - self._digests.keys()
             if new:
                 await self.learn(new)

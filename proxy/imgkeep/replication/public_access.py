@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.core.errors import StorageError
+from imgkeep.core.errors import Busy, StorageError
 from imgkeep.storage.bucket.errors import NotPublic, PublicUnreachable
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ class PublicAccess:
             if before is None:
                 log.warning("public URLs not reached from this machine", extra={"reason": fault.in_full})
             return DENIED_INTERVAL_S
-        except StorageError:
-            return FAULT_INTERVAL_S  # of the bucket itself: its health tells
+        except (StorageError, Busy):
+            return FAULT_INTERVAL_S  # of the bucket itself, or of this node: its health tells
         self.works = True
         if before is not True:
             log.info("public URLs work")

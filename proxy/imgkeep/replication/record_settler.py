@@ -64,15 +64,19 @@ class RecordSettler:
 
     async def settle_due(self, now: float) -> None:
         """Read the records again that are due at `now`, on the loop's clock."""
-        slots = asyncio.Semaphore(CONCURRENT_MAX)
+        due = iter(self._unsettled.take_due(now))
 
-        async def settle(record: Record) -> None:
-            async with slots:
-                await self._settle(record)
+        async def work() -> None:
+            for record in due:
+                try:
+                    await self._settle(record)
+                except Exception:  # the others are still due
+                    log.exception("record not read again", extra={"key": record.key})
+                    self._unsettled.note_put(record)
 
         async with asyncio.TaskGroup() as group:
-            for record in self._unsettled.take_due(now):
-                group.create_task(settle(record))
+            for _ in range(CONCURRENT_MAX):
+                group.create_task(work())
 
     async def _settle(self, record: Record) -> None:
         key = record.key

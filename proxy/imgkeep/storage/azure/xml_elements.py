@@ -1,8 +1,8 @@
 """
 The XML of the service's answers as a flat list of elements.
 
-Rules: no document type, hence no entities; depth, number and names of elements are bounded, because each element costs
-more memory than its bytes; the caller bounds the size. Anything else is refused.
+Rules: no document type, hence no entities; depth, number, names and tags of elements are bounded, because each element
+costs more memory than its bytes, and a tag more time; the caller bounds the size. Anything else is refused.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ from xml.parsers import expat
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+CHUNK_BYTES: Final = 65_536
 DEPTH_MAX: Final = 16
 """Maximum depth of elements; the service's lists have five levels."""
 ELEMENTS_MAX: Final = 100_000
 """Maximum number of elements; a list of a thousand blobs has some 25,000."""
+TAG_BYTES_MAX: Final = 131_072
+"""
+Maximum size of a tag, or a little less. One of 14 MB with a million attributes takes ten seconds, and no other thread
+gets on meanwhile.
+"""
 NAME_CHARS_MAX: Final = 64
 """Maximum length of the name of an element; the service's have 30 characters at most."""
 
@@ -66,7 +72,11 @@ def read_elements(data: bytes) -> Sequence[Element]:
     parser.CharacterDataHandler = add_text
     parser.StartDoctypeDeclHandler = refuse
     try:
-        parser.Parse(data, True)
+        for begin in range(0, len(data), CHUNK_BYTES):
+            parser.Parse(data[begin : begin + CHUNK_BYTES], False)
+            if min(len(data), begin + CHUNK_BYTES) - parser.CurrentByteIndex > TAG_BYTES_MAX:
+                raise ValueError("a tag is too long")
+        parser.Parse(b"", True)
     except expat.ExpatError:
         raise ValueError("it is no XML") from None
     return found

@@ -8,6 +8,7 @@ Rules:
 - A service may list a new block late, so a node lists twice after a change.
 - A process may die between a block and its token, and an older version writes none. So a node also lists at its start
   and once in `LIST_INTERVAL_S`. If that list shows a change that no token announced, the node writes a token.
+- A marker that cannot be read alone (archived, or of another program) costs a list each time, and hides no block.
 - No clock of any node decides anything, and no node relies on the marker of another bucket or of a former time: what is
   in it is only compared.
 """
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 LIST_INTERVAL_S: Final = 3600
 """Interval of the lists that need no token."""
 LISTS_PER_CHANGE: Final = 2
+PATHS_MAX: Final = 2_000_000
+"""Maximum number of paths that a list may have: a digest costs 200 bytes here, and a list may never end."""
 TOKEN_BYTES_MAX: Final = 1024
 """Maximum size of the marker; ours has 33 bytes."""
 TOKEN_ATTEMPTS_MAX: Final = 3
@@ -56,7 +59,7 @@ class _Listed:
     A list of the blocked digests.
 
     Attributes:
-        token: The token before the list; `None`: there was no marker.
+        token: The token before the list; `None`: there was no marker, or it could not be read.
         at: Time of the list, on the loop's clock.
         lists_left: How many more lists the change takes.
     """
@@ -98,18 +101,33 @@ class BucketBlocks:
     async def list_all(self) -> Collection[Digest]:
         """As `Store.list_blocked`: from memory, unless the token has changed."""
         before = self._listed
-        token = await self._read_token()
-        is_announced = before is None or before.token != token
+        try:
+            token = await self._read_token()
+            is_announced = before is None or before.token != token
+        except BucketError as error:
+            if error.general:
+                raise
+            token, is_announced = None, True
         now = asyncio.get_running_loop().time()
         if before is not None and not is_announced and not before.lists_left and now < before.at + LIST_INTERVAL_S:
             return before.digests
-        paths = [path async for path, _ in self._client.walk(BLOCKED)]
-        digests = frozenset(digest for path in paths if (digest := read_block_path(path)) is not None)
+        digests = await self._list()
         lists_left = LISTS_PER_CHANGE - 1 if before is None or is_announced else max(0, before.lists_left - 1)
         self._listed = _Listed(token, digests, now, lists_left)
         if before is not None and not is_announced and not before.lists_left and digests != before.digests:
             await self._announce()
         return digests
+
+    async def _list(self) -> frozenset[Digest]:
+        digests: set[Digest] = set()
+        paths = 0
+        async for path, _ in self._client.walk(BLOCKED):
+            paths += 1
+            if paths > PATHS_MAX:
+                raise BucketError("the bucket lists too many blocked digests", general=False)
+            if (digest := read_block_path(path)) is not None:
+                digests.add(digest)
+        return frozenset(digests)
 
     async def _announce(self) -> None:
         """

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 from yarl import URL
 
-from imgkeep.core.errors import StorageError
+from imgkeep.core.errors import Busy, StorageError
 from imgkeep.core.layout import object_path
 from imgkeep.storage.bucket.errors import BucketError, NotPublic, PublicUnreachable
 from imgkeep.storage.memory import MemorySpool
@@ -93,7 +93,7 @@ async def try_public(store: BucketStore, public_url: Callable[[str], str]) -> No
         await probe.put()
         await probe.get_from(public_url(probe.name))
     finally:
-        with suppress(StorageError, TimeoutError):
+        with suppress(StorageError, Busy, TimeoutError):
             async with asyncio.timeout(DELETE_TIMEOUT_S):
                 await probe.delete()
 

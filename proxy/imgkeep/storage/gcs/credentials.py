@@ -13,6 +13,7 @@ import asyncio
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import google.auth
 from google.auth import exceptions, iam
@@ -52,6 +53,8 @@ NO_SIGNATURE: Final = "the service that signs does not answer within store.timeo
 NO_KEY: Final = "these credentials cannot sign links"
 NO_KEY_REMEDY: Final = "use those of a service account: with a key, of a machine, or impersonated; docs/gcs.md"
 
+LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
 _CODE: Final = re.compile(r"[a-z_]{1,40}")
 _TOKEN_REMEDIES: Final = {
     "invalid_grant": "set the clock of this machine; see that the key or the login was not revoked",
@@ -82,14 +85,15 @@ class GcsCredentials:
 
     async def open(self, service: str) -> None:
         """
-        Read the file with credentials, if there is one. An emulator at `service` needs none.
+        Read the file with credentials, if there is one. An emulator at `service` needs none, and gets none over a
+        network without TLS.
 
         Raises:
             ConfigError: The file cannot be used.
         """
-        self._credentials = await asyncio.to_thread(find_credentials)
-        if self._credentials is None and service != SERVICE:
-            self._credentials = AnonymousCredentials()
+        found = await asyncio.to_thread(find_credentials)
+        is_open = (found is None and service != SERVICE) or not _is_private(service)
+        self._credentials = AnonymousCredentials() if is_open else found
 
     async def aclose(self) -> None:
         """Wait for a renewal that a cancelled request has left, as long as a request would."""
@@ -150,12 +154,12 @@ class GcsCredentials:
             BucketError: The service does not sign.
         """
         credentials: Any = self._credentials
+        transport = self._make_transport(self._wait_s)
 
         def sign() -> bytes:
             if isinstance(credentials, Signing):
                 return bytes(credentials.sign_bytes(text))
-            with self._make_transport(self._wait_s) as transport:
-                return bytes(iam.Signer(transport, credentials, account).sign(text))
+            return bytes(iam.Signer(transport, credentials, account).sign(text))
 
         try:
             async with asyncio.timeout(self._wait_s):
@@ -192,16 +196,21 @@ class GcsCredentials:
 
     async def _renew_in_thread(self) -> dict[str, str]:
         try:
-            return await asyncio.to_thread(self._renew_blocking)
+            return await asyncio.to_thread(self._renew_blocking, self._make_transport(self._wait_s))
         except Exception as error:  # noqa: BLE001 - each is translated
             raise _explain(error) from None
 
-    def _renew_blocking(self) -> dict[str, str]:
-        with self._make_transport(self._wait_s) as transport:
-            if self._credentials is None:
-                self._credentials = _ask_machine(transport)
-            self._credentials.refresh(transport)
-            return _fields_of(self._credentials)
+    def _renew_blocking(self, transport: Transport) -> dict[str, str]:
+        if self._credentials is None:
+            self._credentials = _ask_machine(transport)
+        self._credentials.refresh(transport)
+        return _fields_of(self._credentials)
+
+
+def _is_private(service: str) -> bool:
+    """Tell whether no other machine can read a token on its way."""
+    parts = urlsplit(service)
+    return parts.scheme == "https" or parts.hostname in LOOPBACK
 
 
 def _ask_machine(transport: Transport) -> Credentials:

@@ -119,7 +119,8 @@ async def make_signer(client: Any, bucket: str, credentials: Any) -> RequestSign
     signing = seen.request.context.get("signing", {})
     region = signing.get("region") or seen.region
     is_plain = seen.signature_version == SIGNATURE_VERSION and slash + name == f"/{EXAMPLE}"
-    if not is_plain or not isinstance(region, str):
+    # S3 Express signs with credentials of a session of its own.
+    if not is_plain or not isinstance(region, str) or signing.get("identity_cache") is not None:
         return None
     return RequestSigner(base_url, region, signing.get("signing_name") or "s3", credentials)
 
