@@ -52,7 +52,7 @@ class AzureClient:
     ) -> None:
         self.bucket = container
         self.timeout_s = timeout_s
-        self.features = Features(conditional_put=True)
+        self.features = Features(conditional_put=True, public_prefix=False)
         self._connection = AzureConnection(container, timeout_s=timeout_s, observe=observe)
         self._uploader = Uploader(self._connection, self._head)
 
