@@ -36,7 +36,7 @@ from imgkeep.core.layout import (
 from imgkeep.core.records import Digest, Format, Record, Tombstone
 from imgkeep.storage.bucket.blocks import BucketBlocks, delete_and_check
 from imgkeep.storage.bucket.body import PIECE_BYTES, BucketBody
-from imgkeep.storage.bucket.client import ObjectFields
+from imgkeep.storage.bucket.client import PROBE_BYTES, ObjectFields
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.records import RECORD_FIELDS, BucketRecords, CorruptRecord
 from imgkeep.storage.local.open_files import check_all
@@ -60,11 +60,7 @@ IDLE_CHECK_S: Final = 30
 """Maximum age of an answer that proves the bucket's health: requests cost money."""
 
 CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
-
-
 PROBE: Final = "v1/probe"
-PROBE_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
-"""Always the same, and left in place: nodes that probe at the same time do not disturb each other."""
 
 
 class BucketStore:
