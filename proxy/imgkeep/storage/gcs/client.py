@@ -20,7 +20,7 @@ from imgkeep.storage.bucket.client import (
     quarantine_path,
     range_field,
 )
-from imgkeep.storage.bucket.errors import NOT_TAKEN, AlreadyThere, BucketError
+from imgkeep.storage.bucket.errors import CHANGED, NOT_TAKEN, AlreadyThere, BucketError
 from imgkeep.storage.bucket.http_requests import HttpRequest
 from imgkeep.storage.gcs.connection import GcsConnection, ObjectResource
 from imgkeep.storage.gcs.errors import EXISTS, LIMITED, NOT_GCS
@@ -43,7 +43,6 @@ WRITE_INTERVAL_S: Final = 1
 REWRITES_MAX: Final = 100
 """Maximum number of requests for a copy; within a bucket it takes one, and else one for each MiB or more."""
 RESOURCE_FIELDS: Final = "name,size,generation,md5Hash"
-CHANGED: Final = "the object in the bucket is another version by now"
 
 _NUMBER: Final = re.compile(r"[0-9]{1,19}")
 _HASHES: Final = re.compile(r"(?:crc32c|md5)=[A-Za-z0-9+/]+={0,2}(?:, ?(?:crc32c|md5)=[A-Za-z0-9+/]+={0,2})*")
