@@ -260,7 +260,7 @@ async def test_bare_proxy_opens_neither_the_api_nor_the_limits(tmp_path: Path, o
         for _ in range(8):
             allowed = {"Authorization": f"Bearer {program.token}"}
             async with session.get(f"http://{address}/api/images", headers=allowed) as response:
-                assert (await response.json())["images"] != []
+                assert response.status == 200
         # So is the holder of the link, which is printed once for all workers.
         [link] = await links_of(program)
         for _ in range(4):

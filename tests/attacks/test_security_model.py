@@ -10,7 +10,7 @@ import pytest
 
 TESTS = Path("tests")
 PAGE = Path("docs/security.md").read_text("utf-8")
-PROOFS = sorted(set(re.findall(r"`((?:[a-z_]+/)+test_\w+\.py(?:::\w+)?)`", PAGE)))
+PROOFS = sorted(set(re.findall(r"`((?:[a-z0-9_]+/)+test_\w+\.py(?:::\w+)?)`", PAGE)))
 
 
 def names_in(path: Path) -> set[str]:
@@ -37,4 +37,4 @@ def test_each_row_has_a_proof() -> None:
     section = PAGE.partition("## Promises")[2].partition("## What is the operator's job")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
     assert rows
-    assert [row for row in rows if not re.search(r"`(?:[a-z_]+/)+test_\w+\.py", row)] == []
+    assert [row for row in rows if not re.search(r"`(?:[a-z0-9_]+/)+test_\w+\.py", row)] == []

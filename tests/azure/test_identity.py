@@ -21,7 +21,7 @@ from urllib3.exceptions import InsecureRequestWarning
 from yarl import URL
 
 from imgkeep.core.store_url import AzureContainer
-from imgkeep.storage.azure import AzureClient
+from imgkeep.storage.azure import AzureClient, access_tokens
 from imgkeep.storage.azure.access_tokens import AccessTokens
 from imgkeep.storage.azure.errors import AUTHENTICATION
 from imgkeep.storage.bucket.client import ObjectFields
@@ -174,6 +174,23 @@ async def test_hung_identity_is_a_fault_in_time_and_blames_the_identity(
     assert "docs/azure.md" in (failed.value.remedy or "")
     identity.go.set()
     await until(lambda: client._connection._tokens._renewal is None)
+    assert await client.get(PATH) is None
+
+
+async def test_identity_that_hangs_for_ever_holds_few_threads(
+    client: AzureClient, identity: IdentityEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_tokens, "CALL_TIMEOUT_S", 0.05)
+    identity.go.clear()
+    tokens = client._connection._tokens
+    for _ in range(access_tokens.CALLS_MAX):
+        with pytest.raises(BucketError, match="no credential of this machine"):
+            await client.get(PATH)
+    with pytest.raises(BucketError, match="do not end"):
+        await client.get(PATH)
+    identity.go.set()
+    await until(lambda: tokens._calls == 0)
+    monkeypatch.setattr(access_tokens, "CALL_TIMEOUT_S", 10)
     assert await client.get(PATH) is None
 
 

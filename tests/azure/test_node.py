@@ -107,6 +107,21 @@ async def test_redirect_leads_into_a_public_container_until_the_removal(
     assert (await get(imgkeep, url))[0].status == 410
 
 
+async def test_private_container_is_served_and_the_remedy_is_a_cdn(
+    node: Node, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    imgkeep = await node(mode="redirect")
+
+    def told() -> list[str]:
+        return [vars(record)["remedy"] for record in caplog.records if record.message.startswith("public URLs refused")]
+
+    await until(lambda: bool(told()))
+    assert told() == ["set delivery.base_url to a CDN for v1/objects/: docs/azure.md, or use delivery.mode presign"]
+    await get(imgkeep, url)
+    assert (await get(imgkeep, url))[0].status == 200
+
+
 async def test_images_of_an_outage_are_uploaded_afterwards(
     azurite: Azurite, gate: Gate, node: Node, origin: FakeOrigin
 ) -> None:

@@ -14,10 +14,10 @@ from imgkeep.clock import read_clock
 from imgkeep.config import load
 from imgkeep.storage.bucket.diagnostics import diagnose
 from imgkeep.storage.bucket.store import PROBE
-from imgkeep.storage.s3.errors import REMEDIES
-from imgkeep.storage.s3.own_checks import NO_CONDITION, NO_LIST
+from imgkeep.storage.s3.errors import NOT_S3, REMEDIES
+from imgkeep.storage.s3.own_checks import NO_CONDITION, NO_LIST, NO_RIGHT
 from tests.support.program import environment, run
-from tests.support.s3.misbehaving import NO_ETAG, only, s3_error
+from tests.support.s3.misbehaving import NO_ETAG, Answer, only, s3_error
 from tests.support.s3.remote import make_public
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 OWN = ["multipart", "copy", "conditional-put", "unfinished-uploads"]
 ALL = ["put", "head", "get", "range", "list", *OWN, "presign", "public", "delete"]
+PORTAL = Answer(200, {"Content-Type": "text/html"}, b"<html>sign in</html>")
 DENIED = ["the bucket answers AccessDenied", f"  remedy: {REMEDIES['AccessDenied']}"]
 
 
@@ -97,6 +98,12 @@ async def test_command_reports_every_step(
     assert lines_about(lines, place) == [f"✓ {name}" for name in ALL if name != "public"]
 
 
+async def test_disk_without_a_fallback_is_called_so(settings: dict[str, Any], tmp_path: Path) -> None:
+    alone = settings | {"store__fallback": "", "store__exclusive": "true"}
+    status, out, _ = await run(tmp_path / "data", "check", "--live", **alone)
+    assert (status, out.splitlines()[1].partition(", ")[0]) == (0, "disk: works")
+
+
 @pytest.mark.parametrize("server", ["moto", "rclone"], indirect=True)
 async def test_working_bucket_passes_every_step_and_stays_empty(check: Check, server: S3Server, gate: Gate) -> None:
     note = "" if server.name == "moto" else f": {NO_CONDITION}"
@@ -116,7 +123,19 @@ def images_in(gate: Gate) -> set[str]:
 async def test_missing_right_to_list_uploads_is_told_and_no_failure(check: Check, gate: Gate) -> None:
     await gate.do(s3_error(403, "AccessDenied"), match=lambda method, path: method == "GET" and "uploads" in path)
     status, lines = await check()
-    assert (status, lines[8]) == (0, f"✓ unfinished-uploads: {NO_LIST}")
+    assert (status, lines[8]) == (0, f"✓ unfinished-uploads: {NO_RIGHT}, {NO_LIST}")
+
+
+async def test_service_that_lists_no_uploads_is_told_with_its_code(check: Check, gate: Gate) -> None:
+    await gate.do(s3_error(501, "NotImplemented"), match=lambda method, path: method == "GET" and "uploads" in path)
+    status, lines = await check()
+    assert (status, lines[8]) == (0, f"✓ unfinished-uploads: the bucket answers NotImplemented, {NO_LIST}")
+
+
+async def test_page_of_a_portal_is_no_list_of_uploads(check: Check, gate: Gate) -> None:
+    await gate.do(PORTAL, match=lambda method, path: method == "GET" and "uploads" in path)
+    status, lines = await check()
+    assert (status, lines[8]) == (1, f"✗ unfinished-uploads: {NOT_S3}")
 
 
 async def test_upload_in_parts_without_an_etag_passes(check: Check, gate: Gate, server: S3Server) -> None:

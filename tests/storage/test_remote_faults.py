@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from imgkeep.storage.bucket.client import BucketClient
     from imgkeep.storage.interfaces import Draft
-    from tests.support.bucket_backends import BucketBackend
+    from tests.support.bucket_backends import BucketBackend, Refusal
     from tests.support.s3.gate import Gate
 
 SHORT_S = 0.3
@@ -170,7 +170,16 @@ async def test_refusal_is_typed_with_a_remedy(calls: Calls, service_name: str, n
     if name in service.without:
         assert name not in service.refusals, service.without[name]
         return
-    refusal = service.refusals[name]
+    await check_refusal(calls, service.refusals[name])
+
+
+async def test_refusals_that_one_service_alone_has_are_typed_with_a_remedy(calls: Calls, service_name: str) -> None:
+    refusals = SERVICES[service_name].refusals
+    for name in refusals.keys() - set(REFUSALS):
+        await check_refusal(calls, refusals[name])
+
+
+async def check_refusal(calls: Calls, refusal: Refusal) -> None:
     answer = refusal.answer
     found = await faults_of(calls, lambda gate: gate.answer(answer.status, answer.headers, answer.body), ALL, TIMEOUT_S)
     for call, fault in zip(ALL, found, strict=True):

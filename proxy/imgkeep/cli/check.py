@@ -41,7 +41,8 @@ async def _check_live(storage: Storage, *, as_json: bool) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has ticks
     async with aclosing(_check_bucket(storage.remote)) as steps:
-        local: dict[str, Checkable] = {"fallback": storage.local, "database": storage.database}
+        folder = "disk" if storage.remote.fallback is None else "fallback"
+        local: dict[str, Checkable] = {folder: storage.local, "database": storage.database}
         place = storage.remote.bucket.client.place
         return await check(local, steps, place=place, as_json=as_json, out=sys.stdout)
 

@@ -23,6 +23,9 @@ REFUSALS = {
     "overloaded": Refusal(s3_error(503, "SlowDown"), "SlowDown", remedy="limits requests"),
     "internal": Refusal(s3_error(500, "InternalError"), "InternalError", general=False),
     "wrong key": Refusal(s3_error(403, "InvalidAccessKeyId"), "InvalidAccessKeyId", remedy="AWS_ACCESS_KEY_ID"),
+    "wrong key at VersityGW": Refusal(
+        s3_error(404, "XAdminUserNotFound"), "XAdminUserNotFound", remedy="AWS_ACCESS_KEY_ID"
+    ),
     "wrong secret": Refusal(
         s3_error(403, "SignatureDoesNotMatch"), "SignatureDoesNotMatch", remedy="AWS_SECRET_ACCESS_KEY"
     ),

@@ -2,8 +2,10 @@
 Access tokens of Microsoft Entra ID for the storage account, from the credentials that azure-identity finds.
 
 Rules:
-- One call of the library is under way at a time, in a thread of its own: the library blocks, and a hung metadata
+- One call of the library is waited for at a time, in a thread of its own: the library blocks, and a hung metadata
   server must not hold up the end of the process.
+- A call that takes too long is left to itself, and another one is made: the library has timeouts for single reads
+  alone, so a server that drips would hold it for ever.
 - A token is renewed before it ends; requests go on with the old one meanwhile, and when the renewal fails.
 """
 
@@ -29,6 +31,10 @@ USABLE_S: Final = 30
 """Minimum rest of a token's life for a request: it has to arrive, and clocks differ."""
 RETRY_AFTER_S: Final = 10
 """Interval of attempts to renew a token that still works."""
+CALL_TIMEOUT_S: Final = 120
+"""Timeout for a call of the library: it tries several credentials, one after the other and each twice."""
+CALLS_MAX: Final = 3
+"""Maximum number of calls of the library that have not ended: each holds a thread."""
 COMMAND_TIMEOUT_S: Final = 10
 """Timeout for the command of a developer's tool that prints a token."""
 
@@ -52,6 +58,8 @@ class AccessTokens:
         self._tried_at = float("-inf")
         self._credential: Any = None
         self._is_refused = False
+        self._calls = 0
+        """Number of the calls of the library that have not ended."""
         self._renewal: asyncio.Future[None] | None = None
 
     async def get(self) -> str:
@@ -102,14 +110,24 @@ class AccessTokens:
 
     async def _renew(self) -> None:
         self._tried_at = self._clock().timestamp()
+        if self._calls >= CALLS_MAX:
+            raise BucketError("calls for an access token do not end", remedy=_REMEDY)
+        self._calls += 1
+        limit = asyncio.timeout(CALL_TIMEOUT_S)
         try:
-            found = await _run_in_thread(self._call_library)
+            async with limit:
+                found = await _run_in_thread(self._call_library, self._end_call)
         except Exception as error:  # noqa: BLE001 - the library raises errors of all the libraries that it uses
+            if limit.expired():
+                self._credential = None  # the call goes on with it
             # Its messages have lines of each credential that was tried, with words of the services.
             raise BucketError(
                 "no credential of this machine gives an access token", cause=type(error).__name__, remedy=_REMEDY
             ) from None
         self._token, self._ends_at = found
+
+    def _end_call(self) -> None:
+        self._calls -= 1
 
     def _call_library(self) -> tuple[str, float]:
         """Return a token and its end. Blocks."""
@@ -132,12 +150,17 @@ class AccessTokens:
         return token.token, float(token.expires_on)
 
 
-async def _run_in_thread(work: Callable[[], tuple[str, float]]) -> tuple[str, float]:
-    """Run in a thread that the end of the process does not wait for, unlike those of `asyncio.to_thread`."""
+async def _run_in_thread(work: Callable[[], tuple[str, float]], ended: Callable[[], None]) -> tuple[str, float]:
+    """
+    Run in a thread that the end of the process does not wait for, unlike those of `asyncio.to_thread`.
+
+    `ended` is called when the thread has done its work, whether or not the caller still waits for it.
+    """
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[tuple[str, float] | Exception] = loop.create_future()
 
     def settle(result: tuple[str, float] | Exception) -> None:
+        ended()
         if not outcome.done():
             outcome.set_result(result)
 
@@ -150,7 +173,11 @@ async def _run_in_thread(work: Callable[[], tuple[str, float]]) -> tuple[str, fl
         with suppress(RuntimeError):  # the loop is closed: nothing waits any more
             loop.call_soon_threadsafe(settle, result)
 
-    Thread(target=run, name="azure-access-token", daemon=True).start()
+    try:
+        Thread(target=run, name="azure-access-token", daemon=True).start()
+    except RuntimeError:  # the system gives no more threads
+        ended()
+        raise
     result = await outcome
     if isinstance(result, Exception):
         raise result

@@ -22,6 +22,7 @@ from imgkeep.storage.bucket.client import (
     range_field,
 )
 from imgkeep.storage.bucket.errors import AlreadyThere, BucketError
+from imgkeep.storage.bucket.pages import Pages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -55,7 +56,7 @@ class AzureClient:
     ) -> None:
         self.bucket = container
         self.timeout_s = timeout_s
-        self.features = Features(conditional_put=True)
+        self.features = Features(conditional_put=True, public_prefix=False)
         self._connection = AzureConnection(container, timeout_s=timeout_s, observe=observe)
         self._uploader = Uploader(self._connection, self._head)
 
@@ -188,19 +189,20 @@ class AzureClient:
         return True
 
     async def has_any(self, prefix: str) -> bool:
-        page = await self._list(self.bucket.path(prefix), entries_max=1)
+        pages, page = Pages(), await self._list(self.bucket.path(prefix), entries_max=1)
         # A page may be empty although another follows ("List Blobs", "NextMarker").
-        while not page.entries and page.marker:
+        while not page.entries and pages.go_on(page.marker, is_empty=True):
             page = await self._list(self.bucket.path(prefix), page.marker, entries_max=1)
         return bool(page.entries)
 
     async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
-        prefix, marker, is_last = self.bucket.path(f"{folder}/"), "", False
-        while not is_last:
+        prefix, marker = self.bucket.path(f"{folder}/"), ""
+        pages, goes_on = Pages(), True
+        while goes_on:
             page = await self._list(prefix, marker, entries_max=ENTRIES_MAX)
             for name, size in page.entries:
                 yield folder + "/" + name.removeprefix(prefix), size
-            marker, is_last = page.marker, not page.marker
+            marker, goes_on = page.marker, pages.go_on(page.marker, is_empty=not page.entries)
 
     async def _list(self, prefix: str, marker: str = "", *, entries_max: int) -> Page:
         query = {"restype": "container", "comp": "list", "prefix": prefix, "maxresults": str(entries_max)}
@@ -211,12 +213,9 @@ class AzureClient:
         )
         try:
             # In a thread: a full page takes tens of milliseconds.
-            page = await asyncio.to_thread(read_page, data)
-            if page.marker and page.marker == marker:
-                raise BucketError(NOT_AZURE)  # noqa: TRY301 - the list would never end
+            return await asyncio.to_thread(read_page, data)
         except BucketError as error:
             raise self._connection.guard.name(error) from None
-        return page
 
     async def presign(self, path: str, *, ttl_s: int, head: bool) -> tuple[str, int]:  # noqa: ARG002 - reading includes HEAD
         query, life_s = await self._connection.links.sign(self.bucket.path(path), ttl_s)

@@ -66,11 +66,13 @@ class Features:
             succeeds. A probe may find out.
         ranges: Whether it returns a part of an object.
         presign: Whether links to its objects can be signed; known after `check_settings` and `open`.
+        public_prefix: Whether the objects can be public and the records not.
     """
 
     conditional_put: bool = False
     ranges: bool = True
     presign: bool = True
+    public_prefix: bool = True
 
 
 PROBE_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"

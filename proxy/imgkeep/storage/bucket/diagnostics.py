@@ -99,8 +99,10 @@ async def try_public(store: BucketStore, public_url: Callable[[str], str]) -> No
 
 
 def _public_remedy(store: BucketStore) -> str:
-    mode = "presign" if store.client.features.presign else "serve"
-    return f"make v1/objects/ public: docs/{store.name}.md, or use delivery.mode {mode}"
+    features = store.client.features
+    mode = "presign" if features.presign else "serve"
+    first = "make v1/objects/ public" if features.public_prefix else "set delivery.base_url to a CDN for v1/objects/"
+    return f"{first}: docs/{store.name}.md, or use delivery.mode {mode}"
 
 
 async def _try(

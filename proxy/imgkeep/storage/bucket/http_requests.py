@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.request import getproxies, proxy_bypass
@@ -44,11 +44,14 @@ IDLE_CONNECTION_S: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """A request, signed. `url` is encoded already; a `body` that is no bytes is read again by every attempt."""
+    """
+    A request, signed: its URL and header fields are secret. `url` is encoded already; a `body` that is no bytes is read
+    again by every attempt.
+    """
 
     method: str
-    url: str
-    headers: Mapping[str, str]
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
     body: bytes | AsyncIterable[bytes] | None = None
 
 

@@ -59,6 +59,9 @@ BYTES_PER_S_MIN: Final = 1_048_576
 IDLE_CHECK_S: Final = 30
 """Maximum age of an answer that proves the bucket's health: requests cost money."""
 
+HASH_BYTES_MAX: Final = 1_073_741_824
+"""Maximum size of an object that is read and hashed because its record has another size: a client waits for it."""
+
 CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
 PROBE: Final = "v1/probe"
 
@@ -123,6 +126,9 @@ class BucketStore:
         body = BucketBody(self.client, path, opened)
         if size is None or body.size == size:
             return body
+        if body.size > HASH_BYTES_MAX:
+            await body.aclose()
+            raise BucketError("a huge object that is not ours is under the name of an image", general=False)
         # The hash decides which of them is wrong: a wrong record must not cost a good object.
         if await _hash(body) != name.partition(".")[0]:
             await self.client.quarantine(path, body.etag)

@@ -24,6 +24,7 @@ from imgkeep.clock import read_clock
 from imgkeep.storage.bucket.body import DraftPart
 from imgkeep.storage.bucket.client import Features, ObjectResponse, ObjectStatus, quarantine_path
 from imgkeep.storage.bucket.errors import CHANGED, NOT_TAKEN, BucketError
+from imgkeep.storage.bucket.pages import Pages
 from imgkeep.storage.cloudinary.answers import etag_of
 from imgkeep.storage.cloudinary.api import CloudinaryApi
 from imgkeep.storage.cloudinary.assets import (
@@ -37,7 +38,7 @@ from imgkeep.storage.cloudinary.assets import (
     object_assets,
     public_id_prefix,
 )
-from imgkeep.storage.cloudinary.errors import NOT_CLOUDINARY, make_error
+from imgkeep.storage.cloudinary.errors import make_error
 from imgkeep.storage.cloudinary.listing import SortedListing, folder_above
 from imgkeep.storage.cloudinary.own_checks import OwnChecks
 
@@ -209,19 +210,17 @@ class CloudinaryClient:
 
     async def _list(self, kind: AssetKind, prefix: str) -> AsyncIterator[tuple[str, int]]:
         start, wanted = len(self.folder.path("")), self.folder.path(prefix)
-        cursor = ""
-        while True:
+        cursor: str | None = ""
+        pages, goes_on = Pages(), True
+        while goes_on:
             # With a prefix the service sorts by public ID (Admin API, "Get resources").
-            page = await self._api.list_page(kind, wanted, cursor=cursor)
+            page = await self._api.list_page(kind, wanted, cursor=cursor or "")
             for entry in page.resources:
                 if entry.public_id.startswith(wanted):
                     extension = f".{entry.format}" if kind == IMAGES and entry.format else ""
                     yield entry.public_id[start:] + extension, entry.bytes
-            if not page.next_cursor:
-                return
-            if page.next_cursor == cursor:
-                raise BucketError(NOT_CLOUDINARY)
             cursor = page.next_cursor
+            goes_on = pages.go_on(cursor, is_empty=not page.resources)
 
     async def presign(self, path: str, *, ttl_s: int, head: bool) -> tuple[str, int]:  # noqa: ARG002 - there are none
         """Fail: its links for downloads lead to the API and not to the CDN, and are valid for one hour or more."""

@@ -22,6 +22,7 @@ from imgkeep.storage.bucket.client import (
 )
 from imgkeep.storage.bucket.errors import CHANGED, NOT_TAKEN, AlreadyThere, BucketError
 from imgkeep.storage.bucket.http_requests import HttpRequest
+from imgkeep.storage.bucket.pages import Pages
 from imgkeep.storage.gcs.connection import GcsConnection, ObjectResource
 from imgkeep.storage.gcs.errors import EXISTS, LIMITED, NOT_GCS
 from imgkeep.storage.gcs.own_checks import OwnChecks
@@ -234,15 +235,15 @@ class GcsClient:
     async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         prefix = self.bucket.path(f"{folder}/")
         token = ""
-        while True:
+        pages, goes_on = Pages(), True
+        while goes_on:
             page = await self._connection.list_page(prefix, token=token)
             for item in page.items:
                 if not item.name.startswith(prefix):
                     raise self._connection.guard.name(BucketError(NOT_GCS))
                 yield f"{folder}/{item.name.removeprefix(prefix)}", int(item.size)
             token = page.next_page_token
-            if not token:
-                return
+            goes_on = pages.go_on(token, is_empty=not page.items)
 
     async def presign(self, path: str, *, ttl_s: int, head: bool) -> tuple[str, int]:
         credentials = self._connection.credentials

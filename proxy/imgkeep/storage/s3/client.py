@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgkeep.storage.bucket.client import PROBE_BYTES, Features, ObjectStatus, quarantine_path, range_field
 from imgkeep.storage.bucket.errors import CHANGED, AlreadyThere, BucketError
+from imgkeep.storage.bucket.pages import Pages
 from imgkeep.storage.s3.connection import S3Connection, read_etag
 from imgkeep.storage.s3.errors import EXISTS, MISSING, NOT_S3, RACED
 from imgkeep.storage.s3.own_checks import OwnChecks
@@ -143,13 +144,14 @@ class S3Client:
     async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         prefix = self.bucket.path(f"{folder}/")
         following: dict[str, str] = {}
-        while True:
+        pages, goes_on = Pages(), True
+        while goes_on:
             answer = await self._list(Prefix=prefix, **following)
-            for entry in answer.get("Contents", []):
+            entries, token = answer.get("Contents", []), answer.get("NextContinuationToken")
+            for entry in entries:
                 yield folder + "/" + entry["Key"].removeprefix(prefix), entry["Size"]
-            if not answer.get("NextContinuationToken"):
-                return
-            following = {"ContinuationToken": answer["NextContinuationToken"]}
+            goes_on = pages.go_on(token, is_empty=not entries)
+            following = {"ContinuationToken": str(token)}
 
     async def _list(self, **parameters: Any) -> dict[str, Any]:
         answer = await self._connection.call("list_objects_v2", **parameters)

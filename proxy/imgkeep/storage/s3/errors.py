@@ -26,6 +26,7 @@ REMEDIES: Final = {
     "404": "correct the endpoint, or the bucket's name, in store.url",
     "NoSuchBucket": "create the bucket, or correct its name in store.url",
     "InvalidAccessKeyId": "correct AWS_ACCESS_KEY_ID",
+    "XAdminUserNotFound": "correct AWS_ACCESS_KEY_ID",  # VersityGW
     "SignatureDoesNotMatch": "correct AWS_SECRET_ACCESS_KEY, and the region in store.url",
     "AuthorizationHeaderMalformed": "correct the region in store.url",
     "RequestTimeTooSkewed": "set the clock of this machine",
@@ -42,7 +43,7 @@ GENERAL_CODES: Final = frozenset(
     {
         *("NoSuchBucket", "InvalidBucketName", "AllAccessDisabled", "AccountProblem", "401"),
         *("InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed", "RequestTimeTooSkewed"),
-        *("ExpiredToken", "InvalidToken"),
+        *("XAdminUserNotFound", "ExpiredToken", "InvalidToken"),
         *("PermanentRedirect", "TemporaryRedirect", "Redirect", "301", "302", "307", "308"),
         *("SlowDown", "ServiceUnavailable", "RequestLimitExceeded", "Throttling", "TooManyRequests"),
         *("429", "502", "503", "504", "507"),

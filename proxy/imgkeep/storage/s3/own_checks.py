@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 PARTS_SUFFIX: Final = ".parts"
 NO_CONDITION: Final = "the service does not have it, so imgkeep reads each record again after its PUT"
-NO_LIST: Final = (
-    "imgkeep may not list them (s3:ListBucketMultipartUploads), so a lifecycle rule has to remove the parts that a "
-    "crash leaves: docs/s3.md"
-)
+DENIED: Final = frozenset({"AccessDenied", "403"})
+NO_RIGHT: Final = "imgkeep may not list them (s3:ListBucketMultipartUploads)"
+NO_LIST: Final = "so a lifecycle rule has to remove the parts that a crash leaves: docs/s3.md"
+LISTED: Final = frozenset({"Bucket", "Prefix", "MaxUploads", "IsTruncated", "Uploads"})
+"""What a list of uploads may state. A page of a portal states none of it."""
 
 
 class OwnChecks(ServiceChecks):
@@ -74,11 +75,13 @@ class OwnChecks(ServiceChecks):
     async def list_uploads(self) -> str | None:
         prefix = self._connection.bucket.path(f"{OBJECTS}/")
         try:
-            await self._connection.call("list_multipart_uploads", Prefix=prefix, MaxUploads=1)
+            answer = await self._connection.call("list_multipart_uploads", Prefix=prefix, MaxUploads=1)
         except BucketError as error:
             if error.general:
                 raise
-            return NO_LIST
+            return f"{NO_RIGHT if error.error_code in DENIED else error}, {NO_LIST}"
+        if LISTED.isdisjoint(answer):
+            raise BucketError(NOT_S3)
         return None
 
     async def _begin(self, key: str) -> str:
