@@ -36,8 +36,7 @@ CLOCK_SKEW_MAX: Final = timedelta(minutes=15)
 _RIGHTS: Final = "assign the role Storage Blob Data Contributor on the container, or renew the SAS with sp=racwdl"
 REMEDIES: Final = {
     "AccountIsDisabled": "enable the subscription of the storage account",
-    "AuthorizationFailure": "correct the key, or allow the network of this machine in the firewall of the account; "
-    + _RIGHTS,
+    "AuthorizationFailure": "correct the key, or allow this machine in the firewall of the storage account; " + _RIGHTS,
     "AuthorizationPermissionMismatch": _RIGHTS + "; a new role takes some minutes",
     "AuthorizationProtocolMismatch": "use https in the connection string: the SAS allows nothing else",
     "AuthorizationResourceTypeMismatch": "renew the SAS for the resource types container and object (srt=co)",
