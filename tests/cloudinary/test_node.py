@@ -130,3 +130,16 @@ async def test_image_that_is_refused_is_served_and_does_not_stop_others(
     assert [path for path in cloudinary.paths() if "/objects/" in path] == [OBJECT]
     assert [path.stat().st_size for path in imgkeep.files("objects")] == [len(large)], "it waits in the fallback"
     assert (await get(imgkeep, origin.gives("/large.png", b"gone")))[1] == large
+
+
+async def test_image_that_is_refused_without_a_fallback_leaves_the_store_ready(
+    cloudinary: CloudinaryServer, node: Node, origin: FakeOrigin, caplog: pytest.LogCaptureFixture
+) -> None:
+    cloudinary.size_max = len(IMAGE)
+    large = make_image(width=200, height=200)
+    imgkeep = await node(fallback="")
+    response, received = await get(imgkeep, origin.gives("/large.png", large))
+    assert (response.status, received) == (200, large)
+    await until(lambda: "image delivered but not stored" in caplog.messages)
+    assert (await readyz(imgkeep))["status"] == "ready"
+    assert (await get(imgkeep, origin.gives("/a.png", IMAGE)))[1] == IMAGE

@@ -293,6 +293,8 @@ def test_name_of_a_refusal_holds_its_digest() -> None:
     assert path == f"v1/refused/{RECORD.digest[:2]}/{RECORD.digest}.json"
     assert read_block_path(path) == RECORD.digest
     assert read_block_path(path + ".tmp") is None
+    assert read_block_path(block_path(RECORD.digest).replace(f"/{RECORD.digest[:2]}/", "/zz/")) is None
+    assert read_block_path(block_path(RECORD.digest).replace(f"/{RECORD.digest[:2]}/", "/00/")) is None
     assert json.loads(encode_block(RECORD.digest, RECORD.stored_at)) == {
         "digest": RECORD.digest,
         "removed_at": "2026-11-22T10:00:00Z",

@@ -238,6 +238,23 @@ async def test_workload_identity_signs_where_it_impersonates(
     assert strict_gcs.accounts.issued == 1 + impersonates
 
 
+async def test_impersonation_signs_by_the_same_transport(
+    strict_gcs: StrictGcs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = f"https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/{ACCOUNT}"
+    info = {
+        "type": "impersonated_service_account",
+        "service_account_impersonation_url": f"{account}:generateAccessToken",
+        "source_credentials": authorized_user(strict_gcs.endpoint),
+    }
+    use_credentials(info, tmp_path, monkeypatch)
+    async with opening(make_transport=leading_to(strict_gcs.endpoint)) as client:
+        await client.put_bytes(PATH, b"body", FIELDS)
+        link, _ = await client.presign(PATH, ttl_s=60, head=False)
+    assert ACCOUNT.replace("@", "%40") in link
+    assert strict_gcs.count("POST", ":signBlob") == 1
+
+
 async def test_signatures_that_hang_leave_no_work_behind(
     strict_gcs: StrictGcs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -351,7 +351,7 @@ async def test_object_that_is_transcoded_is_a_fault(client: GcsClient, strict_gc
 async def test_version_that_changed_is_a_fault(client: GcsClient, strict_gcs: StrictGcs) -> None:
     old = strict_gcs.store(NAME, b"old").generation
     strict_gcs.store(NAME, b"new")
-    with pytest.raises(BucketError, match="another version") as caught:
+    with pytest.raises(BucketError, match="changed during a read") as caught:
         await client.get(PATH, etag=str(old))
     assert not caught.value.general
 

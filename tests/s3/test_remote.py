@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from imgkeep.bootstrap.server import SERVICES
-from imgkeep.storage.bucket.store import PROBE_BYTES
+from imgkeep.storage.bucket.client import PROBE_BYTES
 from tests.support.images import make_image, png_of
 from tests.support.origins import gated_body
 from tests.support.s3.misbehaving import only

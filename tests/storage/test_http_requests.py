@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,7 +41,7 @@ class Bucket:
             "bucket",
             timeout_s=timeout_s,
             observe=lambda _operation, outcome, _seconds: self.outcomes.append(outcome),
-            translate=translate_http_error,
+            translate=partial(translate_http_error, foreign="another server"),
             answers=(),
         )
         self.requests = HttpRequests(self.guard, self._refuse)

@@ -55,7 +55,7 @@ BLOCK_BYTES_MAX: Final = 8_388_608
 _DOUBTS: Final = {doubt.value: doubt for doubt in Doubt}
 _WORDS: Final = {doubt: (place, doubt.value) for place, doubt in enumerate(Doubt)}
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
-_BLOCK: Final = re.compile(rf"{BLOCKED}/[0-9a-f]{{2}}/([0-9a-f]{{64}})\.json")
+_BLOCK: Final = re.compile(rf"{BLOCKED}/([0-9a-f]{{2}})/(\1[0-9a-f]{{62}})\.json")
 _HASH: Final = re.compile("[0-9a-f]{64}")
 _RECORD_NAME: Final = re.compile(r"[0-9a-f]{64}\.json")
 _OBJECT_NAME: Final = re.compile(r"([0-9a-f]{64})\.([a-z]{2,4})")
@@ -171,7 +171,7 @@ def block_path(digest: Digest) -> str:
 def read_block_path(path: str) -> Digest | None:
     """Return the digest whose block has this path; `None` for any other path."""
     match = _BLOCK.fullmatch(path)
-    return None if match is None else Digest(match[1])
+    return None if match is None else Digest(match[2])
 
 
 def is_own_path(path: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, assert_never
 
-from imgkeep.core.errors import Conflict, WrittenByNewer
+from imgkeep.core.errors import Conflict, RemoteFault, WrittenByNewer
 from imgkeep.images.failure_history import POLICY_SHARE
 from imgkeep.images.fill_result import Failed, NotStored, Skipped, Stored, Unchanged
 
@@ -70,10 +70,14 @@ class FillObserver:
         self._failures.note(subject, error, share=POLICY_SHARE)
 
     def _note_fault(self, subject: Subject, fault: StorageError) -> None:
-        """Note why a store did not take an image. A `Conflict` is no fault of the store."""
+        """Note why a store did not take an image. A `Conflict` or a fault of one object is none of the store."""
         if isinstance(fault, Conflict) and not isinstance(fault, WrittenByNewer):
             return
         reason = fault.in_full
+        if isinstance(fault, RemoteFault) and not fault.general:
+            log.error("image delivered but not stored", extra={"key": subject.key, "reason": reason})
+            self._failures.note(subject, fault)
+            return
         if not self._health.faults.get("store"):
             log.error("image delivered but not stored", extra={"reason": reason})
         self._health.note_fault("store", reason)

@@ -33,9 +33,9 @@ another link or from its outbox. A public bucket would show them, so every put e
 2. B looks for the block of the digest, beside its PUT of the record. If the look finds one, B deletes the object, and
    its client is told that the image was removed.
 3. If the look finds none, the block comes after it, and so does the deletion of the object: step 2 of the removal.
-4. An upload that is given up may be carried out later, and a process may die before it looks. Every process that learns
-   of a removal asks for the object after that, and deletes it; while the bucket does not answer, again a minute later.
-   `imgkeep verify` deletes what is left by then, and reports it.
+4. A service may carry out an upload after its node gave it up, and a process may die before it looks. Every process
+   that learns of a removal asks for the object after that, and deletes it; while the bucket does not answer, again a
+   minute later. `imgkeep verify` deletes what is left by then, and reports it.
 
 A late record gets no tombstone, whichever of these steps it crosses: it stays as it is. Its digest is blocked, so a
 link that it stands for is 410 on every node, and causes no fetch. An undo frees its key as well. It would not find a

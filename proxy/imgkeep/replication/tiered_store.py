@@ -301,6 +301,9 @@ class TieredStore:
             return await verb()
         except RemoteFault as fault:
             self.breaker.report_failure(fault)
+            if self.fallback is None and not fault.general:
+                fault.place = fault.place or self.breaker.place
+                raise  # it says nothing about the health of the store
             raise self._fault(str(fault), fault.place or self.breaker.place, fault.cause) from None
 
     def _fault(self, reason: str, place: str, cause: str = "") -> StorageError:

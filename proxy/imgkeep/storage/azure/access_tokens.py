@@ -173,7 +173,11 @@ async def _run_in_thread(work: Callable[[], tuple[str, float]], ended: Callable[
         with suppress(RuntimeError):  # the loop is closed: nothing waits any more
             loop.call_soon_threadsafe(settle, result)
 
-    Thread(target=run, name="azure-access-token", daemon=True).start()
+    try:
+        Thread(target=run, name="azure-access-token", daemon=True).start()
+    except RuntimeError:  # the system gives no more threads
+        ended()
+        raise
     result = await outcome
     if isinstance(result, Exception):
         raise result

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.storage.azure.connection import AzureConnection, read_etag
@@ -13,7 +12,15 @@ from imgkeep.storage.azure.listing import ENTRIES_MAX, PAGE_BYTES_MAX, read_page
 from imgkeep.storage.azure.own_checks import OwnChecks
 from imgkeep.storage.azure.settings import SasToken
 from imgkeep.storage.azure.uploads import Uploader
-from imgkeep.storage.bucket.client import Features, ObjectFields, ObjectResponse, ObjectStatus
+from imgkeep.storage.bucket.client import (
+    PROBE_BYTES,
+    Features,
+    ObjectFields,
+    ObjectResponse,
+    ObjectStatus,
+    quarantine_path,
+    range_field,
+)
 from imgkeep.storage.bucket.errors import AlreadyThere, BucketError
 from imgkeep.storage.bucket.pages import Pages
 
@@ -28,9 +35,6 @@ if TYPE_CHECKING:
 
 COPY_INTERVAL_S: Final = 0.2
 """Interval between looks at a copy that the service makes in the background; within an account it seldom does."""
-
-_PROBE_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
-_PROBE_FIELDS: Final = ObjectFields("text/plain")
 
 
 class AzureClient:
@@ -80,8 +84,8 @@ class AzureClient:
 
     async def get(self, path: str, *, start: int = 0, end: int | None = None, etag: str = "") -> ObjectResponse | None:
         headers: dict[str, str] = {}
-        if start or end is not None:
-            headers["x-ms-range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        if part := range_field(start, end):
+            headers["x-ms-range"] = part
         if etag:
             headers["If-Match"] = f'"{etag}"'
         try:
@@ -150,7 +154,7 @@ class AzureClient:
 
     async def quarantine(self, path: str, etag: str) -> None:
         # Containers have no rename.
-        target = f"damaged/{path.rpartition('/')[2]}.{token_hex(4)}"
+        target = quarantine_path(path)
         if await self._copy(path, target, etag):
             # Another process may have put a good one in its place.
             await self._delete(path, {"If-Match": f'"{etag}"'}, {MISSING, *CHANGED})
@@ -222,7 +226,7 @@ class AzureClient:
 
     async def probe_features(self, path: str) -> None:
         try:
-            await self._uploader.put_bytes(path, _PROBE_BYTES, _PROBE_FIELDS, only_if_absent=True)
+            await self._uploader.put_bytes(path, PROBE_BYTES, ObjectFields("text/plain"), only_if_absent=True)
         except BucketError as error:
             if error.error_code not in EXISTS:
                 raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from email.utils import format_datetime
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, assert_never
 from urllib.parse import quote, urlsplit
@@ -16,12 +17,12 @@ from urllib.parse import quote, urlsplit
 from imgkeep.clock import read_clock
 from imgkeep.config import ConfigError
 from imgkeep.storage.azure.access_tokens import AccessTokens
-from imgkeep.storage.azure.errors import ANSWERS, AUTHENTICATION, NOT_AZURE, make_error, translate_error
+from imgkeep.storage.azure.errors import ANSWERS, AUTHENTICATION, NOT_AZURE, make_error
 from imgkeep.storage.azure.settings import AccountKey, MachineIdentity, SasToken, read_account
 from imgkeep.storage.azure.shared_access import KEY_BYTES_MAX, LinkSigner
 from imgkeep.storage.azure.shared_key import sign
 from imgkeep.storage.bucket.errors import BucketError
-from imgkeep.storage.bucket.http_requests import HttpRequest, HttpRequests
+from imgkeep.storage.bucket.http_requests import HttpRequest, HttpRequests, translate_http_error
 from imgkeep.storage.bucket.request_guard import RequestGuard
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class AzureConnection:
             f"container {container.name}",
             timeout_s=timeout_s,
             observe=observe,
-            translate=translate_error,
+            translate=partial(translate_http_error, foreign=NOT_AZURE),
             answers=ANSWERS,
         )
         self.account: StorageAccount

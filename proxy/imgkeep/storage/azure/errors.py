@@ -11,10 +11,8 @@ from datetime import timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.core.errors import ImgkeepError
 from imgkeep.storage.azure.settings import AccountKey, MachineIdentity, SasToken
 from imgkeep.storage.bucket.errors import BucketError
-from imgkeep.storage.bucket.http_requests import translate_http_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,7 +36,7 @@ CLOCK_SKEW_MAX: Final = timedelta(minutes=15)
 _RIGHTS: Final = "assign the role Storage Blob Data Contributor on the container, or renew the SAS with sp=racwdl"
 REMEDIES: Final = {
     "AccountIsDisabled": "enable the subscription of the storage account",
-    "AuthorizationFailure": "allow the network of this machine in the firewall of the storage account; " + _RIGHTS,
+    "AuthorizationFailure": "correct the key, or allow this machine in the firewall of the storage account; " + _RIGHTS,
     "AuthorizationPermissionMismatch": _RIGHTS + "; a new role takes some minutes",
     "AuthorizationProtocolMismatch": "use https in the connection string: the SAS allows nothing else",
     "AuthorizationResourceTypeMismatch": "renew the SAS for the resource types container and object (srt=co)",
@@ -124,9 +122,3 @@ def _authentication_remedy(credentials: Credentials, date: str, now: datetime) -
             return "renew the SAS: it has expired, is not valid yet, or is signed by another key"
         case MachineIdentity():
             return "see that the identity is of the tenant of the storage account"
-
-
-def translate_error(error: Exception) -> Exception:
-    """Return any error of a call as an error of imgkeep."""
-    found = translate_http_error(error)
-    return found if isinstance(found, ImgkeepError) else BucketError(NOT_AZURE)

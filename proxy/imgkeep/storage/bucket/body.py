@@ -7,7 +7,7 @@ from io import UnsupportedOperation
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import StorageError
-from imgkeep.storage.bucket.errors import BROKEN_OFF, BucketError
+from imgkeep.storage.bucket.errors import BROKEN_OFF, CHANGED, BucketError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -132,7 +132,7 @@ class BucketBody:
             # A service without ranges sends the whole object; then this body reads up to the offset.
             self._position = offset if opened.size == self.size - offset else 0
             if opened.etag != self.etag:
-                raise BucketError("the object in the bucket changed during a read", general=False)
+                raise BucketError(CHANGED, general=False)
         while self._position < offset:
             piece = await stream.read(min(PIECE_BYTES, offset - self._position))
             if not piece:

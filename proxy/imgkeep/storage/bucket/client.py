@@ -13,7 +13,8 @@ Rules for an implementation:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -74,11 +75,24 @@ class Features:
     public_prefix: bool = True
 
 
+PROBE_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
+"""Always the same, and left in place: nodes that probe at the same time do not disturb each other."""
+
 Check = tuple[str, "Callable[[], Awaitable[str | None]]"]
 """
 A step of the diagnosis: its name, and what raises a `StorageError` if it fails. It may return a note for the operator:
 of what the service cannot do, and what imgkeep does instead.
 """
+
+
+def range_field(start: int, end: int | None) -> str | None:
+    """Return the value of the field `Range` for a part of an object; `None`: it is all of it."""
+    return f"bytes={start}-{'' if end is None else end - 1}" if start or end is not None else None
+
+
+def quarantine_path(name: str) -> str:
+    """Return a new path in the quarantine for an object of this name."""
+    return f"damaged/{name.rpartition('/')[2]}.{token_hex(4)}"
 
 
 class BucketClient(Protocol):

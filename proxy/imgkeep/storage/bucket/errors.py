@@ -13,6 +13,7 @@ from imgkeep.core.errors import RemoteFault, StorageError
 BROKEN_OFF: Final = "the bucket's answer broke off"
 SILENT: Final = "the bucket does not answer within store.timeout_s"
 UNREACHABLE: Final = "the bucket cannot be reached, or the connection broke off"
+CHANGED: Final = "the object in the bucket changed during a read"
 NOT_TAKEN: Final = "the bucket does not have what it said it took"
 
 

@@ -19,6 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
+from imgkeep.core.errors import ImgkeepError
 from imgkeep.storage.bucket.body import DraftPart
 from imgkeep.storage.bucket.connection_causes import cause_of
 from imgkeep.storage.bucket.errors import SILENT, UNREACHABLE, BucketError
@@ -205,10 +206,12 @@ def find_proxy(url: URL) -> URL | None:
     return proxy
 
 
-def translate_http_error(error: Exception) -> Exception:
-    """Return an error of a request as one of imgkeep, for services whose errors `HttpRequests` has read."""
+def translate_http_error(error: Exception, *, foreign: str) -> Exception:
+    """Return any error of a request as one of imgkeep; `foreign`: the message for an answer of another server."""
+    if isinstance(error, ImgkeepError):
+        return error
     if isinstance(error, TimeoutError):
         return BucketError(SILENT)
     if isinstance(error, (aiohttp.ClientError, OSError)):
         return BucketError(UNREACHABLE, cause=cause_of(error))
-    return error
+    return BucketError(foreign)

@@ -10,15 +10,15 @@ stands there:
 2. A puts its record, reads it back, and shows its image. C looks the key up, finds the record of A, and shows it, too.
 3. B, whose check was before step 2, puts its record, reads it back, and shows its own image.
 
-So no read-back right after a PUT tells A and C. But the check and the PUT of B take `PUT_WINDOW_S` together at most,
-else B gives up. So the PUT of B ends within that time after the PUT of A, and within that time after C has seen the
-record of A. Every other node checks after the PUT of A, finds a record, and puts none.
+So a read-back right after a PUT does not show the record of B to A and C. But the check and the PUT of B take
+`PUT_WINDOW_S` together at most, else B gives up. So the PUT of B ends within that time after the PUT of A, and within
+that time after C has seen the record of A. Every other node checks after the PUT of A, finds a record, and puts none.
 
 4. After `SETTLE_AFTER_S` A and C read the record again, in the background, and adopt the record of B: in memory, in the
    image index, and in their cached responses (`replication/record_settler.py`). B reads its own again and finds it.
 
 A change or a replacement of a record is a check and a PUT without a condition on every service; its node reads it again
-as well. A PUT that a service carries out later than that after its node gave it up is not found.
+as well. Where a service carries out a PUT even later, that read misses it.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ from imgkeep.core.layout import (
 from imgkeep.core.records import Digest, Format, Record, Tombstone
 from imgkeep.storage.bucket.blocks import BucketBlocks, delete_and_check
 from imgkeep.storage.bucket.body import PIECE_BYTES, BucketBody
-from imgkeep.storage.bucket.client import ObjectFields
+from imgkeep.storage.bucket.client import PROBE_BYTES, ObjectFields
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.records import RECORD_FIELDS, BucketRecords, CorruptRecord
 from imgkeep.storage.local.open_files import check_all
@@ -59,12 +59,11 @@ BYTES_PER_S_MIN: Final = 1_048_576
 IDLE_CHECK_S: Final = 30
 """Maximum age of an answer that proves the bucket's health: requests cost money."""
 
+HASH_BYTES_MAX: Final = 1_073_741_824
+"""Maximum size of an object that is read and hashed because its record has another size: a client waits for it."""
+
 CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
-
-
 PROBE: Final = "v1/probe"
-PROBE_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
-"""Always the same, and left in place: nodes that probe at the same time do not disturb each other."""
 
 
 class BucketStore:
@@ -127,6 +126,9 @@ class BucketStore:
         body = BucketBody(self.client, path, opened)
         if size is None or body.size == size:
             return body
+        if body.size > HASH_BYTES_MAX:
+            await body.aclose()
+            raise BucketError("a huge object that is not ours is under the name of an image", general=False)
         # The hash decides which of them is wrong: a wrong record must not cost a good object.
         if await _hash(body) != name.partition(".")[0]:
             await self.client.quarantine(path, body.etag)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from hashlib import md5
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+
+from imgkeep.storage.bucket.body import md5_of
 
 if TYPE_CHECKING:
     from mmap import mmap
@@ -71,6 +72,6 @@ class Download:
     stream: ResponseStream
 
 
-def md5_of(data: bytes | bytearray | mmap) -> str:
-    """Return the MD5 of some bytes: the checksum of Cloudinary, with no use for security."""
-    return md5(data, usedforsecurity=False).hexdigest()
+def etag_of(data: bytes | bytearray | mmap) -> str:
+    """Return the ETag that Cloudinary gives to some bytes: their MD5."""
+    return md5_of(data).hex()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlencode
 
@@ -70,7 +71,11 @@ class CloudinaryApi:
         clock: Clock,
     ) -> None:
         self.guard = RequestGuard(
-            place, timeout_s=timeout_s, observe=observe, translate=translate_http_error, answers={MISSING}
+            place,
+            timeout_s=timeout_s,
+            observe=observe,
+            translate=partial(translate_http_error, foreign=NOT_CLOUDINARY),
+            answers={MISSING},
         )
         self._http = HttpRequests(self.guard, read_refusal)
         self._environment = environment

@@ -18,15 +18,14 @@ What the service does otherwise than a bucket:
 from __future__ import annotations
 
 from contextlib import suppress
-from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.clock import read_clock
 from imgkeep.storage.bucket.body import DraftPart
-from imgkeep.storage.bucket.client import Features, ObjectResponse, ObjectStatus
-from imgkeep.storage.bucket.errors import NOT_TAKEN, BucketError
+from imgkeep.storage.bucket.client import Features, ObjectResponse, ObjectStatus, quarantine_path
+from imgkeep.storage.bucket.errors import CHANGED, NOT_TAKEN, BucketError
 from imgkeep.storage.bucket.pages import Pages
-from imgkeep.storage.cloudinary.answers import md5_of
+from imgkeep.storage.cloudinary.answers import etag_of
 from imgkeep.storage.cloudinary.api import CloudinaryApi
 from imgkeep.storage.cloudinary.assets import (
     IMAGES,
@@ -122,7 +121,7 @@ class CloudinaryClient:
         known = status or ObjectStatus(found.size or 0, found.etag)
         if etag and etag != (found.etag or known.etag):
             found.stream.close()
-            raise BucketError("the object in the bucket changed during a read", general=False)
+            raise BucketError(CHANGED, general=False)
         size = known.size if found.size is None else found.size
         return ObjectResponse(size, found.etag or known.etag, found.stream)
 
@@ -135,7 +134,7 @@ class CloudinaryClient:
         return ObjectStatus(found.bytes, found.etag)
 
     async def put_bytes(self, path: str, data: bytes, fields: ObjectFields, *, only_if_absent: bool = False) -> None:  # noqa: ARG002 - it has neither
-        asset, etag = self._asset(path), md5_of(data)
+        asset, etag = self._asset(path), etag_of(data)
         stored = await self._api.upload(asset, data, len(data), overwrite=True)
         if not stored.is_copy_of(etag, len(data)):
             raise BucketError(NOT_TAKEN)
@@ -143,7 +142,7 @@ class CloudinaryClient:
     async def put_draft(self, path: str, draft: Draft, fields: ObjectFields) -> None:  # noqa: ARG002 - it stores none
         if draft.size > UPLOAD_BYTES_MAX:
             raise make_error("FileTooLarge", "Cloudinary takes no file of more than 100 MB in one request")
-        asset, etag = self._asset(path), await draft.check(md5_of)
+        asset, etag = self._asset(path), await draft.check(etag_of)
         body = DraftPart(draft, 0, draft.size)
         stored = await self._api.upload(asset, body, draft.size, overwrite=False)
         was_there = stored.existing and stored.is_copy_of(etag, draft.size)
@@ -165,9 +164,8 @@ class CloudinaryClient:
         if status is None or status.etag != etag:
             return
         asset = self._asset(path)
-        name = asset.public_id.rpartition("/")[2]
-        target = Asset(AssetKind(asset.kind.resource_type, "authenticated"), self.folder.path(f"damaged/{name}"))
-        target = Asset(target.kind, f"{target.public_id}.{token_hex(4)}")
+        kind = AssetKind(asset.kind.resource_type, "authenticated")
+        target = Asset(kind, self.folder.path(quarantine_path(asset.public_id)))
         moved = await self._api.rename(asset, target)
         if moved is not None and moved.etag != etag:
             # Another process has put a good one in its place since we looked.

@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import re
 from http import HTTPStatus
-from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 import msgspec
 
 from imgkeep.clock import read_clock
-from imgkeep.storage.bucket.client import Features, ObjectFields, ObjectResponse, ObjectStatus
-from imgkeep.storage.bucket.errors import NOT_TAKEN, AlreadyThere, BucketError
+from imgkeep.storage.bucket.client import (
+    PROBE_BYTES,
+    Features,
+    ObjectFields,
+    ObjectResponse,
+    ObjectStatus,
+    quarantine_path,
+    range_field,
+)
+from imgkeep.storage.bucket.errors import CHANGED, NOT_TAKEN, AlreadyThere, BucketError
 from imgkeep.storage.bucket.http_requests import HttpRequest
 from imgkeep.storage.bucket.pages import Pages
 from imgkeep.storage.gcs.connection import GcsConnection, ObjectResource
@@ -32,13 +39,11 @@ if TYPE_CHECKING:
     from imgkeep.storage.bucket.http_requests import HttpResponse
     from imgkeep.storage.interfaces import Draft
 
-CONDITION_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
 WRITE_INTERVAL_S: Final = 1
 """Time between two writes of one object that the service allows ("Quotas and limits")."""
 REWRITES_MAX: Final = 100
 """Maximum number of requests for a copy; within a bucket it takes one, and else one for each MiB or more."""
 RESOURCE_FIELDS: Final = "name,size,generation,md5Hash"
-CHANGED: Final = "the object in the bucket is another version by now"
 
 _NUMBER: Final = re.compile(r"[0-9]{1,19}")
 _HASHES: Final = re.compile(r"(?:crc32c|md5)=[A-Za-z0-9+/]+={0,2}(?:, ?(?:crc32c|md5)=[A-Za-z0-9+/]+={0,2})*")
@@ -99,8 +104,8 @@ class GcsClient:
         query = {"alt": "media"}
         if etag:
             query["ifGenerationMatch"] = etag
-        is_part = bool(start) or end is not None
-        headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"} if is_part else {}
+        part = range_field(start, end)
+        headers = {} if part is None else {"Range": part}
         url = self._connection.object_url(path, query, root="/download/storage/v1")
         try:
             response = await self._connection.open_response("get_object", HttpRequest("GET", url, headers))
@@ -111,7 +116,7 @@ class GcsClient:
                 raise self._connection.guard.name(BucketError(CHANGED, general=False)) from None
             raise
         try:
-            size, generation = _read_media_head(response, start if is_part else None)
+            size, generation = _read_media_head(response, None if part is None else start)
             if etag and generation != etag:
                 raise BucketError(CHANGED, general=False)  # noqa: TRY301 - the stream is closed below
         except BucketError as error:
@@ -202,7 +207,7 @@ class GcsClient:
         stat = await self.stat(path)
         if stat is None or stat.etag != etag:
             return
-        target = f"damaged/{path.rpartition('/')[2]}.{token_hex(4)}"
+        target = quarantine_path(path)
         if await self._copy(path, target, etag):
             await self._delete(path, {"ifGenerationMatch": etag})
 
@@ -254,7 +259,7 @@ class GcsClient:
         return f"{self._connection.base}/{self.bucket.name}/{quote(self.bucket.path(path))}"
 
     async def probe_features(self, path: str) -> None:
-        body = CONDITION_BYTES
+        body = PROBE_BYTES
         envelope = Envelope(self.bucket.path(path), ObjectFields("text/plain"), len(body), checksum_of(body))
         try:
             await self._upload(envelope, envelope.head + body + envelope.tail, only_if_absent=True)

@@ -8,13 +8,14 @@ where its message leaves that open too, a list request decides.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
 from imgkeep.storage.bucket.errors import BucketError
-from imgkeep.storage.bucket.http_requests import HttpRequest, HttpRequests
+from imgkeep.storage.bucket.http_requests import HttpRequest, HttpRequests, translate_http_error
 from imgkeep.storage.bucket.request_guard import RequestGuard
 from imgkeep.storage.gcs.credentials import GcsCredentials
 from imgkeep.storage.gcs.errors import (
@@ -27,7 +28,6 @@ from imgkeep.storage.gcs.errors import (
     UNREADABLE,
     make_error,
     read_error,
-    translate_error,
 )
 from imgkeep.storage.gcs.settings import SERVICE, find_credentials, find_service
 from imgkeep.storage.gcs.transport import Transport
@@ -40,8 +40,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ANSWER_BYTES_MAX: Final = 8_388_608
-"""Maximum size of an answer that is no media: a page of a thousand names of a thousand bytes has a seventh of it."""
+ANSWER_BYTES_MAX: Final = 2_097_152
+"""
+Maximum size of an answer that is no media: a page of a thousand names of a thousand bytes has half of it. One of 8 MB
+that is made for it holds the event loop up for half a second.
+"""
 
 
 EMPTY_PAGES_MAX: Final = 100
@@ -99,7 +102,7 @@ class GcsConnection:
             f"bucket {bucket.name}",
             timeout_s=timeout_s,
             observe=observe,
-            translate=translate_error,
+            translate=partial(translate_http_error, foreign=NOT_GCS),
             answers={MISSING, EXISTS},
         )
         self._requests = HttpRequests(self.guard, read_error)

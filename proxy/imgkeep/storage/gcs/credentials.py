@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import google.auth
-from google.auth import exceptions, iam
+from google.auth import exceptions, iam, impersonated_credentials
 from google.auth.credentials import (
     DEFAULT_UNIVERSE_DOMAIN,
     AnonymousCredentials,
@@ -157,9 +157,10 @@ class GcsCredentials:
         transport = self._make_transport(self._wait_s)
 
         def sign() -> bytes:
-            if isinstance(credentials, Signing):
+            source = _source_of(credentials)
+            if source is None:
                 return bytes(credentials.sign_bytes(text))
-            return bytes(iam.Signer(transport, credentials, account).sign(text))
+            return bytes(iam.Signer(transport, source, account).sign(text))
 
         try:
             async with asyncio.timeout(self._wait_s):
@@ -211,6 +212,18 @@ def _is_private(service: str) -> bool:
     """Tell whether no other machine can read a token on its way."""
     parts = urlsplit(service)
     return parts.scheme == "https" or parts.hostname in LOOPBACK
+
+
+def _source_of(credentials: Any) -> Any:
+    """
+    Return the credentials with which the service is asked for a signature; `None`: they sign by themselves.
+
+    An impersonation would sign by requests past the transport, which hold a thread for minutes. A chain of delegates
+    leaves no other way.
+    """
+    if isinstance(credentials, impersonated_credentials.Credentials) and not credentials._delegates:  # noqa: SLF001 - see above
+        return credentials._source_credentials  # noqa: SLF001 - see above
+    return None if isinstance(credentials, Signing) else credentials
 
 
 def _ask_machine(transport: Transport) -> Credentials:

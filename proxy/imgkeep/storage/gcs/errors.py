@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from imgkeep.core.errors import ImgkeepError
 from imgkeep.storage.bucket.errors import BucketError
-from imgkeep.storage.bucket.http_requests import translate_http_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,9 +121,3 @@ def read_error(status: int, _headers: Mapping[str, str], body: bytes) -> BucketE
         code = UNAUTHORIZED
     permission = _PERMISSION.search(found.message) if status == HTTPStatus.FORBIDDEN else None
     return make_error(code, permission=permission[0] if permission else "")
-
-
-def translate_error(error: Exception) -> Exception:
-    """Return any error of a request as an error of imgkeep."""
-    translated = translate_http_error(error)
-    return translated if isinstance(translated, ImgkeepError) else BucketError(NOT_GCS)

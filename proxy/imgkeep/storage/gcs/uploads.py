@@ -8,13 +8,12 @@ that is sent, and the answer has to state it again.
 from __future__ import annotations
 
 from base64 import b64encode
-from hashlib import md5
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from imgkeep.storage.bucket.body import DraftPart
+from imgkeep.storage.bucket.body import DraftPart, md5_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -73,5 +72,5 @@ class DraftInEnvelope(DraftPart):
 
 
 def checksum_of(data: bytes | bytearray | mmap) -> str:
-    """Return the MD5 of some bytes as the service writes it, with no use for security."""
-    return b64encode(md5(data, usedforsecurity=False).digest()).decode()
+    """Return the MD5 of some bytes as the service writes it."""
+    return b64encode(md5_of(data)).decode()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from imgkeep.storage.bucket.client import Features, ObjectStatus
-from imgkeep.storage.bucket.errors import AlreadyThere, BucketError
+from imgkeep.storage.bucket.client import PROBE_BYTES, Features, ObjectStatus, quarantine_path, range_field
+from imgkeep.storage.bucket.errors import CHANGED, AlreadyThere, BucketError
 from imgkeep.storage.bucket.pages import Pages
 from imgkeep.storage.s3.connection import S3Connection, read_etag
 from imgkeep.storage.s3.errors import EXISTS, MISSING, NOT_S3, RACED
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from imgkeep.core.store_url import S3Bucket
     from imgkeep.storage.bucket.client import Check, ObjectFields, ObjectResponse
     from imgkeep.storage.interfaces import Draft
-
-CONDITION_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
 
 
 class S3Client:
@@ -68,15 +65,15 @@ class S3Client:
 
     async def get(self, path: str, *, start: int = 0, end: int | None = None, etag: str = "") -> ObjectResponse | None:
         conditions: dict[str, str] = {}
-        if start or end is not None:
-            conditions["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        if part := range_field(start, end):
+            conditions["Range"] = part
         if etag:
             conditions["IfMatch"] = f'"{etag}"'
         found = await self._connection.get(path, **conditions)
         if found is not None and etag and found.etag != etag:
             # Some services ignore the condition (rclone, s3rver).
             found.stream.close()
-            raise BucketError("the object in the bucket changed during a read", general=False)
+            raise BucketError(CHANGED, general=False)
         return found
 
     async def stat(self, path: str) -> ObjectStatus | None:
@@ -118,7 +115,7 @@ class S3Client:
 
     async def quarantine(self, path: str, etag: str) -> None:
         # Buckets have no rename.
-        target = self.bucket.path(f"damaged/{path.rpartition('/')[2]}.{token_hex(4)}")
+        target = quarantine_path(path)
         if not await self._copy(path, target, etag):
             return  # another process was quicker, or has put a good one in its place
         stat = await self.stat(path)
@@ -126,11 +123,11 @@ class S3Client:
             await self.delete(path)
 
     async def _copy(self, path: str, target: str, etag: str) -> bool:
-        """Copy an object to a name in the bucket; `False`: it is not there, or another version."""
+        """Copy an object within the bucket; `False`: it is not there, or another version."""
         source = {"Bucket": self.bucket.name, "Key": self.bucket.path(path)}
         try:
             copied = await self._connection.call(
-                "copy_object", Key=target, CopySource=source, CopySourceIfMatch=f'"{etag}"'
+                "copy_object", Key=self.bucket.path(target), CopySource=source, CopySourceIfMatch=f'"{etag}"'
             )
         except BucketError as error:
             if error.error_code in EXISTS | {MISSING}:
@@ -171,7 +168,7 @@ class S3Client:
     async def probe_features(self, path: str) -> None:
         condition = {"IfNoneMatch": "*"}
         try:
-            await self._connection.call("put_object", Key=self.bucket.path(path), Body=CONDITION_BYTES, **condition)
+            await self._connection.call("put_object", Key=self.bucket.path(path), Body=PROBE_BYTES, **condition)
         except BucketError as error:
             # A service that does not know the field may answer anything; earlier steps found all other faults.
             self.features.conditional_put = error.error_code in EXISTS

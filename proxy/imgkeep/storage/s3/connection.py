@@ -47,7 +47,7 @@ class S3Connection:
     The connection to one bucket.
 
     Args:
-        observe: Gets operation, outcome and seconds of each call.
+        observe: Receives operation, outcome and seconds of each call.
     """
 
     def __init__(self, bucket: S3Bucket, *, timeout_s: float, observe: Callable[[str, str, float], None]) -> None:

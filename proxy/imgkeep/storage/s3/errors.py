@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
-import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
-from imgkeep.core.errors import ImgkeepError
 from imgkeep.storage.bucket.connection_causes import cause_of
-from imgkeep.storage.bucket.errors import SILENT, UNREACHABLE, BucketError
+from imgkeep.storage.bucket.errors import UNREACHABLE, BucketError
+from imgkeep.storage.bucket.http_requests import translate_http_error
 
 MISSING: Final = "NoSuchKey"
 """The code of a missing object. A bare 404 may come from anything before the bucket, and is a fault."""
@@ -67,18 +66,14 @@ def make_error(message: str, code: str) -> BucketError:
 
 def translate_error(error: Exception) -> Exception:
     """Return any error of a call as an error of imgkeep."""
-    if isinstance(error, ImgkeepError):
-        return error  # of the body that was being sent: the disk failed
     if isinstance(error, ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
         if not _CODE.fullmatch(code):
             code = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
         return make_error(f"the bucket answers {code}", code)
-    if isinstance(error, TimeoutError):
-        return BucketError(SILENT)
     if isinstance(error, (NoCredentialsError, PartialCredentialsError)):
         return BucketError("there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile")
-    if isinstance(error, (BotoCoreError, aiohttp.ClientError, OSError)):
+    if isinstance(error, BotoCoreError):
         return BucketError(UNREACHABLE, cause=cause_of(error))
     # The library fails in many ways on an answer that is not S3: parser errors, missing fields, endless redirects.
-    return BucketError(NOT_S3)
+    return translate_http_error(error, foreign=NOT_S3)

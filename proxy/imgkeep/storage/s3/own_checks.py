@@ -1,18 +1,18 @@
-"""The steps of the diagnosis that only S3 has: upload in parts, copy, conditional PUT, and unfinished uploads."""
+"""The steps of the diagnosis that S3 has besides those of every service: upload in parts, and unfinished uploads."""
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.layout import OBJECTS
 from imgkeep.storage.bucket.body import md5_of
-from imgkeep.storage.bucket.client import ObjectFields
 from imgkeep.storage.bucket.errors import BucketError
+from imgkeep.storage.bucket.service_checks import ServiceChecks
 from imgkeep.storage.s3.errors import NOT_S3
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from imgkeep.storage.bucket.client import BucketClient, Check
     from imgkeep.storage.s3.connection import S3Connection
@@ -27,13 +27,8 @@ LISTED: Final = frozenset({"Bucket", "Prefix", "MaxUploads", "IsTruncated", "Upl
 """What a list of uploads may state. A page of a portal states none of it."""
 
 
-class OwnChecks:
-    """
-    The steps, with an image at `path` and objects beside it. Each raises a `BucketError` if it fails.
-
-    Args:
-        copy: Copies a path to a name in the bucket if it has this ETag; `False`: it has not.
-    """
+class OwnChecks(ServiceChecks):
+    """The steps, with uploads in parts."""
 
     def __init__(  # noqa: PLR0913 - called once
         self,
@@ -45,12 +40,9 @@ class OwnChecks:
         path: str,
         image: bytes,
     ) -> None:
-        self._client = client
+        super().__init__(client, copy, path=path, image=image, no_condition=NO_CONDITION)
         self._connection = connection
         self._uploader = uploader
-        self._copy = copy
-        self._path = path
-        self._image = image
 
     def steps(self) -> Sequence[Check]:
         return [
@@ -80,23 +72,6 @@ class OwnChecks:
             await self._uploader.verify(path, answer, f"{md5_of(digest).hex()}-1", len(self._image))
             await self._abort(key, await self._begin(key))
 
-    async def copy(self) -> None:
-        status = await self._client.stat(self._path)
-        if status is None:
-            raise BucketError("the object to copy is not there")
-        async with self._beside(".copy") as path:
-            if not await self._copy(self._path, self._connection.bucket.path(path), status.etag):
-                raise BucketError("the bucket does not copy an object that is there")
-            copied = await self._client.stat(path)
-            if copied is None or copied.size != len(self._image):
-                raise BucketError("the bucket does not have what it said it copied")
-
-    async def put_conditionally(self) -> str | None:
-        async with self._beside(".condition") as path:
-            await self._client.put_bytes(path, self._image, ObjectFields("image/png"))
-            await self._client.probe_features(path)
-        return None if self._client.features.conditional_put else NO_CONDITION
-
     async def list_uploads(self) -> str | None:
         prefix = self._connection.bucket.path(f"{OBJECTS}/")
         try:
@@ -108,18 +83,6 @@ class OwnChecks:
         if LISTED.isdisjoint(answer):
             raise BucketError(NOT_S3)
         return None
-
-    @asynccontextmanager
-    async def _beside(self, suffix: str) -> AsyncGenerator[str]:
-        """Give a path beside that of the image, and delete at the end what is there."""
-        path = self._path + suffix
-        try:
-            yield path
-        except BaseException:
-            with suppress(BucketError):
-                await self._client.delete(path)
-            raise
-        await self._client.delete(path)
 
     async def _begin(self, key: str) -> str:
         begun = await self._connection.call("create_multipart_upload", Key=key, ContentType="image/png")
