@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,11 +28,16 @@ FILES: Final = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(SOURCE.rglob("*.py"))
 }
-TREES: Final = {name: ast.parse(path.read_text("utf-8")) for name, path in FILES.items()}
+
+
+@cache
+def _trees() -> dict[str, ast.Module]:
+    """Parse every module, once, and not while pytest collects: every process of pytest-xdist collects all tests."""
+    return {name: ast.parse(path.read_text("utf-8")) for name, path in FILES.items()}
 
 
 def _nodes(*kinds: type[ast.AST]) -> Iterator[tuple[str, ast.AST]]:
-    return ((module, node) for module, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, kinds))
+    return ((module, node) for module, tree in _trees().items() for node in ast.walk(tree) if isinstance(node, kinds))
 
 
 def _base_names(node: ast.ClassDef) -> set[str]:

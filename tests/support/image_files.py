@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import cache
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -305,6 +306,7 @@ ILLUSTRATOR = (
 ).encode("latin-1")
 
 
+@cache
 def samples() -> dict[str, Sample]:
     """A file of each kind by name; all but naked JPEG XL can be proved whole."""
     codestream = jxl_codestream(*JXL_SIZE)
