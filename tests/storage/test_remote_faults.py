@@ -161,6 +161,8 @@ async def test_fault_is_typed_and_leaves_nothing(calls: Calls, row: str) -> None
         assert isinstance(found, BucketError), (name, found)
         assert not fault.says or str(found) in fault.says, (name, found)
         assert found.general or row == "page that is missing", name
+    if row == "portal":
+        assert calls.backend.store.client.answered_at == float("-inf"), "a portal's page proves no health"
     assert await calls.get() == BODY
 
 

@@ -121,7 +121,7 @@ class AzureClient:
     def _read_status(self, headers: Mapping[str, str]) -> ObjectStatus:
         etag, size = read_etag(headers), headers.get("Content-Length", "")
         if not etag or not size.isdecimal():
-            raise self._connection.guard.name(BucketError(NOT_AZURE))
+            raise self._connection.guard.reject_answer(BucketError(NOT_AZURE))
         return ObjectStatus(int(size), etag)
 
     async def put_bytes(self, path: str, data: bytes, fields: ObjectFields, *, only_if_absent: bool = False) -> None:
@@ -215,7 +215,7 @@ class AzureClient:
             # In a thread: a full page takes tens of milliseconds.
             return await asyncio.to_thread(read_page, data)
         except BucketError as error:
-            raise self._connection.guard.name(error) from None
+            raise self._connection.guard.reject_answer(error) from None
 
     async def presign(self, path: str, *, ttl_s: int, head: bool) -> tuple[str, int]:  # noqa: ARG002 - reading includes HEAD
         query, life_s = await self._connection.links.sign(self.bucket.path(path), ttl_s)

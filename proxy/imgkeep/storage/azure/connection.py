@@ -151,7 +151,7 @@ class AzureConnection:
         response = await self._requests.open_response(operation, make, body)
         if not response.headers.get(REQUEST_ID):
             response.stream.close()
-            raise self.guard.name(BucketError(NOT_AZURE))
+            raise self.guard.reject_answer(BucketError(NOT_AZURE))
         return response
 
     async def _authorize(

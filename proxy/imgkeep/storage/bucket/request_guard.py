@@ -102,6 +102,12 @@ class RequestGuard:
         self.answered_at = loop.time()
         return result
 
+    def reject_answer(self, error: BucketError) -> BucketError:
+        """Note that what came is no answer of the service, as a portal's page is none; return the error for it."""
+        self.answered_at = float("-inf")
+        error.place = error.place or self.place
+        return error
+
     def name(self, fault: Exception) -> Exception:
         """Add the bucket's name to a fault of the bucket."""
         if isinstance(fault, BucketError):

@@ -221,8 +221,7 @@ class CloudinaryApi:
             raise self._not_cloudinary() from None
 
     def _not_cloudinary(self) -> Exception:
-        self.guard.answered_at = float("-inf")  # that was no answer of the service
-        return self.guard.name(BucketError(NOT_CLOUDINARY))
+        return self.guard.reject_answer(BucketError(NOT_CLOUDINARY))
 
     def _sign(self, parameters: Mapping[str, str]) -> dict[str, str]:
         return signed(

@@ -121,7 +121,7 @@ class GcsClient:
                 raise BucketError(CHANGED, general=False)  # noqa: TRY301 - the stream is closed below
         except BucketError as error:
             response.stream.close()
-            raise self._connection.guard.name(error) from None
+            raise self._connection.guard.reject_answer(error) from None
         return ObjectResponse(size, generation, response.stream)
 
     async def stat(self, path: str) -> ObjectStatus | None:
@@ -142,7 +142,7 @@ class GcsClient:
     def _check(self, found: ObjectResource, path: str) -> None:
         """Check that an answer is about an object. Raises: BucketError."""
         if found.name != self.bucket.path(path):
-            raise self._connection.guard.name(BucketError(NOT_GCS))
+            raise self._connection.guard.reject_answer(BucketError(NOT_GCS))
 
     async def put_bytes(self, path: str, data: bytes, fields: ObjectFields, *, only_if_absent: bool = False) -> None:
         envelope = Envelope(self.bucket.path(path), fields, len(data), checksum_of(data))
@@ -200,7 +200,7 @@ class GcsClient:
         response.stream.close()
         # An emulator answers 200 with JSON; the page of a portal is neither.
         if response.status != HTTPStatus.NO_CONTENT and not _is_json(response.headers):
-            raise self._connection.guard.name(BucketError(NOT_GCS))
+            raise self._connection.guard.reject_answer(BucketError(NOT_GCS))
 
     async def quarantine(self, path: str, etag: str) -> None:
         # Emulators ignore the conditions below, so this makes sure; the service itself would not need it.
@@ -227,7 +227,7 @@ class GcsClient:
                 self._check(answer.resource, target)
                 return True
             query["rewriteToken"] = answer.rewrite_token
-        raise self._connection.guard.name(BucketError(NOT_GCS))
+        raise self._connection.guard.reject_answer(BucketError(NOT_GCS))
 
     async def has_any(self, prefix: str) -> bool:
         return await self._connection.find_first(self.bucket.path(prefix)) is not None
@@ -240,7 +240,7 @@ class GcsClient:
             page = await self._connection.list_page(prefix, token=token)
             for item in page.items:
                 if not item.name.startswith(prefix):
-                    raise self._connection.guard.name(BucketError(NOT_GCS))
+                    raise self._connection.guard.reject_answer(BucketError(NOT_GCS))
                 yield f"{folder}/{item.name.removeprefix(prefix)}", int(item.size)
             token = page.next_page_token
             goes_on = pages.go_on(token, is_empty=not page.items)

@@ -163,7 +163,7 @@ class GcsConnection:
         try:
             return msgspec.json.decode(data, type=kind)
         except UNREADABLE:
-            raise self.guard.name(BucketError(NOT_GCS)) from None
+            raise self.guard.reject_answer(BucketError(NOT_GCS)) from None
 
     async def list_page(self, prefix: str, *, token: str = "", count: int = 1000) -> Listing:
         """Return a page of the objects whose names begin so. Raises as `open_response`."""
@@ -175,7 +175,7 @@ class GcsConnection:
         except BucketError as error:
             raise self.of_bucket(error) from None
         if page.kind != "storage#objects" or (token and page.next_page_token == token):
-            raise self.guard.name(BucketError(NOT_GCS))
+            raise self.guard.reject_answer(BucketError(NOT_GCS))
         return page
 
     async def find_first(self, prefix: str) -> str | None:
@@ -186,7 +186,7 @@ class GcsConnection:
             token = page.next_page_token
             if page.items or not token:
                 return page.items[0].name if page.items else None
-        raise self.guard.name(BucketError(NOT_GCS))
+        raise self.guard.reject_answer(BucketError(NOT_GCS))
 
     def of_bucket(self, error: BucketError) -> Exception:
         """Return the error of a request to which only the bucket can be missing."""

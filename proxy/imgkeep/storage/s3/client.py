@@ -111,7 +111,7 @@ class S3Client:
         else:
             # The library takes any 2xx for a success, and so the page of a captive portal (S3 API, DeleteObject: 204).
             if answer["ResponseMetadata"]["HTTPStatusCode"] != HTTPStatus.NO_CONTENT:
-                raise BucketError(NOT_S3)
+                raise self._connection.guard.reject_answer(BucketError(NOT_S3))
 
     async def quarantine(self, path: str, etag: str) -> None:
         # Buckets have no rename.
@@ -134,7 +134,7 @@ class S3Client:
                 return False
             raise
         if not read_etag(copied.get("CopyObjectResult", {})):
-            raise BucketError(NOT_S3)
+            raise self._connection.guard.reject_answer(BucketError(NOT_S3))
         return True
 
     async def has_any(self, prefix: str) -> bool:
@@ -156,7 +156,7 @@ class S3Client:
     async def _list(self, **parameters: Any) -> dict[str, Any]:
         answer = await self._connection.call("list_objects_v2", **parameters)
         if "KeyCount" not in answer and "Contents" not in answer and "Name" not in answer:
-            raise BucketError(NOT_S3)
+            raise self._connection.guard.reject_answer(BucketError(NOT_S3))
         return answer
 
     async def presign(self, path: str, *, ttl_s: int, head: bool) -> tuple[str, int]:

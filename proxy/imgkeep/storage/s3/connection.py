@@ -163,7 +163,7 @@ class S3Connection:
         answer = await self._send(lambda objects: objects.head(key), lambda: self.call("head_object", Key=key))
         etag, size = read_etag(answer), answer.get("ContentLength")
         if not etag or size is None:
-            raise BucketError(NOT_S3)
+            raise self.guard.reject_answer(BucketError(NOT_S3))
         return int(size), etag
 
     async def put(self, path: str, data: bytes, digest: bytes, **fields: str) -> Mapping[str, Any]:
@@ -196,7 +196,7 @@ class S3Connection:
         stream = ResponseStream(answer["Body"], self.guard.timeout_s, self.guard.release_slot)
         if not read_etag(answer) or not isinstance(answer.get("ContentLength"), int):
             stream.close()
-            raise BucketError(NOT_S3)
+            raise self.guard.reject_answer(BucketError(NOT_S3))
         return ObjectResponse(answer["ContentLength"], read_etag(answer), stream)
 
     async def _call(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class ObjectRequests:
 
     def __init__(self, guard: RequestGuard, signer: RequestSigner, ssl_context: SSLContext | None) -> None:
         self._signer = signer
+        self._guard = guard
         self._requests = HttpRequests(guard, make_refusal, ssl_context=ssl_context)
 
     async def open(self) -> None:
@@ -81,7 +82,7 @@ class ObjectRequests:
         etag, size = response.headers.get("ETag", "").strip('"'), response.headers.get("Content-Length", "")
         if not etag or not size.isdecimal():
             response.stream.close()
-            raise BucketError(NOT_S3)
+            raise self._guard.reject_answer(BucketError(NOT_S3))
         return ObjectResponse(int(size), etag, response.stream)
 
     async def head(self, key: str) -> dict[str, str]:

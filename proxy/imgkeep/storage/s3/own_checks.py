@@ -81,14 +81,14 @@ class OwnChecks(ServiceChecks):
                 raise
             return f"{NO_RIGHT if error.error_code in DENIED else error}, {NO_LIST}"
         if LISTED.isdisjoint(answer):
-            raise BucketError(NOT_S3)
+            raise self._connection.guard.reject_answer(BucketError(NOT_S3))
         return None
 
     async def _begin(self, key: str) -> str:
         begun = await self._connection.call("create_multipart_upload", Key=key, ContentType="image/png")
         upload = begun.get("UploadId")
         if not upload:
-            raise BucketError(NOT_S3)
+            raise self._connection.guard.reject_answer(BucketError(NOT_S3))
         return str(upload)
 
     async def _abort(self, key: str, upload: str) -> None:
