@@ -144,7 +144,7 @@ async def test_workload_identity_is_found(
 
 async def test_link_of_an_identity_reads_one_blob_and_costs_one_key(client: AzureClient) -> None:
     requests: list[str] = []
-    client._connection.guard._observe = lambda operation, _outcome, _seconds: requests.append(operation)
+    client._connection.limits._observe = lambda operation, _outcome, _seconds: requests.append(operation)
     await client.put_bytes(PATH, b"one", IMAGE)
     links = [await client.presign(PATH, ttl_s=ttl_s, head=False) for ttl_s in (60, 3600, 60)]
     assert [life_s for _, life_s in links] == [60, 3600, 60]
@@ -205,7 +205,7 @@ async def test_cancelled_request_leaves_the_token_to_the_others(
         await first
     identity.go.set()
     assert await second is None
-    assert client._connection.guard._slots._value == 128
+    assert client._connection.limits._slots._value == 128
 
 
 async def test_refusing_identity_is_a_fault_without_its_words(client: AzureClient, identity: IdentityEndpoint) -> None:

@@ -12,7 +12,7 @@ import pytest
 from imgkeep.core.layout import BLOCKED, OBJECTS, RECORDS, object_path
 from imgkeep.storage.bucket.client import ObjectFields
 from imgkeep.storage.bucket.errors import BucketError
-from imgkeep.storage.bucket.request_guard import REQUESTS_MAX
+from imgkeep.storage.bucket.request_limits import REQUESTS_MAX
 from imgkeep.storage.memory import MemorySpool
 from tests.support.images import make_image
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from imgkeep.storage.bucket.errors import BucketError
+from imgkeep.storage.gcs.credential_requests import Transport
 from imgkeep.storage.gcs.credentials import SIGNERS_MAX, GcsCredentials
-from imgkeep.storage.gcs.transport import Transport
 from tests.support.gcs.accounts import ACCOUNT, authorized_user, external_account, service_account, use_credentials
 from tests.support.gcs.opened import FIELDS, PATH, opening, read
 from tests.support.s3.loopback import HOST, port_of, reserve

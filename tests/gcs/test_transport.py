@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgkeep.storage.gcs.transport import ANSWER_BYTES_MAX, Transport, Unanswered
+from imgkeep.storage.gcs.credential_requests import ANSWER_BYTES_MAX, Transport, Unanswered
 from tests.support.s3.loopback import HOST
 
 if TYPE_CHECKING:

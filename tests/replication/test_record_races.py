@@ -13,7 +13,7 @@ from imgkeep.core.records import Doubt, Tombstone
 from imgkeep.replication.record_settler import CONCURRENT_MAX
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.records import ADDS_MAX
-from imgkeep.storage.bucket.unsettled import PUT_WINDOW_S, SETTLE_AFTER_S
+from imgkeep.storage.bucket.unsettled_records import PUT_WINDOW_S, SETTLE_AFTER_S
 from tests.support.bucket_nodes import BucketNode, ServingNode, draft_of
 from tests.support.images import make_image
 from tests.support.memory_bucket import MemoryBucket, Order, in_every_order

@@ -15,7 +15,7 @@ from imgkeep.config import load
 from imgkeep.storage.bucket.diagnostics import diagnose
 from imgkeep.storage.bucket.store import PROBE
 from imgkeep.storage.s3.errors import NOT_S3, REMEDIES
-from imgkeep.storage.s3.own_checks import NO_CONDITION, NO_LIST, NO_RIGHT
+from imgkeep.storage.s3.live_checks import NO_CONDITION, NO_LIST, NO_RIGHT
 from tests.support.program import environment, run
 from tests.support.s3.misbehaving import NO_ETAG, Answer, only, s3_error
 from tests.support.s3.remote import make_public

@@ -10,8 +10,8 @@ import pytest
 
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import BLOCKED, BLOCKS_CHANGED, block_path, read_block_path
-from imgkeep.storage.bucket import blocks
-from imgkeep.storage.bucket.blocks import LISTS_PER_CHANGE, TOKEN_ATTEMPTS_MAX
+from imgkeep.storage.bucket import blocked_digests
+from imgkeep.storage.bucket.blocked_digests import LISTS_PER_CHANGE, TOKEN_ATTEMPTS_MAX
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.store import BucketStore
 from tests.support.memory_bucket import MemoryBucket, MemoryClient, Order, in_every_order
@@ -145,7 +145,7 @@ async def test_changes_at_once_share_a_token() -> None:
 
 
 async def test_failed_token_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "TOKEN_RETRY_DELAY_S", 0)
+    monkeypatch.setattr(blocked_digests, "TOKEN_RETRY_DELAY_S", 0)
     bucket = MemoryBucket()
     node = Node(bucket)
     node.memory.faults["PUT", BLOCKS_CHANGED] = BucketError("the bucket is away")
@@ -179,7 +179,7 @@ async def test_marker_that_cannot_be_read_hides_no_block() -> None:
 
 
 async def test_list_of_blocks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "PATHS_MAX", 1)
+    monkeypatch.setattr(blocked_digests, "PATHS_MAX", 1)
     node = Node(MemoryBucket({block_path(digest): b"" for digest in (ONE, TWO)}))
     with pytest.raises(BucketError, match="too many"):
         await node.list_blocked()

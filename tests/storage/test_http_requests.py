@@ -13,7 +13,7 @@ from imgkeep.core.errors import StorageError
 from imgkeep.storage.bucket.body import PIECE_BYTES, DraftPart
 from imgkeep.storage.bucket.errors import BROKEN_OFF, SILENT, BucketError
 from imgkeep.storage.bucket.http_requests import ERROR_BYTES_MAX, HttpRequest, HttpRequests, translate_http_error
-from imgkeep.storage.bucket.request_guard import REQUESTS_MAX, RequestGuard
+from imgkeep.storage.bucket.request_limits import REQUESTS_MAX, RequestLimits
 from imgkeep.storage.memory import MemorySpool
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ class Bucket:
         self.refused: list[tuple[int, bytes]] = []
         self.outcomes: list[str] = []
         self.made = 0
-        self.guard = RequestGuard(
+        self.limits = RequestLimits(
             "bucket",
             timeout_s=timeout_s,
             observe=lambda _operation, outcome, _seconds: self.outcomes.append(outcome),
             translate=partial(translate_http_error, foreign="another server"),
             answers=(),
         )
-        self.requests = HttpRequests(self.guard, self._refuse)
+        self.requests = HttpRequests(self.limits, self._refuse)
 
     def _refuse(self, status: int, headers: Mapping[str, str], body: bytes) -> BucketError:
         del headers
@@ -67,7 +67,7 @@ class Bucket:
         await self.requests.call("put", make, ANSWER_BYTES_MAX, part)
 
     def assert_free(self) -> None:
-        assert self.guard._slots._value == REQUESTS_MAX
+        assert self.limits._slots._value == REQUESTS_MAX
 
 
 @asynccontextmanager
@@ -313,7 +313,7 @@ async def test_response_has_its_slot_until_it_is_closed(bucket: Bucket, origin: 
     origin.on("/bucket/a", script)
     response = await bucket.requests.open_response("get", bucket._make_get)
     assert await response.stream.read(10) == b"half"
-    assert bucket.guard._slots._value == REQUESTS_MAX - 1
+    assert bucket.limits._slots._value == REQUESTS_MAX - 1
     for _ in range(2):
         response.stream.close()
     bucket.assert_free()
@@ -332,16 +332,16 @@ async def test_cut_response_is_a_fault_and_frees_its_slot(bucket: Bucket, origin
 
 async def test_cancelled_wait_for_a_slot_takes_none(bucket: Bucket, origin: FakeOrigin) -> None:
     for _ in range(REQUESTS_MAX):
-        await bucket.guard.acquire_slot()
+        await bucket.limits.acquire_slot()
     asking = asyncio.create_task(bucket.get())
     await asyncio.sleep(0)
-    bucket.guard.release_slot()
+    bucket.limits.release_slot()
     asking.cancel()  # at the moment at which it is given the slot
     with pytest.raises(asyncio.CancelledError):
         await asking
     assert origin.seen == []
     for _ in range(REQUESTS_MAX - 1):
-        bucket.guard.release_slot()
+        bucket.limits.release_slot()
     bucket.assert_free()
 
 

@@ -106,12 +106,12 @@ async def faults_of(
     calls: Calls, arrange: Callable[[Gate], Awaitable[None]], names: tuple[str, ...], timeout_s: float
 ) -> list[object]:
     """Arrange a fault, make the calls, and require that nothing is left of them; return what each raised or gave."""
-    stored, running, guard = await calls.backend.stored(), asyncio.all_tasks(), guard_of(calls.client)
-    guard.timeout_s, healthy_s = timeout_s, guard.timeout_s
+    stored, running, limits = await calls.backend.stored(), asyncio.all_tasks(), guard_of(calls.client)
+    limits.timeout_s, healthy_s = timeout_s, limits.timeout_s
     await arrange(calls.backend.gate)
     async with asyncio.timeout(CALLS_TIMEOUT_S):
         found = await asyncio.gather(*(calls.all()[name]() for name in names), return_exceptions=True)
-    guard.timeout_s = healthy_s
+    limits.timeout_s = healthy_s
     assert calls.backend.slots_taken == 0
     await calls.backend.gate.open()
     await until(lambda: asyncio.all_tasks() <= running | calls.backend.gate._tasks)

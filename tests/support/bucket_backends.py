@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from imgkeep.storage.bucket.request_guard import REQUESTS_MAX, RequestGuard
+from imgkeep.storage.bucket.request_limits import REQUESTS_MAX, RequestLimits
 from imgkeep.storage.bucket.store import PROBE, BucketStore
 from imgkeep.storage.local.disk import Disk
 from tests.support.s3.gate import Gate
@@ -102,11 +102,11 @@ class BucketBackend:
         return REQUESTS_MAX - guard_of(self.store.client)._slots._value
 
 
-def guard_of(client: BucketClient) -> RequestGuard:
-    """Return the guard of a client, which has it, or whose connection has it."""
+def guard_of(client: BucketClient) -> RequestLimits:
+    """Return the limits of a client, which has it, or whose connection has it."""
     holders: list[Any] = [client, *vars(client).values()]
-    found = [value for holder in holders for value in vars_of(holder) if isinstance(value, RequestGuard)]
-    assert found, f"{type(client).__name__} has no RequestGuard"
+    found = [value for holder in holders for value in vars_of(holder) if isinstance(value, RequestLimits)]
+    assert found, f"{type(client).__name__} has no RequestLimits"
     return found[0]
 
 

@@ -13,7 +13,7 @@ from imgkeep.images.record_changes import RecordChanges
 from imgkeep.images.removal import Remover
 from imgkeep.replication.record_settler import RecordSettler
 from imgkeep.storage.bucket.store import BucketStore
-from imgkeep.storage.bucket.unsettled import SETTLE_AFTER_S
+from imgkeep.storage.bucket.unsettled_records import SETTLE_AFTER_S
 from tests.support.fakes import FakeDraft, FakeImageIndex, Timer, World
 from tests.support.memory_bucket import MemoryBucket, MemoryClient
 from tests.support.stores import NOON, record_of

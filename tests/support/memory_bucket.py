@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.storage.bucket.client import Features, ObjectResponse, ObjectStatus
 from imgkeep.storage.bucket.errors import AlreadyThere
-from imgkeep.storage.bucket.stream import ResponseStream
+from imgkeep.storage.bucket.response_stream import ResponseStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -179,7 +179,7 @@ class MemoryClient:
     async def abort_uploads(self) -> int:
         return 0
 
-    def own_checks(self, path: str, image: bytes) -> Sequence[Check]:
+    def live_checks(self, path: str, image: bytes) -> Sequence[Check]:
         del path, image
         return ()
 

@@ -26,7 +26,7 @@ Rules:
 - An image that came over plain http never counts for an https link.
 - An image that is incomplete by its format never replaces a whole one. A link that is trusted as much replaces it by a
   whole one; the shape of a signature suffices only if the signature makes a difference. Any link replaces it by more of
-  the same image (`core/incomplete_image.py`).
+  the same image (`core/refetch_rules.py`).
 """
 
 from __future__ import annotations

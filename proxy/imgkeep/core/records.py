@@ -179,7 +179,7 @@ class Doubt(Enum):
     SPLIT = "split"
     """At this origin the signature names the image: the record counts only for the link that brought it."""
     INCOMPLETE = "incomplete"
-    """The image is incomplete by its format, not by its framing: imgkeep refetches it (`core/incomplete_image.py`)."""
+    """The image is incomplete by its format, not by its framing: imgkeep refetches it (`core/refetch_rules.py`)."""
 
 
 class Standing(Enum):

@@ -1,7 +1,7 @@
 """
 Refetches of incomplete images in the background, until a whole image takes their place.
 
-The rules are those of `core/incomplete_image.py`; this module carries them out.
+The rules are those of `core/refetch_rules.py`; this module carries them out.
 
 - The client gets the stored image and never waits. There is one refetch of a key at a time among all workers, under
   the lease of all refetches of the key. It asks the store before the origin: another worker or node may have done it.
@@ -35,7 +35,8 @@ from imgkeep.core.errors import (
     TooLarge,
     Yielded,
 )
-from imgkeep.core.incomplete_image import (
+from imgkeep.core.records import Doubt
+from imgkeep.core.refetch_rules import (
     INTERVAL_MAX_S,
     INTERVAL_MIN_S,
     RefetchDecision,
@@ -48,7 +49,6 @@ from imgkeep.core.incomplete_image import (
     record_after_longer,
     record_after_refetch,
 )
-from imgkeep.core.records import Doubt
 from imgkeep.images.confirmer import is_continuation
 from imgkeep.images.fill_result import Failed
 from imgkeep.images.fill_starter import REFRESH_PREFIX

@@ -4,7 +4,7 @@ Refetches of stored images that an operator asks for: to replace a wrong image, 
 Rules:
 - The stored image stays until the new one is whole: framed whole by HTTP, complete by its format, within the limits.
 - An image that its format calls incomplete replaces nothing. If it is the stored image, the refetch counts as one that
-  a client caused (`core/incomplete_image.py`).
+  a client caused (`core/refetch_rules.py`).
 - No answer of the origin, no fault and no crash changes the stored image. The bytes of the old image are never deleted:
   they stay under their permanent URL.
 - A link is fetched under the same policy as in a fill, and only if its identity has the key that is to be replaced.
@@ -33,10 +33,10 @@ from imgkeep.core.errors import (
     SourceForbidden,
     StorageError,
 )
-from imgkeep.core.incomplete_image import RefetchOutcome, is_confirmed_as_it_is, is_incomplete, record_after_refetch
 from imgkeep.core.layout import REMOVED
 from imgkeep.core.policy import judge
 from imgkeep.core.records import Doubt, Key, Provenance, Record, Subject, Trust
+from imgkeep.core.refetch_rules import RefetchOutcome, is_confirmed_as_it_is, is_incomplete, record_after_refetch
 from imgkeep.core.source_url import read_source
 from imgkeep.images.fill_result import Failed, FillResult, Stored, Unchanged
 from imgkeep.images.fill_starter import REFRESH_PREFIX

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final, Literal
 from imgkeep.core.errors import Conflict, StorageError
 from imgkeep.core.formats import HEAD_BYTES_MAX, Spent, sniff
 from imgkeep.core.formats import is_incomplete as lacks_bytes
-from imgkeep.core.incomplete_image import is_confirmed_as_it_is, is_incomplete, mark
 from imgkeep.core.layout import OBJECTS, RECORDS, RecordTooNew, is_own_path, object_path
 from imgkeep.core.records import Digest, Format, Record, Tombstone
+from imgkeep.core.refetch_rules import is_confirmed_as_it_is, is_incomplete, mark
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -83,7 +83,7 @@ async def verify(store: ListableStore, note: Callable[[Record], Awaitable[None]]
     Read all records and objects; yield a finding or `None` for each, and a finding for each incomplete image.
 
     Damaged files are quarantined at once, so that no reader is served them. The record of an incomplete image says so
-    from then on, and `note` is told of it: such an image is fetched again (`core/incomplete_image.py`).
+    from then on, and `note` is told of it: such an image is fetched again (`core/refetch_rules.py`).
     Foreign files are neither read nor moved. Objects of blocked digests are deleted.
     """
     wanted: set[str] = set()

@@ -36,9 +36,10 @@ from imgkeep.origin.concurrency import FetchLimiter
 from imgkeep.origin.content_encoding import WindowSlots, make_pool, read_codings
 from imgkeep.origin.cookies import Cookies
 from imgkeep.origin.demand import Demand
-from imgkeep.origin.failures import PermanentError, check_status, explain_connect_error, retry_delay_s
+from imgkeep.origin.failures import PermanentError, check_status, explain_connect_error
 from imgkeep.origin.http1 import Http1Client, Http1Response
 from imgkeep.origin.response import OriginResponse
+from imgkeep.origin.retry_policy import retry_delay_s
 from imgkeep.origin.session import PARSER_LIMITS, make_timeout, open_session
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Key, Record
     from imgkeep.database import ImageIndex
     from imgkeep.images.record_changes import RecordChanges
-    from imgkeep.storage.bucket.unsettled import UnsettledRecords
+    from imgkeep.storage.bucket.unsettled_records import UnsettledRecords
 
 INTERVAL_S: Final = 5
 CONCURRENT_MAX: Final = 8

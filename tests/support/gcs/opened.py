@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from imgkeep.core.store_url import GcsBucket
 from imgkeep.storage.bucket.client import ObjectFields
-from imgkeep.storage.bucket.request_guard import REQUESTS_MAX
+from imgkeep.storage.bucket.request_limits import REQUESTS_MAX
 from imgkeep.storage.gcs import GcsClient
 from tests.support.gcs.strict_server import BUCKET, PREFIX
 
@@ -31,7 +31,7 @@ async def opening(
         yield client
     finally:
         await client.aclose()
-    assert client._connection.guard._slots._value == REQUESTS_MAX
+    assert client._connection.limits._slots._value == REQUESTS_MAX
 
 
 async def read(client: GcsClient, path: str = PATH, **part: Any) -> bytes | None:

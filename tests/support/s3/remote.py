@@ -13,7 +13,7 @@ from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.bootstrap.services import make_record_settler
 from imgkeep.core.layout import BLOCKS_CHANGED
-from imgkeep.storage.bucket.unsettled import SETTLE_AFTER_S
+from imgkeep.storage.bucket.unsettled_records import SETTLE_AFTER_S
 from tests.support.waiting import until
 
 if TYPE_CHECKING:

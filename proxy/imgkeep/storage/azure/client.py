@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.storage.azure.connection import AzureConnection, read_etag
 from imgkeep.storage.azure.errors import CHANGED, EXISTS, MISSING, NOT_AZURE
 from imgkeep.storage.azure.listing import ENTRIES_MAX, PAGE_BYTES_MAX, read_page
-from imgkeep.storage.azure.own_checks import OwnChecks
+from imgkeep.storage.azure.live_checks import OwnChecks
 from imgkeep.storage.azure.settings import SasToken
 from imgkeep.storage.azure.uploads import Uploader
 from imgkeep.storage.bucket.client import (
@@ -62,11 +62,11 @@ class AzureClient:
 
     @property
     def place(self) -> str:
-        return self._connection.guard.place
+        return self._connection.limits.place
 
     @property
     def answered_at(self) -> float:
-        return self._connection.guard.answered_at
+        return self._connection.limits.answered_at
 
     async def open(self) -> None:
         await self._connection.open(await self._find_account())
@@ -121,7 +121,7 @@ class AzureClient:
     def _read_status(self, headers: Mapping[str, str]) -> ObjectStatus:
         etag, size = read_etag(headers), headers.get("Content-Length", "")
         if not etag or not size.isdecimal():
-            raise self._connection.guard.reject_answer(BucketError(NOT_AZURE))
+            raise self._connection.limits.reject_answer(BucketError(NOT_AZURE))
         return ObjectStatus(int(size), etag)
 
     async def put_bytes(self, path: str, data: bytes, fields: ObjectFields, *, only_if_absent: bool = False) -> None:
@@ -185,7 +185,7 @@ class AzureClient:
                     await asyncio.sleep(COPY_INTERVAL_S)
                     answer = await self._head(target) or {}
         if answer.get("x-ms-copy-status") != "success":
-            raise self._connection.guard.name(BucketError("the container does not copy a blob", general=False))
+            raise self._connection.limits.name(BucketError("the container does not copy a blob", general=False))
         return True
 
     async def has_any(self, prefix: str) -> bool:
@@ -215,7 +215,7 @@ class AzureClient:
             # In a thread: a full page takes tens of milliseconds.
             return await asyncio.to_thread(read_page, data)
         except BucketError as error:
-            raise self._connection.guard.reject_answer(error) from None
+            raise self._connection.limits.reject_answer(error) from None
 
     async def presign(self, path: str, *, ttl_s: int, head: bool) -> tuple[str, int]:  # noqa: ARG002 - reading includes HEAD
         query, life_s = await self._connection.links.sign(self.bucket.path(path), ttl_s)
@@ -238,5 +238,5 @@ class AzureClient:
         # The service removes blocks that are not committed after a week, and cannot list those of a prefix.
         return 0
 
-    def own_checks(self, path: str, image: bytes) -> Sequence[Check]:
+    def live_checks(self, path: str, image: bytes) -> Sequence[Check]:
         return OwnChecks(self, self._uploader, self._copy, path=path, image=image).steps()

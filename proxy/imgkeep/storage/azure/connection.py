@@ -23,7 +23,7 @@ from imgkeep.storage.azure.shared_access import KEY_BYTES_MAX, LinkSigner
 from imgkeep.storage.azure.shared_key import sign
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.http_requests import HttpRequest, HttpRequests, translate_http_error
-from imgkeep.storage.bucket.request_guard import RequestGuard
+from imgkeep.storage.bucket.request_limits import RequestLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -61,7 +61,7 @@ class AzureConnection:
         clock: Clock = read_clock,
     ) -> None:
         self.container = container
-        self.guard = RequestGuard(
+        self.limits = RequestLimits(
             f"container {container.name}",
             timeout_s=timeout_s,
             observe=observe,
@@ -71,7 +71,7 @@ class AzureConnection:
         self.account: StorageAccount
         self.links: LinkSigner
         self._clock = clock
-        self._requests = HttpRequests(self.guard, self._refuse)
+        self._requests = HttpRequests(self.limits, self._refuse)
         self._tokens = AccessTokens(timeout_s=timeout_s, clock=clock)
 
     async def open(self, account: StorageAccount) -> None:
@@ -80,7 +80,7 @@ class AzureConnection:
         self.links = LinkSigner(
             account, self.container.name, clock=self._clock, request_key=self._request_delegation_key
         )
-        self.guard.place = f"container {self.container.name} at {urlsplit(account.endpoint).netloc}"
+        self.limits.place = f"container {self.container.name} at {urlsplit(account.endpoint).netloc}"
         await self._requests.open()
 
     async def find_account(self) -> StorageAccount:
@@ -151,7 +151,7 @@ class AzureConnection:
         response = await self._requests.open_response(operation, make, body)
         if not response.headers.get(REQUEST_ID):
             response.stream.close()
-            raise self.guard.reject_answer(BucketError(NOT_AZURE))
+            raise self.limits.reject_answer(BucketError(NOT_AZURE))
         return response
 
     async def _authorize(

@@ -132,13 +132,13 @@ class Uploader:
         )
         returned = answer.get("Content-MD5", "")
         if returned not in {"", checksum}:
-            raise self._connection.guard.name(BucketError(NOT_TAKEN, general=False))
+            raise self._connection.limits.name(BucketError(NOT_TAKEN, general=False))
         return bool(returned)
 
     async def _require_stored(self, path: str, size: int, digest: bytes) -> None:
         stored = await self._head(path)
         if stored is None or (stored.get("Content-Length"), stored.get("Content-MD5")) != (str(size), _encode(digest)):
-            raise self._connection.guard.name(BucketError(NOT_TAKEN, general=False))
+            raise self._connection.limits.name(BucketError(NOT_TAKEN, general=False))
 
 
 def _encode(digest: bytes) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mmap import mmap
 
     from imgkeep.storage.bucket.client import BucketClient, ObjectResponse
-    from imgkeep.storage.bucket.stream import ResponseStream
+    from imgkeep.storage.bucket.response_stream import ResponseStream
     from imgkeep.storage.interfaces import Draft
 
 PIECE_BYTES: Final = 262_144

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from imgkeep.storage.bucket.stream import ResponseStream
+    from imgkeep.storage.bucket.response_stream import ResponseStream
     from imgkeep.storage.interfaces import Draft
 
 
@@ -187,5 +187,5 @@ class BucketClient(Protocol):
     async def abort_uploads(self) -> int:
         """Abort the uploads below the prefix that a process of ours has left; return their number. Raises as `get`."""
 
-    def own_checks(self, path: str, image: bytes) -> Sequence[Check]:
+    def live_checks(self, path: str, image: bytes) -> Sequence[Check]:
         """Return the checks of what only this service has, each with objects beside `path` that it deletes itself."""

@@ -64,7 +64,7 @@ async def diagnose(store: BucketStore, *, public_url: Callable[[str], str] | Non
         for name, work in probe.reads():
             yield await _try(name, work, put)
         yield await _try("list", probe.list)
-        for name, work in probe.own_checks():
+        for name, work in probe.live_checks():
             yield await _try(name, work)
         if store.client.features.presign:
             yield await _try("presign", probe.get_presigned, put, remedy=PRESIGN_REMEDY)
@@ -134,8 +134,8 @@ class _Probe:
         found: list[Check] = [("head", self.head), ("get", self.get)]
         return [*found, ("range", self.get_range)] if self._client.features.ranges else found
 
-    def own_checks(self) -> Sequence[Check]:
-        return self._client.own_checks(self._path, self._image)
+    def live_checks(self) -> Sequence[Check]:
+        return self._client.live_checks(self._path, self._image)
 
     async def put(self) -> None:
         draft = await MemorySpool(IMAGE_BYTES_MAX).begin(len(self._image))

@@ -23,14 +23,14 @@ from imgkeep.core.errors import ImgkeepError
 from imgkeep.storage.bucket.body import DraftPart
 from imgkeep.storage.bucket.connection_causes import cause_of
 from imgkeep.storage.bucket.errors import SILENT, UNREACHABLE, BucketError
-from imgkeep.storage.bucket.request_guard import ATTEMPTS_MAX, REQUESTS_MAX
-from imgkeep.storage.bucket.stream import ResponseStream
+from imgkeep.storage.bucket.request_limits import ATTEMPTS_MAX, REQUESTS_MAX
+from imgkeep.storage.bucket.response_stream import ResponseStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
     from ssl import SSLContext
 
-    from imgkeep.storage.bucket.request_guard import RequestGuard
+    from imgkeep.storage.bucket.request_limits import RequestLimits
 
 PASSING: Final = frozenset({429, 500, 502, 503, 504})
 """Statuses of failures that may have passed a moment later."""
@@ -69,19 +69,19 @@ class HttpRequests:
     Sends requests to one bucket.
 
     Args:
-        guard: The limits of the bucket.
+        limits: The limits of the bucket.
         refuse: Returns the error that a response means: its status, header fields, and the beginning of its body.
         ssl_context: The certificates to trust; `None`: those of the system.
     """
 
     def __init__(
         self,
-        guard: RequestGuard,
+        limits: RequestLimits,
         refuse: Callable[[int, Mapping[str, str], bytes], BucketError],
         *,
         ssl_context: SSLContext | None = None,
     ) -> None:
-        self._guard = guard
+        self._limits = limits
         self._refuse = refuse
         self._ssl_context = ssl_context
         self._session: aiohttp.ClientSession | None = None
@@ -94,7 +94,7 @@ class HttpRequests:
                 keepalive_timeout=IDLE_CONNECTION_S,
                 ssl=True if self._ssl_context is None else self._ssl_context,
             ),
-            timeout=aiohttp.ClientTimeout(),  # `RequestGuard` has the timeout
+            timeout=aiohttp.ClientTimeout(),  # `RequestLimits` has the timeout
             auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             # With `trust_env` aiohttp reads ~/.netrc for every request, and fails where it names the host.
@@ -121,11 +121,11 @@ class HttpRequests:
             StorageError: The draft cannot be read.
             Busy: Too many other requests are under way.
         """
-        await self._guard.acquire_slot()
+        await self._limits.acquire_slot()
         try:
-            return await self._guard.run(operation, lambda: self._attempt(make, body), body)
+            return await self._limits.run(operation, lambda: self._attempt(make, body), body)
         except BaseException:
-            self._guard.release_slot()
+            self._limits.release_slot()
             raise
 
     async def call(
@@ -147,7 +147,7 @@ class HttpRequests:
                     raise
             else:
                 if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
-                    stream = ResponseStream(_Content(response), self._guard.timeout_s, self._guard.release_slot)
+                    stream = ResponseStream(_Content(response), self._limits.timeout_s, self._limits.release_slot)
                     return HttpResponse(response.status, response.headers, stream)
                 data = await _read_error(response)
                 if is_last or response.status not in PASSING:

@@ -43,7 +43,7 @@ from imgkeep.core.layout import (
 from imgkeep.core.records import Tombstone
 from imgkeep.storage.bucket.client import ObjectFields
 from imgkeep.storage.bucket.errors import NOT_TAKEN, AlreadyThere, BucketError
-from imgkeep.storage.bucket.unsettled import PUT_WINDOW_S, UnsettledRecords
+from imgkeep.storage.bucket.unsettled_records import PUT_WINDOW_S, UnsettledRecords
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -34,7 +34,7 @@ from imgkeep.core.layout import (
     record_path,
 )
 from imgkeep.core.records import Digest, Format, Record, Tombstone
-from imgkeep.storage.bucket.blocks import BucketBlocks, delete_and_check
+from imgkeep.storage.bucket.blocked_digests import BucketBlockedDigests, delete_and_check
 from imgkeep.storage.bucket.body import PIECE_BYTES, BucketBody
 from imgkeep.storage.bucket.client import PROBE_BYTES, ObjectFields
 from imgkeep.storage.bucket.errors import BucketError
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Key
     from imgkeep.storage.bucket.client import BucketClient
-    from imgkeep.storage.bucket.unsettled import UnsettledRecords
+    from imgkeep.storage.bucket.unsettled_records import UnsettledRecords
     from imgkeep.storage.interfaces import Body, Draft, Spool
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class BucketStore:
         self.name = client.service
         self.client = client
         self._records = BucketRecords(client)
-        self._blocks = BucketBlocks(client)
+        self._blocks = BucketBlockedDigests(client)
         self._is_probed = False
 
     @property

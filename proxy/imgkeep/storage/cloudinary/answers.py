@@ -12,7 +12,7 @@ from imgkeep.storage.bucket.body import md5_of
 if TYPE_CHECKING:
     from mmap import mmap
 
-    from imgkeep.storage.bucket.stream import ResponseStream
+    from imgkeep.storage.bucket.response_stream import ResponseStream
 
 
 NO_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

@@ -17,7 +17,7 @@ import msgspec
 from imgkeep.storage.bucket.body import DraftPart
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.http_requests import HttpRequest, HttpRequests, translate_http_error
-from imgkeep.storage.bucket.request_guard import RequestGuard
+from imgkeep.storage.bucket.request_limits import RequestLimits
 from imgkeep.storage.cloudinary.answers import NO_JSON, Destroyed, Download, Page, UploadedAsset
 from imgkeep.storage.cloudinary.errors import MISSING, NOT_CLOUDINARY, read_refusal
 from imgkeep.storage.cloudinary.form import UploadForm
@@ -70,14 +70,14 @@ class CloudinaryApi:
         environment: Mapping[str, str] | None,
         clock: Clock,
     ) -> None:
-        self.guard = RequestGuard(
+        self.limits = RequestLimits(
             place,
             timeout_s=timeout_s,
             observe=observe,
             translate=partial(translate_http_error, foreign=NOT_CLOUDINARY),
             answers={MISSING},
         )
-        self._http = HttpRequests(self.guard, read_refusal)
+        self._http = HttpRequests(self.limits, read_refusal)
         self._environment = environment
         self._clock = clock
         self._account: CloudinaryAccount | None = None
@@ -211,7 +211,7 @@ class CloudinaryApi:
             asset.kind.resource_type,
             asset.kind.type,
         ):
-            raise self.guard.name(BucketError("Cloudinary answers about another asset than it was asked about"))
+            raise self.limits.name(BucketError("Cloudinary answers about another asset than it was asked about"))
         return found
 
     def _decode(self, data: bytes, type_: type[T]) -> T:
@@ -221,7 +221,7 @@ class CloudinaryApi:
             raise self._not_cloudinary() from None
 
     def _not_cloudinary(self) -> Exception:
-        return self.guard.reject_answer(BucketError(NOT_CLOUDINARY))
+        return self.limits.reject_answer(BucketError(NOT_CLOUDINARY))
 
     def _sign(self, parameters: Mapping[str, str]) -> dict[str, str]:
         return signed(

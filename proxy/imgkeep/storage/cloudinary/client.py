@@ -40,7 +40,7 @@ from imgkeep.storage.cloudinary.assets import (
 )
 from imgkeep.storage.cloudinary.errors import make_error
 from imgkeep.storage.cloudinary.listing import SortedListing, folder_above
-from imgkeep.storage.cloudinary.own_checks import OwnChecks
+from imgkeep.storage.cloudinary.live_checks import OwnChecks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -86,11 +86,11 @@ class CloudinaryClient:
 
     @property
     def place(self) -> str:
-        return self._api.guard.place
+        return self._api.limits.place
 
     @property
     def answered_at(self) -> float:
-        return self._api.guard.answered_at
+        return self._api.limits.answered_at
 
     async def open(self) -> None:
         check_folder(self.folder)
@@ -237,7 +237,7 @@ class CloudinaryClient:
     async def abort_uploads(self) -> int:
         return 0  # each upload is one request
 
-    def own_checks(self, path: str, image: bytes) -> Sequence[Check]:
+    def live_checks(self, path: str, image: bytes) -> Sequence[Check]:
         return OwnChecks(self, self._api, self.folder, path, image).steps()
 
     def _asset(self, path: str) -> Asset:

@@ -24,10 +24,10 @@ from imgkeep.storage.bucket.errors import CHANGED, NOT_TAKEN, AlreadyThere, Buck
 from imgkeep.storage.bucket.http_requests import HttpRequest
 from imgkeep.storage.bucket.pages import Pages
 from imgkeep.storage.gcs.connection import GcsConnection, ObjectResource
+from imgkeep.storage.gcs.credential_requests import Transport
 from imgkeep.storage.gcs.errors import EXISTS, LIMITED, NOT_GCS
-from imgkeep.storage.gcs.own_checks import OwnChecks
+from imgkeep.storage.gcs.live_checks import OwnChecks
 from imgkeep.storage.gcs.signed_urls import prepare
-from imgkeep.storage.gcs.transport import Transport
 from imgkeep.storage.gcs.uploads import DraftInEnvelope, Envelope, checksum_of
 
 if TYPE_CHECKING:
@@ -84,11 +84,11 @@ class GcsClient:
 
     @property
     def place(self) -> str:
-        return self._connection.guard.place
+        return self._connection.limits.place
 
     @property
     def answered_at(self) -> float:
-        return self._connection.guard.answered_at
+        return self._connection.limits.answered_at
 
     async def open(self) -> None:
         await self._connection.open()
@@ -113,7 +113,7 @@ class GcsClient:
             if await self._connection.is_miss(error, path):
                 return None
             if etag and error.error_code == EXISTS:
-                raise self._connection.guard.name(BucketError(CHANGED, general=False)) from None
+                raise self._connection.limits.name(BucketError(CHANGED, general=False)) from None
             raise
         try:
             size, generation = _read_media_head(response, None if part is None else start)
@@ -121,7 +121,7 @@ class GcsClient:
                 raise BucketError(CHANGED, general=False)  # noqa: TRY301 - the stream is closed below
         except BucketError as error:
             response.stream.close()
-            raise self._connection.guard.reject_answer(error) from None
+            raise self._connection.limits.reject_answer(error) from None
         return ObjectResponse(size, generation, response.stream)
 
     async def stat(self, path: str) -> ObjectStatus | None:
@@ -142,7 +142,7 @@ class GcsClient:
     def _check(self, found: ObjectResource, path: str) -> None:
         """Check that an answer is about an object. Raises: BucketError."""
         if found.name != self.bucket.path(path):
-            raise self._connection.guard.reject_answer(BucketError(NOT_GCS))
+            raise self._connection.limits.reject_answer(BucketError(NOT_GCS))
 
     async def put_bytes(self, path: str, data: bytes, fields: ObjectFields, *, only_if_absent: bool = False) -> None:
         envelope = Envelope(self.bucket.path(path), fields, len(data), checksum_of(data))
@@ -171,7 +171,7 @@ class GcsClient:
             stored = await self._upload(envelope, body, only_if_absent=only_if_absent)
         self._check(stored, path)
         if not envelope.holds(stored.md5_hash, stored.size):
-            raise self._connection.guard.name(BucketError(NOT_TAKEN))
+            raise self._connection.limits.name(BucketError(NOT_TAKEN))
 
     async def _upload(self, envelope: Envelope, body: bytes | DraftPart, *, only_if_absent: bool) -> ObjectResource:
         query = {"uploadType": "multipart", "fields": RESOURCE_FIELDS}
@@ -200,7 +200,7 @@ class GcsClient:
         response.stream.close()
         # An emulator answers 200 with JSON; the page of a portal is neither.
         if response.status != HTTPStatus.NO_CONTENT and not _is_json(response.headers):
-            raise self._connection.guard.reject_answer(BucketError(NOT_GCS))
+            raise self._connection.limits.reject_answer(BucketError(NOT_GCS))
 
     async def quarantine(self, path: str, etag: str) -> None:
         # Emulators ignore the conditions below, so this makes sure; the service itself would not need it.
@@ -227,7 +227,7 @@ class GcsClient:
                 self._check(answer.resource, target)
                 return True
             query["rewriteToken"] = answer.rewrite_token
-        raise self._connection.guard.reject_answer(BucketError(NOT_GCS))
+        raise self._connection.limits.reject_answer(BucketError(NOT_GCS))
 
     async def has_any(self, prefix: str) -> bool:
         return await self._connection.find_first(self.bucket.path(prefix)) is not None
@@ -240,7 +240,7 @@ class GcsClient:
             page = await self._connection.list_page(prefix, token=token)
             for item in page.items:
                 if not item.name.startswith(prefix):
-                    raise self._connection.guard.reject_answer(BucketError(NOT_GCS))
+                    raise self._connection.limits.reject_answer(BucketError(NOT_GCS))
                 yield f"{folder}/{item.name.removeprefix(prefix)}", int(item.size)
             token = page.next_page_token
             goes_on = pages.go_on(token, is_empty=not page.items)
@@ -253,7 +253,7 @@ class GcsClient:
             link = prepare(self.public_url(path), account=account, now=read_clock(), ttl_s=life_s, head=head)
             return link.add(await credentials.sign(link.text, account)), life_s
         except BucketError as error:
-            raise self._connection.guard.name(error) from None
+            raise self._connection.limits.name(error) from None
 
     def public_url(self, path: str) -> str:
         return f"{self._connection.base}/{self.bucket.name}/{quote(self.bucket.path(path))}"
@@ -274,7 +274,7 @@ class GcsClient:
     async def abort_uploads(self) -> int:
         return 0  # an upload is one request, which leaves nothing behind
 
-    def own_checks(self, path: str, image: bytes) -> Sequence[Check]:
+    def live_checks(self, path: str, image: bytes) -> Sequence[Check]:
         return OwnChecks(self, self._copy, path=path, image=image).steps()
 
 

@@ -16,7 +16,8 @@ import msgspec
 
 from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.bucket.http_requests import HttpRequest, HttpRequests, translate_http_error
-from imgkeep.storage.bucket.request_guard import RequestGuard
+from imgkeep.storage.bucket.request_limits import RequestLimits
+from imgkeep.storage.gcs.credential_requests import Transport
 from imgkeep.storage.gcs.credentials import GcsCredentials
 from imgkeep.storage.gcs.errors import (
     EXISTS,
@@ -30,7 +31,6 @@ from imgkeep.storage.gcs.errors import (
     read_error,
 )
 from imgkeep.storage.gcs.settings import SERVICE, find_credentials, find_service
-from imgkeep.storage.gcs.transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -98,20 +98,20 @@ class GcsConnection:
         self.bucket = bucket
         self.base = SERVICE
         self.credentials = GcsCredentials(timeout_s=timeout_s, make_transport=make_transport)
-        self.guard = RequestGuard(
+        self.limits = RequestLimits(
             f"bucket {bucket.name}",
             timeout_s=timeout_s,
             observe=observe,
             translate=partial(translate_http_error, foreign=NOT_GCS),
             answers={MISSING, EXISTS},
         )
-        self._requests = HttpRequests(self.guard, read_error)
+        self._requests = HttpRequests(self.limits, read_error)
 
     async def open(self) -> None:
         """Make the session; read the credentials. Raises: ConfigError."""
         self.base = find_service()
         await self.credentials.open(self.base)
-        self.guard.place = f"bucket {self.bucket.name} at {urlsplit(self.base).netloc}"
+        self.limits.place = f"bucket {self.bucket.name} at {urlsplit(self.base).netloc}"
         await self._requests.open()
 
     @staticmethod
@@ -163,7 +163,7 @@ class GcsConnection:
         try:
             return msgspec.json.decode(data, type=kind)
         except UNREADABLE:
-            raise self.guard.reject_answer(BucketError(NOT_GCS)) from None
+            raise self.limits.reject_answer(BucketError(NOT_GCS)) from None
 
     async def list_page(self, prefix: str, *, token: str = "", count: int = 1000) -> Listing:
         """Return a page of the objects whose names begin so. Raises as `open_response`."""
@@ -175,7 +175,7 @@ class GcsConnection:
         except BucketError as error:
             raise self.of_bucket(error) from None
         if page.kind != "storage#objects" or (token and page.next_page_token == token):
-            raise self.guard.reject_answer(BucketError(NOT_GCS))
+            raise self.limits.reject_answer(BucketError(NOT_GCS))
         return page
 
     async def find_first(self, prefix: str) -> str | None:
@@ -186,11 +186,11 @@ class GcsConnection:
             token = page.next_page_token
             if page.items or not token:
                 return page.items[0].name if page.items else None
-        raise self.guard.reject_answer(BucketError(NOT_GCS))
+        raise self.limits.reject_answer(BucketError(NOT_GCS))
 
     def of_bucket(self, error: BucketError) -> Exception:
         """Return the error of a request to which only the bucket can be missing."""
-        return self.guard.name(make_error(NO_BUCKET)) if error.error_code == "notFound" else error
+        return self.limits.name(make_error(NO_BUCKET)) if error.error_code == "notFound" else error
 
     async def is_miss(self, error: BucketError, path: str) -> bool:
         """

@@ -27,9 +27,9 @@ from google.auth.credentials import (
 from google.oauth2 import service_account
 
 from imgkeep.storage.bucket.errors import BucketError
+from imgkeep.storage.gcs.credential_requests import Transport, Unanswered
 from imgkeep.storage.gcs.settings import SCOPES, SERVICE, VARIABLE, find_credentials
 from imgkeep.storage.gcs.signed_urls import TTL_S_MAX
-from imgkeep.storage.gcs.transport import Transport, Unanswered
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from imgkeep.storage.bucket.errors import CHANGED, AlreadyThere, BucketError
 from imgkeep.storage.bucket.pages import Pages
 from imgkeep.storage.s3.connection import S3Connection, read_etag
 from imgkeep.storage.s3.errors import EXISTS, MISSING, NOT_S3, RACED
-from imgkeep.storage.s3.own_checks import OwnChecks
+from imgkeep.storage.s3.live_checks import OwnChecks
 from imgkeep.storage.s3.unfinished_uploads import abort_unfinished_uploads
 from imgkeep.storage.s3.uploads import Uploader
 
@@ -47,11 +47,11 @@ class S3Client:
 
     @property
     def place(self) -> str:
-        return self._connection.guard.place
+        return self._connection.limits.place
 
     @property
     def answered_at(self) -> float:
-        return self._connection.guard.answered_at
+        return self._connection.limits.answered_at
 
     async def open(self) -> None:
         await self._connection.open()
@@ -111,7 +111,7 @@ class S3Client:
         else:
             # The library takes any 2xx for a success, and so the page of a captive portal (S3 API, DeleteObject: 204).
             if answer["ResponseMetadata"]["HTTPStatusCode"] != HTTPStatus.NO_CONTENT:
-                raise self._connection.guard.reject_answer(BucketError(NOT_S3))
+                raise self._connection.limits.reject_answer(BucketError(NOT_S3))
 
     async def quarantine(self, path: str, etag: str) -> None:
         # Buckets have no rename.
@@ -134,7 +134,7 @@ class S3Client:
                 return False
             raise
         if not read_etag(copied.get("CopyObjectResult", {})):
-            raise self._connection.guard.reject_answer(BucketError(NOT_S3))
+            raise self._connection.limits.reject_answer(BucketError(NOT_S3))
         return True
 
     async def has_any(self, prefix: str) -> bool:
@@ -156,7 +156,7 @@ class S3Client:
     async def _list(self, **parameters: Any) -> dict[str, Any]:
         answer = await self._connection.call("list_objects_v2", **parameters)
         if "KeyCount" not in answer and "Contents" not in answer and "Name" not in answer:
-            raise self._connection.guard.reject_answer(BucketError(NOT_S3))
+            raise self._connection.limits.reject_answer(BucketError(NOT_S3))
         return answer
 
     async def presign(self, path: str, *, ttl_s: int, head: bool) -> tuple[str, int]:
@@ -178,7 +178,7 @@ class S3Client:
     async def abort_uploads(self) -> int:
         return await abort_unfinished_uploads(self._connection)
 
-    def own_checks(self, path: str, image: bytes) -> Sequence[Check]:
+    def live_checks(self, path: str, image: bytes) -> Sequence[Check]:
         return OwnChecks(self, self._connection, self._uploader, self._copy, path=path, image=image).steps()
 
 

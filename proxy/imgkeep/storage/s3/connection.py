@@ -24,8 +24,8 @@ from botocore.exceptions import BotoCoreError, NoCredentialsError
 
 from imgkeep.storage.bucket.client import ObjectResponse
 from imgkeep.storage.bucket.errors import BucketError
-from imgkeep.storage.bucket.request_guard import ATTEMPTS_MAX, REQUESTS_MAX, RequestGuard
-from imgkeep.storage.bucket.stream import ResponseStream
+from imgkeep.storage.bucket.request_limits import ATTEMPTS_MAX, REQUESTS_MAX, RequestLimits
+from imgkeep.storage.bucket.response_stream import ResponseStream
 from imgkeep.storage.s3.errors import EXISTS, MISSING, NOT_S3, RACED, translate_error
 from imgkeep.storage.s3.object_requests import ObjectRequests, OtherRegionError
 from imgkeep.storage.s3.request_signing import make_signer
@@ -52,7 +52,7 @@ class S3Connection:
 
     def __init__(self, bucket: S3Bucket, *, timeout_s: float, observe: Callable[[str, str, float], None]) -> None:
         self.bucket = bucket
-        self.guard = RequestGuard(
+        self.limits = RequestLimits(
             f"bucket {bucket.name}",
             timeout_s=timeout_s,
             observe=observe,
@@ -92,11 +92,11 @@ class S3Connection:
         signer = await make_signer(self._client, self.bucket.name, self._credentials)
         if signer is not None:
             context = await load_certificates(session) if signer.base_url.startswith("https:") else None
-            self._objects = ObjectRequests(self.guard, signer, context)
+            self._objects = ObjectRequests(self.limits, signer, context)
             await self._objects.open()
         base = await public.generate_presigned_url("get_object", Params={"Bucket": self.bucket.name, "Key": "probe"})
         self._public_base: str = base.removesuffix("/probe")
-        self.guard.place = f"bucket {self.bucket.name} at {urlsplit(self._client.meta.endpoint_url).netloc}"
+        self.limits.place = f"bucket {self.bucket.name} at {urlsplit(self._client.meta.endpoint_url).netloc}"
 
     async def check_settings(self) -> None:
         """Check that a client can be made, without any request. Raises: ConfigError."""
@@ -119,8 +119,8 @@ class S3Connection:
             "endpoint_url": self.bucket.endpoint,
             "config": AioConfig(
                 signature_version=signature,
-                connect_timeout=self.guard.timeout_s,
-                read_timeout=self.guard.timeout_s,
+                connect_timeout=self.limits.timeout_s,
+                read_timeout=self.limits.timeout_s,
                 max_pool_connections=REQUESTS_MAX,
                 retries={"mode": "standard", "total_max_attempts": ATTEMPTS_MAX},
                 # Not every service understands the defaults of 2025; the MD5 and SHA-256 of imgkeep check more.
@@ -139,11 +139,11 @@ class S3Connection:
             BucketError: It failed, or made no progress for `timeout_s`.
             Busy: Too many other requests are under way.
         """
-        await self.guard.acquire_slot()
+        await self.limits.acquire_slot()
         try:
             return await self._call(operation, parameters)
         finally:
-            self.guard.release_slot()
+            self.limits.release_slot()
 
     async def get(self, path: str, **conditions: str) -> ObjectResponse | None:
         """Open an object, or the part of it that `conditions` name; `None`: it is not there. Raises as `call`."""
@@ -163,7 +163,7 @@ class S3Connection:
         answer = await self._send(lambda objects: objects.head(key), lambda: self.call("head_object", Key=key))
         etag, size = read_etag(answer), answer.get("ContentLength")
         if not etag or size is None:
-            raise self.guard.reject_answer(BucketError(NOT_S3))
+            raise self.limits.reject_answer(BucketError(NOT_S3))
         return int(size), etag
 
     async def put(self, path: str, data: bytes, digest: bytes, **fields: str) -> Mapping[str, Any]:
@@ -187,23 +187,23 @@ class S3Connection:
         return answer
 
     async def _get_by_library(self, key: str, conditions: Mapping[str, str]) -> ObjectResponse:
-        await self.guard.acquire_slot()
+        await self.limits.acquire_slot()
         try:
             answer = await self._call("get_object", {"Key": key, **conditions})
         except BaseException:
-            self.guard.release_slot()
+            self.limits.release_slot()
             raise
-        stream = ResponseStream(answer["Body"], self.guard.timeout_s, self.guard.release_slot)
+        stream = ResponseStream(answer["Body"], self.limits.timeout_s, self.limits.release_slot)
         if not read_etag(answer) or not isinstance(answer.get("ContentLength"), int):
             stream.close()
-            raise self.guard.reject_answer(BucketError(NOT_S3))
+            raise self.limits.reject_answer(BucketError(NOT_S3))
         return ObjectResponse(answer["ContentLength"], read_etag(answer), stream)
 
     async def _call(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
         def work() -> Any:
             return getattr(self._client, operation)(Bucket=self.bucket.name, **parameters)
 
-        answer: dict[str, Any] = await self.guard.run(operation, work, parameters.get("Body"))
+        answer: dict[str, Any] = await self.limits.run(operation, work, parameters.get("Body"))
         return answer
 
     async def presign(self, path: str, *, ttl_s: int, head: bool) -> tuple[str, int]:
@@ -212,7 +212,7 @@ class S3Connection:
             if self._credentials is None:
                 raise NoCredentialsError  # noqa: TRY301 - as the library raises it for a request
             # botocore renews the credentials of a role by a request, now and then.
-            async with asyncio.timeout(self.guard.timeout_s):
+            async with asyncio.timeout(self.limits.timeout_s):
                 temporary = (await self._credentials.get_frozen_credentials()).token is not None
                 life_s = min(ttl_s, SESSION_TTL_S) if temporary else ttl_s
                 url: str = await self._client.generate_presigned_url(
@@ -221,7 +221,7 @@ class S3Connection:
                     ExpiresIn=life_s,
                 )
         except Exception as error:  # noqa: BLE001 - see `_call`
-            raise self.guard.name(translate_error(error)) from None
+            raise self.limits.name(translate_error(error)) from None
         return url, life_s
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from ssl import SSLContext
 
-    from imgkeep.storage.bucket.request_guard import RequestGuard
+    from imgkeep.storage.bucket.request_limits import RequestLimits
     from imgkeep.storage.s3.request_signing import RequestSigner
 
 ANSWER_BYTES_MAX: Final = 65_536
@@ -58,10 +58,10 @@ class OtherRegionError(BucketError):
 class ObjectRequests:
     """The requests to the objects of one bucket."""
 
-    def __init__(self, guard: RequestGuard, signer: RequestSigner, ssl_context: SSLContext | None) -> None:
+    def __init__(self, limits: RequestLimits, signer: RequestSigner, ssl_context: SSLContext | None) -> None:
         self._signer = signer
-        self._guard = guard
-        self._requests = HttpRequests(guard, make_refusal, ssl_context=ssl_context)
+        self._limits = limits
+        self._requests = HttpRequests(limits, make_refusal, ssl_context=ssl_context)
 
     async def open(self) -> None:
         await self._requests.open()
@@ -82,7 +82,7 @@ class ObjectRequests:
         etag, size = response.headers.get("ETag", "").strip('"'), response.headers.get("Content-Length", "")
         if not etag or not size.isdecimal():
             response.stream.close()
-            raise self._guard.reject_answer(BucketError(NOT_S3))
+            raise self._limits.reject_answer(BucketError(NOT_S3))
         return ObjectResponse(int(size), etag, response.stream)
 
     async def head(self, key: str) -> dict[str, str]:

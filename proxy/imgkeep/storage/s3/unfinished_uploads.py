@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from imgkeep.core.layout import OBJECTS, read_object_name
 from imgkeep.storage.bucket.errors import BucketError
-from imgkeep.storage.s3.own_checks import PARTS_SUFFIX
+from imgkeep.storage.s3.live_checks import PARTS_SUFFIX
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

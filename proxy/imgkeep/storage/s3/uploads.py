@@ -86,7 +86,7 @@ class Uploader:
         begun = await self._connection.call("create_multipart_upload", Key=key, **fields)
         upload = begun.get("UploadId")
         if not upload:
-            raise self._connection.guard.reject_answer(BucketError(NOT_S3))
+            raise self._connection.limits.reject_answer(BucketError(NOT_S3))
         try:
             answer = await self._send_parts(key, upload, draft, digests)
         except BaseException:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.core.layout import OBJECTS
 from imgkeep.storage.bucket.body import md5_of
 from imgkeep.storage.bucket.errors import BucketError
-from imgkeep.storage.bucket.service_checks import ServiceChecks
+from imgkeep.storage.bucket.shared_live_checks import ServiceChecks
 from imgkeep.storage.s3.errors import NOT_S3
 
 if TYPE_CHECKING:
@@ -81,14 +81,14 @@ class OwnChecks(ServiceChecks):
                 raise
             return f"{NO_RIGHT if error.error_code in DENIED else error}, {NO_LIST}"
         if LISTED.isdisjoint(answer):
-            raise self._connection.guard.reject_answer(BucketError(NOT_S3))
+            raise self._connection.limits.reject_answer(BucketError(NOT_S3))
         return None
 
     async def _begin(self, key: str) -> str:
         begun = await self._connection.call("create_multipart_upload", Key=key, ContentType="image/png")
         upload = begun.get("UploadId")
         if not upload:
-            raise self._connection.guard.reject_answer(BucketError(NOT_S3))
+            raise self._connection.limits.reject_answer(BucketError(NOT_S3))
         return str(upload)
 
     async def _abort(self, key: str, upload: str) -> None:

@@ -70,7 +70,7 @@ class _Listed:
     lists_left: int
 
 
-class BucketBlocks:
+class BucketBlockedDigests:
     """The blocked digests of a bucket."""
 
     def __init__(self, client: BucketClient) -> None:

@@ -22,7 +22,7 @@ ATTEMPTS_MAX: Final = 2
 """Maximum number of attempts: one 500 in a million is normal, two in a row are an outage, for the circuit breaker."""
 
 
-class RequestGuard:
+class RequestLimits:
     """
     The limits and the metrics of all requests to one bucket.
 

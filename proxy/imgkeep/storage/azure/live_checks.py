@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.storage.bucket.service_checks import FIELDS, ServiceChecks
+from imgkeep.storage.bucket.shared_live_checks import FIELDS, ServiceChecks
 from imgkeep.storage.memory import MemorySpool
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from imgkeep.core.confirmation import (
     replacing_record,
     standing_of,
 )
-from imgkeep.core.incomplete_image import (
+from imgkeep.core.records import Doubt, Record, Refetches, Standing
+from imgkeep.core.refetch_rules import (
     CONFIRM_AFTER_S,
     EQUAL_REFETCHES_MIN,
     INTERVAL_MAX_S,
@@ -39,7 +40,6 @@ from imgkeep.core.incomplete_image import (
     record_after_longer,
     record_after_refetch,
 )
-from imgkeep.core.records import Doubt, Record, Refetches, Standing
 from tests.support.records import (
     CONTESTED,
     ENDED,
