@@ -37,7 +37,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 any_record = st.builds(
     Record,
     key=hexes.map(Key),
-    identity=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8192),
+    identity=st.text(st.characters(codec="utf-8", exclude_characters="\0\r\n"), max_size=8192),
     digest=hexes.map(Digest),
     format=st.sampled_from(Format),
     size=st.integers(1, 2**53),
