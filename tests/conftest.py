@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 pytest_plugins = [
     "tests.support.azure.fixtures",
     "tests.support.gcs.fixtures",
-    "tests.support.s3.fixtures",
     "tests.support.postgresql",
+    "tests.support.s3.fixtures",
     "tests.support.s3.remote",
     "tests.support.cloudinary.fixtures",
 ]

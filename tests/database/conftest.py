@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-import sqlalchemy as sa
 
 from imgkeep.database import Database, ImageIndex
 from tests.support.clock import FakeClock
@@ -28,13 +27,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/imgkeep.db"
         return
-    server = request.getfixturevalue("postgresql")
-    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql("DROP DATABASE IF EXISTS test WITH (FORCE)")
-        connection.exec_driver_sql("CREATE DATABASE test")
-    engine.dispose()
-    yield server.replace("/postgres", "/test")
+    given: str = request.getfixturevalue("postgresql_url")
+    yield given.replace("postgresql:", "postgresql+psycopg:")
 
 
 @pytest.fixture

@@ -31,9 +31,9 @@ def make(url: str) -> DatabaseSession:
     return DatabaseSession(url, place="the test's database", draw=lambda: 0)
 
 
-async def test_notification_reaches_other_session(empty_database: str) -> None:
+async def test_notification_reaches_other_session(postgresql_url: str) -> None:
     heard: list[str] = []
-    first, second = make(empty_database), make(empty_database)
+    first, second = make(postgresql_url), make(postgresql_url)
     first.listen("news", heard.append)
     async with running(first), running(second):
         await second.execute("SELECT pg_notify('news', %s)", ("a removal",))
@@ -41,10 +41,10 @@ async def test_notification_reaches_other_session(empty_database: str) -> None:
         assert await second.execute("SELECT 1, 'a'") == [(1, "a")]
 
 
-async def test_lost_connection_is_replaced_and_listens_again(empty_database: str) -> None:
+async def test_lost_connection_is_replaced_and_listens_again(postgresql_url: str) -> None:
     heard: list[str] = []
     lost: list[bool] = []
-    session, other = make(empty_database), make(empty_database)
+    session, other = make(postgresql_url), make(postgresql_url)
     session.listen("news", heard.append)
     session.when_lost(lambda: lost.append(True))
     async with running(session), running(other):
@@ -58,8 +58,8 @@ async def test_lost_connection_is_replaced_and_listens_again(empty_database: str
         await until(lambda: heard == ["again"])
 
 
-async def test_statement_without_an_answer_ends_at_its_timeout(empty_database: str) -> None:
-    session = make(empty_database)
+async def test_statement_without_an_answer_ends_at_its_timeout(postgresql_url: str) -> None:
+    session = make(postgresql_url)
     async with running(session):
         with pytest.raises(StorageError, match="does not answer"):
             await session.execute("SELECT pg_sleep(60)", timeout_s=0.05)
@@ -67,8 +67,8 @@ async def test_statement_without_an_answer_ends_at_its_timeout(empty_database: s
         assert await session.execute("SELECT 1") == [(1,)]
 
 
-async def test_refused_statement_leaves_the_session_connected(empty_database: str) -> None:
-    session = make(empty_database)
+async def test_refused_statement_leaves_the_session_connected(postgresql_url: str) -> None:
+    session = make(postgresql_url)
     async with running(session):
         with pytest.raises(StorageError) as fault:
             await session.execute("SELECT 1 / %s", (0,))

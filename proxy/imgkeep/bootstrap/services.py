@@ -28,7 +28,7 @@ from imgkeep.images.background_refresh import SourceRules
 from imgkeep.images.blocked_digests import BlockedDigests
 from imgkeep.images.dependencies import FillDependencies
 from imgkeep.images.failure_history import RecentFailures
-from imgkeep.images.fill_rate_limit import RateLimiter
+from imgkeep.images.fill_rate_limit import FillLimits, RateLimiter
 from imgkeep.images.inspect import Inspector, make_inspector
 from imgkeep.images.observer import FillObserver
 from imgkeep.images.operator_refetch import Refetcher
@@ -283,9 +283,7 @@ class _Builder:
             ),
             object_urls=None if remote is None else remote.object_urls,
             rate_limiter=RateLimiter(
-                fills_per_minute=limits.fills_per_minute,
-                fills_concurrent=limits.fills_concurrent,
-                fill_bytes_per_day=config.fill_bytes_per_day,
+                FillLimits(limits.fills_per_minute, limits.fills_concurrent, config.fill_bytes_per_day),
                 timer=platform.timer,
                 refused=self.metrics.refused,
             ),

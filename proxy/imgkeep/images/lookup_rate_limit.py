@@ -6,6 +6,7 @@ Rules:
 - A client that has reached its limit is refused before a lookup.
 - Each network of a client counts by itself, a /48 with `WIDE_NETWORK_FACTOR` times the number of a /64, of which its
   owner has 65,536.
+- The limit holds for all processes of a server together (`limit_share`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cachetools import LRUCache
 
 from imgkeep.core.errors import RateLimited
 from imgkeep.images.fill_rate_limit import TokenBucket
+from imgkeep.images.limit_share import LimitShare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,12 +39,21 @@ class MissLimiter:
         per_minute: `limits.misses_per_minute`.
         timer: Gives monotonic seconds.
         refused: Is called with the name of the limit when it refuses.
+        share: The part of this process in the limit.
     """
 
-    def __init__(self, per_minute: int, *, timer: Callable[[], float], refused: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        per_minute: int,
+        *,
+        timer: Callable[[], float],
+        refused: Callable[[str], None],
+        share: LimitShare | None = None,
+    ) -> None:
         self._per_minute = per_minute
         self._timer = timer
         self._refused = refused
+        self._share = share or LimitShare()
         self._buckets: LRUCache[str, TokenBucket] = LRUCache(CLIENTS_MAX)
 
     def check(self, client: Client) -> None:
@@ -55,7 +66,7 @@ class MissLimiter:
         now = self._timer()
         for network in client.networks:
             bucket = self._buckets.get(network)
-            wait_s = 0.0 if bucket is None else bucket.wait_s(1, now)
+            wait_s = 0.0 if bucket is None else bucket.wait_s(self._share.cost_of_one(bucket.size), now)
             if wait_s > 0:
                 self._refused("misses_per_minute")
                 raise RateLimited(
@@ -73,5 +84,5 @@ class MissLimiter:
                 bucket = self._buckets[network] = TokenBucket(
                     self._per_minute * (WIDE_NETWORK_FACTOR if position else 1), 60, now
                 )
-            bucket.wait_s(1, now)
-            bucket.take(1)
+            bucket.refill(now)
+            bucket.take(self._share.cost_of_one(bucket.size))

@@ -26,7 +26,7 @@ def port_of(holder: socket.socket) -> int:
     return int(holder.getsockname()[1])
 
 
-def listens(port: int) -> bool:
+def listens(port: int, host: str = HOST) -> bool:
     """Tell whether a program listens on a port."""
     with socket.socket() as caller:
-        return caller.connect_ex((HOST, port)) == 0
+        return caller.connect_ex((host, port)) == 0

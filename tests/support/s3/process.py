@@ -14,7 +14,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.support.s3.loopback import listens, port_of
+from tests.support.s3.loopback import HOST, listens, port_of
 
 if TYPE_CHECKING:
     import socket
@@ -46,11 +46,13 @@ class ServerProcess:
         command: The program and its arguments; makes it listen on the port of `holder`.
         folder: Where it may write, and its log is.
         holder: Keeps the port while the server is stopped.
+        host: The address that it listens on.
     """
 
     command: Sequence[str]
     folder: Path
     holder: socket.socket
+    host: str = HOST
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,7 +68,7 @@ class ServerProcess:
             AssertionError: It has ended instead.
         """
         assert self.running, f"{self.command[0]} ended: {self._log.read_text('utf-8', 'replace')}"
-        return listens(port_of(self.holder))
+        return listens(port_of(self.holder), self.host)
 
     @property
     def _log(self) -> Path:
