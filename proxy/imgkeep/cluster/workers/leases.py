@@ -73,6 +73,14 @@ class FillLeases:
                 self._held[key] = None
                 return None
 
+    def find_holder(self, key: str) -> str | None:
+        """Return the name of another worker that holds the lease of a key; `None`: there is none."""
+        try:
+            holder = str((self._folder / key).readlink())
+        except OSError:
+            return None
+        return None if holder == self._name else holder
+
     def release(self, key: str, *, stored: bool = False) -> None:
         """Release a lease of this worker, if it holds one: after the grace period where the image is `stored`."""
         if key not in self._held:
