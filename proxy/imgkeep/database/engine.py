@@ -25,6 +25,7 @@ import sqlalchemy as sa
 
 from imgkeep.config import ConfigError, absolute
 from imgkeep.core.errors import StorageError
+from imgkeep.database.postgresql import CONNECTION_PARAMETERS, SERVER_SETTINGS
 from imgkeep.database.schema import state
 from imgkeep.database.schema_upgrade import IncompatibleDatabase, prepare_tables
 from imgkeep.database.sqlite_file import find_file, quarantine, take_over
@@ -169,8 +170,12 @@ class DatabaseEngine:
             # Another process may have renamed the file with the old name since: no new one may begin there.
             if self._read_only or path != self._configured:
                 options["creator"] = self._connect_to_existing_file
+        else:
+            options["connect_args"] = {**CONNECTION_PARAMETERS, **self.url.query}
         engine = sa.create_engine(self.url, pool_pre_ping=True, **options)
-        if self._is_sqlite:
+        if not self._is_sqlite:
+            sa.event.listen(engine, "connect", _prepare_postgresql)
+        else:
             sa.event.listen(engine, "connect", _prepare_sqlite)
             sa.event.listen(engine, "begin", _begin_sqlite)
         try:
@@ -258,6 +263,11 @@ def describe_location(url: sa.URL | str) -> str:
 def _single_line(text: str) -> str:
     """Join the lines of a driver's message."""
     return " ".join(text.split())
+
+
+def _prepare_postgresql(connection: Any, _record: object) -> None:
+    connection.execute(SERVER_SETTINGS)
+    connection.commit()
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
