@@ -11,11 +11,16 @@ import random
 import secrets
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from imgkeep import __version__
+from imgkeep.bootstrap.peer_tls import make_client_context
+from imgkeep.cluster.nodes.authentication import NONCE_BYTES, RequestSigner
 from imgkeep.cluster.nodes.leader import ClusterLeader
 from imgkeep.cluster.nodes.membership import Membership, NodeIdentity
+from imgkeep.cluster.nodes.peer_client import PeerClient
+from imgkeep.cluster.nodes.peers import NodePeers
 from imgkeep.cluster.workers.leader import LeaderLock
 from imgkeep.cluster.workers.leases import FillLeases
 from imgkeep.cluster.workers.peers import Peers
@@ -38,6 +43,9 @@ LEASE_GRACE_S: Final = 10
 Time for which peers see a lease after its image was stored, beyond what `store.timeout_s` lets a lookup take: a lookup
 that began before the image was stored may end after it.
 """
+
+STALL_MARGIN_S: Final = 10
+"""Time by which a peer may be silent for longer than a fetch may take: it checks and stores the image."""
 
 Leader: TypeAlias = LeaderLock | ClusterLeader
 
@@ -78,6 +86,7 @@ class ClusterParts:
         leases: The leases among them.
         node_leader: The lock of the process that runs the background tasks of this machine; `None`: this one.
         nodes: `None`: the database is a file of this machine.
+        node_peers: The other workers of this machine, and the other nodes; `None`: there are no other nodes.
     """
 
     worker: WorkerInfo | None = None
@@ -85,11 +94,17 @@ class ClusterParts:
     leases: FillLeases | None = None
     node_leader: LeaderLock | None = None
     nodes: Nodes | None = None
+    node_peers: NodePeers | None = None
+
+    @property
+    def all_peers(self) -> NodePeers | Peers | None:
+        """The other processes, on this machine and elsewhere; `None`: there are none."""
+        return self.peers if self.node_peers is None else self.node_peers
 
     @property
     def cluster(self) -> Cluster | None:
         """What fills need of it."""
-        return None if self.leases is None or self.peers is None else Cluster(self.leases, self.peers)
+        return None if self.leases is None or self.all_peers is None else Cluster(self.leases, self.all_peers)
 
     @property
     def cluster_leader(self) -> Leader | None:
@@ -110,18 +125,40 @@ ALONE: Final = ClusterParts()
 async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | None) -> AsyncGenerator[ClusterParts]:
     """Open what this process shares with others; nothing connects before `Nodes.start`."""
     nodes = await _make_nodes(config, platform, is_only_process=worker is None) if config.database.is_shared else None
-    if worker is None:
-        yield ClusterParts(nodes=nodes)
-        return
-    peers = Peers(worker)
-    grace_s = LEASE_GRACE_S + config.store.timeout_s  # a lookup may go to a bucket
-    leases = FillLeases(worker.shared_folder.leases, worker.name, grace_s=grace_s, timer=platform.timer)
-    node_leader = LeaderLock(worker.shared_folder, worker.name)
+    peers = None if worker is None else Peers(worker)
+    node_peers = None
+    if nodes is not None and config.cluster.secret:
+        node_peers = await _make_node_peers(config, nodes.membership, peers)
     try:
-        yield ClusterParts(worker, peers, leases, node_leader, nodes)
+        if worker is None:
+            yield ClusterParts(nodes=nodes, node_peers=node_peers)
+            return
+        grace_s = LEASE_GRACE_S + config.store.timeout_s  # a lookup may go to a bucket
+        leases = FillLeases(worker.shared_folder.leases, worker.name, grace_s=grace_s, timer=platform.timer)
+        node_leader = LeaderLock(worker.shared_folder, worker.name)
+        try:
+            yield ClusterParts(worker, peers, leases, node_leader, nodes, node_peers)
+        finally:
+            leases.aclose()
     finally:
-        leases.aclose()
-        await peers.aclose()
+        for each in (node_peers, peers):
+            if each is not None:
+                await each.aclose()
+
+
+async def _make_node_peers(config: Config, membership: Membership, peers: Peers | None) -> NodePeers:
+    """Make the peers on other nodes. Raises: ConfigError: `cluster.tls_ca` cannot be used."""
+    client = PeerClient(
+        RequestSigner(
+            config.cluster.secret,
+            membership.id,
+            now=membership.now,
+            draw_nonce=partial(secrets.token_hex, NONCE_BYTES),
+        ),
+        stall_timeout_s=config.fetch.total_timeout_s + STALL_MARGIN_S,
+        ssl_context=await asyncio.to_thread(make_client_context, config.cluster),
+    )
+    return NodePeers(membership, client, peers, body_bytes_max=config.fetch.body_bytes_max)
 
 
 async def _make_nodes(config: Config, platform: Platform, *, is_only_process: bool) -> Nodes:

@@ -54,6 +54,12 @@ def make_client_context(cluster: Cluster) -> ssl.SSLContext | None:
         ) from None
 
 
+def require_tls_files(cluster: Cluster) -> None:
+    """Check the files of the settings. Blocks. Raises: ConfigError: Some cannot be used."""
+    make_server_context(cluster)
+    make_client_context(cluster)
+
+
 def _require_file(setting: str, path: str) -> None:
     try:
         with Path(path).open("rb"):

@@ -54,7 +54,7 @@ _FIELD: Final = re.compile(
 )
 
 
-class RequestRefused(Exception):  # noqa: N818 - a decision, and no fault of this program
+class RequestRefused(Exception):
     """A request that no member of this cluster has made, or one that was made before; `reason`: for the metric."""
 
     def __init__(self, reason: str) -> None:
@@ -87,9 +87,7 @@ class RequestSigner:
         draw_nonce: Returns `NONCE_BYTES` random bytes in hexadecimal digits.
     """
 
-    def __init__(
-        self, secret: str, member: str, *, now: Callable[[], float], draw_nonce: Callable[[], str]
-    ) -> None:
+    def __init__(self, secret: str, member: str, *, now: Callable[[], float], draw_nonce: Callable[[], str]) -> None:
         self._key = secret.encode()
         self._member = member
         self._now = now
@@ -122,9 +120,7 @@ class RequestVerifier:
         nonces_max: Maximum number of nonces that are remembered.
     """
 
-    def __init__(
-        self, secret: str, receiver: str, *, now: Callable[[], float], nonces_max: int = NONCES_MAX
-    ) -> None:
+    def __init__(self, secret: str, receiver: str, *, now: Callable[[], float], nonces_max: int = NONCES_MAX) -> None:
         self._key = secret.encode()
         self._receiver = receiver
         self._now = now

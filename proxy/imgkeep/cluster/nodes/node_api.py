@@ -26,6 +26,7 @@ from aiohttp import web
 
 from imgkeep.cluster.peer_api import FILL_ROUTE, follow_fill, stream
 from imgkeep.core.errors import OriginError, StorageError
+from imgkeep.core.records import Key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -95,7 +96,7 @@ class _Routes:
     async def wait(self, request: web.Request) -> web.StreamResponse:
         relayed = await self._relay(request)
         if relayed is None:
-            await self.images.wait_for_fill(request.match_info["name"])
+            await self.images.wait_for_fill(Key(request.match_info["name"]))
         return relayed or web.Response(status=204)
 
     async def send_object(self, request: web.Request) -> web.StreamResponse:

@@ -25,8 +25,7 @@ from imgkeep.core.errors import Busy, StorageError
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator, Callable
-
-    from aiohttp.tracing import AddrInfoType
+    from typing import Any
 
     from imgkeep.cluster.nodes.authentication import RequestSigner
     from imgkeep.cluster.nodes.membership import Member
@@ -37,6 +36,11 @@ CONNECTIONS_MAX: Final = 256
 """Maximum number of connections of a process to one node: as many images it follows there at a time."""
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 5, 2, 3
 """When the kernel begins to probe a silent connection, how often, and when it gives up."""
+
+_REFUSED_HINT: Final = (
+    "what answers at its cluster.advertise_url has another cluster.secret or cluster.advertise_url, or is no node of "
+    "this cluster"
+)
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +69,8 @@ class PeerClient:
         self._stall_timeout_s = stall_timeout_s
         self._ssl_context = ssl_context
         self._session: aiohttp.ClientSession | None = None
-        self._refusing: set[str] = set()
-        """The nodes whose last answer was a refusal: each is logged once."""
+        self._failing: set[str] = set()
+        """The nodes whose last request failed: each is logged once."""
 
     async def aclose(self) -> None:
         if self._session is not None:
@@ -96,27 +100,22 @@ class PeerClient:
                 allow_redirects=False,
             )
         except (aiohttp.ClientError, OSError, StorageError, ValueError) as error:  # ValueError: no URL
-            self.count("unreachable")
-            log.info("node not reached", extra={"node": member.node, "cause": type(error).__name__})
+            self._note_failure(member, "unreachable", "node not reached", cause=type(error).__name__)
             raise Busy("the node that fetches this image cannot be reached") from None
         if self._signer.is_answer(signed, response.status, response.headers.get(ANSWER_FIELD, "")):
             self.count("answered")
-            self._refusing.discard(member.node)
+            self._failing.discard(member.node)
             return response
         response.close()
-        self.count("refused")
-        if member.node not in self._refusing:
-            self._refusing.add(member.node)
-            log.warning(
-                "node refused a request",
-                extra={
-                    "node": member.node,
-                    "status": response.status,
-                    "hint": "what answers at its cluster.advertise_url has another cluster.secret or advertise_url, "
-                    "or is no node of this cluster",
-                },
-            )
+        self._note_failure(member, "refused", "node refused a request", hint=_REFUSED_HINT)
         raise Busy("the node that fetches this image refuses the request")
+
+    def _note_failure(self, member: Member, outcome: str, message: str, **facts: str) -> None:
+        """Count a failure, and log the first one of a node."""
+        self.count(outcome)
+        if member.node not in self._failing:
+            self._failing.add(member.node)
+            log.warning(message, extra={"node": member.node, "url": member.advertise_url, **facts})
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -140,7 +139,7 @@ class PeerClient:
         return self._session
 
 
-def _open_socket(address: AddrInfoType) -> socket.socket:
+def _open_socket(address: tuple[int, int, int, str, Any]) -> socket.socket:
     family, kind, protocol, _, _ = address
     sock = socket.socket(family, kind, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -43,6 +43,15 @@ BACKLOG: Final = 1024
 
 _REFUSAL: Final = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
+_LIMITS: Final[dict[str, Any]] = {
+    "access_log": None,
+    "auto_decompress": False,
+    "keepalive_timeout": IDLE_TIMEOUT_S,
+    "lingering_time": 0,
+    "max_line_size": REQUEST_BYTES_MAX,
+    "max_field_size": REQUEST_BYTES_MAX,
+}
+
 _MAC: Final = web.RequestKey("mac", str)
 """The MAC of a request, which its answer proves to know."""
 
@@ -57,9 +66,7 @@ class PeerServer(web.Server):
         refused: Callback with the reason of each refusal.
     """
 
-    def __init__(
-        self, base: web.Server, verifier: RequestVerifier, refused: Callable[[str], None]
-    ) -> None:
+    def __init__(self, base: web.Server, verifier: RequestVerifier, refused: Callable[[str], None]) -> None:
         super().__init__(self._handle, request_factory=base.request_factory, handler_cancellation=True)
         self.refused = refused
         self.strangers: dict[PeerConnection, None] = {}
@@ -78,9 +85,8 @@ class PeerServer(web.Server):
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = cast("PeerConnection", request.protocol)
         try:
-            fields = request.headers.getall(REQUEST_FIELD, [])
-            if request.body_exists:
-                raise RequestRefused("form")
+            # A request with a body has no field, as no route takes one.
+            fields = [] if request.body_exists else request.headers.getall(REQUEST_FIELD, [])
             request[_MAC] = self._verifier.verify(request.method, request.raw_path, fields)
         except RequestRefused as refusal:
             connection.refuse(refusal.reason)
@@ -99,16 +105,7 @@ class PeerConnection(web.RequestHandler):
     __slots__ = ("_server", "_timer", "_unjudged")
 
     def __init__(self, server: PeerServer, *, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(
-            server,
-            loop=loop,
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=IDLE_TIMEOUT_S,
-            lingering_time=0,
-            max_line_size=REQUEST_BYTES_MAX,
-            max_field_size=REQUEST_BYTES_MAX,
-        )
+        super().__init__(server, loop=loop, **_LIMITS)
         self._server = server
         self._timer: asyncio.TimerHandle | None = None
         self._unjudged = 0
@@ -207,6 +204,7 @@ async def listen_for_peers(
         refused: Callback with the reason of each refusal.
     """
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+
     async def prove(request: web.Request, response: web.StreamResponse) -> None:
         server.prove(request, response)
 

@@ -5,7 +5,7 @@ Rules:
 - A holder with a slash in its name is a member of some node (`Membership.members`); any other is a worker of this
   machine (`cluster/workers/peers.py`).
 - A request reaches some worker of a node. That one finds the worker with the fill by the local lease.
-- A node that cannot be reached is `Busy` at once: the caller fetches by itself.
+- A node that cannot be reached is `Busy` at once: the caller fetches by itself. What follows a member ends with it.
 - A node brings bytes alone, within limits, and never the path of a file.
 """
 
@@ -24,7 +24,7 @@ from imgkeep.core.errors import Busy, OriginError, StorageError
 from imgkeep.images.failure_history import RecentFailure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Mapping
+    from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 
     from imgkeep.cluster.nodes.membership import Member, Membership
     from imgkeep.cluster.nodes.peer_client import PeerClient
@@ -45,22 +45,26 @@ class NodePeers:
 
     Args:
         membership: Tells which members are alive, and where.
-        client: Sends the requests; `None`: the cluster is this node alone.
+        client: Sends the requests.
         local: The other workers of this machine; `None`: there are none.
         body_bytes_max: Maximum size of an image.
     """
 
-    def __init__(
-        self, membership: Membership, client: PeerClient | None, local: Peers | None, *, body_bytes_max: int
-    ) -> None:
+    def __init__(self, membership: Membership, client: PeerClient, local: Peers | None, *, body_bytes_max: int) -> None:
         self._membership = membership
         self._client = client
         self._local = local
         self._body_bytes_max = body_bytes_max
+        self._following: dict[str, set[asyncio.Timeout]] = {}
+        """The blocks that end with a member, by its id."""
+        membership.when_gone(self._end_following)
+
+    def count_with(self, count: Callable[[str], None]) -> None:
+        """Call `count` with the outcome of each request to a node (`PeerClient`)."""
+        self._client.count = count
 
     async def aclose(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
+        await self._client.aclose()
 
     @asynccontextmanager
     async def follow(self, holder: str, name: str) -> AsyncGenerator[RemoteFill | FillFailure | None]:
@@ -75,16 +79,16 @@ class NodePeers:
             async with self._find_local().follow(holder, name) as fill:
                 yield fill
             return
-        async with self._get(holder, f"/fills/{name}") as response:
-            if response.status == 204:
-                yield None
-                return
-            _require(response.status == 200)
-            try:
-                fill = await read_fill(response.content, bytes_max=self._body_bytes_max)
-            except OriginError:  # the node died before it had sent a message
-                raise Busy("the node that fetches this image broke off") from None
-            yield fill
+        has_begun = False
+        try:
+            async with self._while_live(holder), self._get(holder, f"/fills/{name}") as response:
+                fill = await self._read_fill(response)
+                has_begun = True
+                yield fill
+        except Busy:
+            if has_begun:
+                raise OriginError("the image broke off, because the node that fetches it has ended") from None
+            raise
 
     async def wait(self, holder: str, key: str) -> None:
         """
@@ -96,7 +100,7 @@ class NodePeers:
         if "/" not in holder:
             await self._find_local().wait(holder, key)
             return
-        async with self._get(holder, f"/fills/{key}/end") as response:
+        async with self._while_live(holder), self._get(holder, f"/fills/{key}/end") as response:
             _require(response.status == 204)
 
     async def notify(
@@ -141,11 +145,39 @@ class NodePeers:
                 raise StorageError("the node that has the image cannot read it")
             return NodeBody(response, size, stack.pop_all())
 
+    async def _read_fill(self, response: aiohttp.ClientResponse) -> RemoteFill | FillFailure | None:
+        if response.status == 204:
+            return None
+        _require(response.status == 200)
+        try:
+            return await read_fill(response.content, bytes_max=self._body_bytes_max)
+        except OriginError:  # the node died before it had sent a message
+            raise Busy("the node that fetches this image broke off") from None
+
+    @asynccontextmanager
+    async def _while_live(self, holder: str) -> AsyncGenerator[None]:
+        """Run the block as long as a member is live. Raises: Busy: It is not any more."""
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._following.setdefault(holder, set()).add(limit)
+                try:
+                    yield
+                finally:
+                    self._following[holder].discard(limit)
+                    if not self._following[holder]:
+                        del self._following[holder]
+        except TimeoutError:
+            raise Busy("the node that fetches this image is not alive any more") from None
+
+    def _end_following(self, member: str) -> None:
+        for limit in self._following.get(member, ()):
+            limit.reschedule(asyncio.get_running_loop().time())
+
     @asynccontextmanager
     async def _get(self, holder: str, target: str) -> AsyncGenerator[aiohttp.ClientResponse]:
         """Ask a member. Raises: Busy: It cannot be reached, also within the block before an answer."""
         member = self._find(holder)
-        if member is None or self._client is None:
+        if member is None:
             raise Busy("the node that fetches this image is not alive")
         async with self._client.get(member, target) as response:
             yield response

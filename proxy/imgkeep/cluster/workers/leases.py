@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from imgkeep.cluster.workers.worker_info import WorkerInfo
+
 EXPIRED_MAX: Final = 16
 """
 Maximum number of expired leases that one call removes: more than one call adds, so that their number does not grow, and
@@ -73,14 +75,6 @@ class FillLeases:
                 self._held[key] = None
                 return None
 
-    def find_holder(self, key: str) -> str | None:
-        """Return the name of another worker that holds the lease of a key; `None`: there is none."""
-        try:
-            holder = str((self._folder / key).readlink())
-        except OSError:
-            return None
-        return None if holder == self._name else holder
-
     def release(self, key: str, *, stored: bool = False) -> None:
         """Release a lease of this worker, if it holds one: after the grace period where the image is `stored`."""
         if key not in self._held:
@@ -110,6 +104,15 @@ class FillLeases:
         del self._held[key]
         with suppress(OSError):
             (self._folder / key).unlink()
+
+
+def find_holder(key: str, worker: WorkerInfo) -> str | None:
+    """Return the name of another worker that holds the lease of a key; `None`: there is none."""
+    try:
+        holder = str((worker.shared_folder.leases / key).readlink())
+    except OSError:
+        return None
+    return None if holder == worker.name else holder
 
 
 def remove_leases_of(name: str, folder: Path) -> None:
