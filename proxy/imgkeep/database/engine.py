@@ -7,6 +7,8 @@ Rules:
 - The engine quarantines a damaged SQLite file and begins a new one, whose image index is incomplete until `reindex`
   fills it. It closes a file that an operator has removed or replaced, and opens what is there now.
 - The engine changes nothing in a database of an unknown schema: that is an error at start.
+- A PostgreSQL that hangs holds the thread for `HANG_MAX_S`; then the engine breaks the connection, except in a
+  migration, and the next call connects anew.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import sqlalchemy as sa
 
 from imgkeep.config import ConfigError, absolute
 from imgkeep.core.errors import StorageError
+from imgkeep.database import postgresql
 from imgkeep.database.schema import state
 from imgkeep.database.schema_upgrade import IncompatibleDatabase, prepare_tables
 from imgkeep.database.sqlite_file import find_file, quarantine, take_over
@@ -40,6 +43,8 @@ BUSY_TIMEOUT_S: Final = 5
 """Timeout for SQLite's write lock: another process's transaction is shorter."""
 CALL_TIMEOUT_S: Final = 30
 """Timeout for one call. A migration of a large database takes seconds."""
+HANG_MAX_S: Final = CALL_TIMEOUT_S + 5
+"""Maximum time that a call holds the thread while a PostgreSQL does not answer, although it accepts packets."""
 
 T = TypeVar("T")
 
@@ -56,7 +61,7 @@ class DatabaseEngine:
         marks: The rows of the table `state`, as of the last connection.
     """
 
-    def __init__(self, url: str, clock: Clock, *, read_only: bool = False) -> None:
+    def __init__(self, url: str, clock: Clock, *, read_only: bool = False, hang_max_s: float = HANG_MAX_S) -> None:
         require_driver(url)
         self.url = sa.make_url(url)
         self.location = _describe_location(self.url)
@@ -72,6 +77,10 @@ class DatabaseEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._engine: sa.Engine | None = None
         self._file: tuple[int, int] | None = None
+        self._hang_max_s = hang_max_s
+        self._session: postgresql.Connection | None = None
+        """The connection to a PostgreSQL, which `interrupt` may break."""
+        self._is_preparing_tables = False
         self._latest = 0
         self._hung_call: asyncio.Future[Any] | None = None
         """The call that ran into its timeout, and holds the thread until it returns."""
@@ -87,6 +96,8 @@ class DatabaseEngine:
         await self.execute(lambda _: None)
 
     async def aclose(self) -> None:
+        if self._hung_call is not None:
+            self._interrupt(self._hung_call)  # the end of the process would wait for the thread
         if self._engine is not None:
             with suppress(StorageError):
                 await self._run(CALL_TIMEOUT_S, self._disconnect)
@@ -129,6 +140,7 @@ class DatabaseEngine:
         except TimeoutError:
             self._hung_call = future
             future.add_done_callback(lambda late: late.cancelled() or late.exception())
+            asyncio.get_running_loop().call_later(max(0, self._hang_max_s - timeout_s), self._interrupt, future)
             self.fault = "it does not answer"
             raise StorageError("the database does not answer", place=self.location) from None
         except IncompatibleDatabase as error:
@@ -138,8 +150,8 @@ class DatabaseEngine:
             raise
         except sa.exc.SQLAlchemyError as error:
             # The driver's words describe the failure; SQLAlchemy's own would add the statement and its values.
-            self.fault = str(getattr(error, "orig", None) or type(error).__name__)
-            raise StorageError("the database failed", cause=_single_line(self.fault), place=self.location) from None
+            self.fault = self._explain(getattr(error, "orig", None) or error)
+            raise StorageError("the database failed", cause=self.fault, place=self.location) from None
         except OSError as error:
             self.fault = os.strerror(error.errno or errno.EIO)
             raise StorageError("the database failed", cause=self.fault, place=self.location) from None
@@ -173,15 +185,34 @@ class DatabaseEngine:
         if self._is_sqlite:
             sa.event.listen(engine, "connect", _prepare_sqlite)
             sa.event.listen(engine, "begin", _begin_sqlite)
+        else:
+            sa.event.listen(engine, "do_connect", self._connect_to_postgresql)
         try:
             with engine.execution_options(begin="IMMEDIATE").begin() as connection:
+                self._is_preparing_tables = True
                 prepare_tables(connection, read_only=self._read_only)
                 self.marks = {row.name: row.value for row in connection.execute(sa.select(state))}
         except BaseException:
             engine.dispose()
             raise
+        finally:
+            self._is_preparing_tables = False
         self._file = self._identify_file()
         return engine
+
+    def _connect_to_postgresql(self, _dialect: object, _r: object, _a: object, parameters: dict[str, Any]) -> object:
+        self._session = postgresql.connect(parameters, read_only=self._read_only, statement_timeout_s=CALL_TIMEOUT_S)
+        return self._session
+
+    def _interrupt(self, call: asyncio.Future[Any]) -> None:
+        """End a call that a PostgreSQL does not answer. A migration may take its time."""
+        if self._session is not None and not call.done() and not self._is_preparing_tables:
+            postgresql.interrupt(self._session)
+
+    def _explain(self, error: BaseException) -> str:
+        if self._is_sqlite:
+            return _single_line(str(error) or type(error).__name__)
+        return postgresql.explain(error, user=self.url.username or "", name=self.url.database or "")
 
     def _choose_file(self) -> Path:
         """Return the file to open, which has the old name as long as another process has it open."""
