@@ -64,7 +64,7 @@ class DatabaseEngine:
     def __init__(self, url: str, clock: Clock, *, read_only: bool = False, hang_max_s: float = HANG_MAX_S) -> None:
         require_driver(url)
         self.url = sa.make_url(url)
-        self.location = _describe_location(self.url)
+        self.location = describe_location(self.url)
         self.fault: str | None = None
         self.incompatible: IncompatibleDatabase | None = None
         self.found_incompatible = asyncio.Event()
@@ -79,8 +79,8 @@ class DatabaseEngine:
         self._file: tuple[int, int] | None = None
         self._hang_max_s = hang_max_s
         self._session: postgresql.Connection | None = None
-        """The connection to a PostgreSQL, which `interrupt` may break."""
-        self._is_preparing_tables = False
+        """The connection to a PostgreSQL, which `_interrupt` may break."""
+        self._is_migrating = False
         self._latest = 0
         self._hung_call: asyncio.Future[Any] | None = None
         """The call that ran into its timeout, and holds the thread until it returns."""
@@ -122,6 +122,15 @@ class DatabaseEngine:
         """
         return await self._run(timeout_s, self._in_transaction, work)
 
+    async def read(self, query: Callable[[sa.Connection], T], *, timeout_s: float = CALL_TIMEOUT_S) -> T:
+        """
+        Do `query`, a single statement that reads. A transaction around it would cost two more round trips.
+
+        Raises:
+            StorageError: The database failed.
+        """
+        return await self._run(timeout_s, self._in_transaction, query, True)
+
     def now(self) -> int:
         """
         Return the time in whole seconds, never less than before: with a clock that is set back during a reindex the
@@ -158,20 +167,25 @@ class DatabaseEngine:
         self.fault = None
         return result
 
-    def _in_transaction(self, work: Callable[[sa.Connection], T]) -> T:
+    def _in_transaction(self, work: Callable[[sa.Connection], T], is_single: bool = False) -> T:  # noqa: FBT001, FBT002
         try:
-            return self._attempt(work)
+            return self._attempt(work, is_single)
         except sa.exc.DatabaseError as error:
             if self._read_only or not _is_corruption(error):
                 raise
         self._disconnect()
         quarantine(Path(self.url.database or ""), self.now())
-        return self._attempt(work)
+        return self._attempt(work, is_single)
 
-    def _attempt(self, work: Callable[[sa.Connection], T]) -> T:
+    def _attempt(self, work: Callable[[sa.Connection], T], is_single: bool) -> T:  # noqa: FBT001
+        if self._session is not None and postgresql.is_lost(self._session):
+            self._disconnect()  # as after a restart of the server; the next statement would fail
         if self._engine is None:
             self._engine = self._connect()
-        with self._engine.begin() as connection:
+        engine = self._engine
+        if is_single and not self._is_sqlite:
+            engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        with engine.begin() as connection:
             return work(connection)
 
     def _connect(self) -> sa.Engine:
@@ -181,7 +195,7 @@ class DatabaseEngine:
             # Another process may have renamed the file with the old name since: no new one may begin there.
             if self._read_only or path != self._configured:
                 options["creator"] = self._connect_to_existing_file
-        engine = sa.create_engine(self.url, pool_pre_ping=True, **options)
+        engine = sa.create_engine(self.url, pool_pre_ping=self._is_sqlite, **options)
         if self._is_sqlite:
             sa.event.listen(engine, "connect", _prepare_sqlite)
             sa.event.listen(engine, "begin", _begin_sqlite)
@@ -189,14 +203,13 @@ class DatabaseEngine:
             sa.event.listen(engine, "do_connect", self._connect_to_postgresql)
         try:
             with engine.execution_options(begin="IMMEDIATE").begin() as connection:
-                self._is_preparing_tables = True
-                prepare_tables(connection, read_only=self._read_only)
+                prepare_tables(connection, self._note_migration, read_only=self._read_only)
                 self.marks = {row.name: row.value for row in connection.execute(sa.select(state))}
         except BaseException:
             engine.dispose()
             raise
         finally:
-            self._is_preparing_tables = False
+            self._is_migrating = False
         self._file = self._identify_file()
         return engine
 
@@ -206,8 +219,11 @@ class DatabaseEngine:
 
     def _interrupt(self, call: asyncio.Future[Any]) -> None:
         """End a call that a PostgreSQL does not answer. A migration may take its time."""
-        if self._session is not None and not call.done() and not self._is_preparing_tables:
+        if self._session is not None and not call.done() and not self._is_migrating:
             postgresql.interrupt(self._session)
+
+    def _note_migration(self) -> None:
+        self._is_migrating = True
 
     def _explain(self, error: BaseException) -> str:
         if self._is_sqlite:
@@ -223,7 +239,7 @@ class DatabaseEngine:
             path.parent.mkdir(parents=True, exist_ok=True)
             path = take_over(path)
         self.url = self.url.set(database=str(path))
-        self.location = _describe_location(self.url)
+        self.location = describe_location(self.url)
         return path
 
     @property
@@ -239,6 +255,7 @@ class DatabaseEngine:
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None
+        self._session = None
 
     def _disconnect_from_lost_file(self) -> None:
         # A process that has a removed file open can go on using it, and would lose everything at the next start.
@@ -277,8 +294,9 @@ def require_driver(url: str) -> None:
         ) from None
 
 
-def _describe_location(url: sa.URL) -> str:
-    """Return which database a URL names, without the password."""
+def describe_location(url: sa.URL | str) -> str:
+    """Return which database a URL of SQLAlchemy names, without the password."""
+    url = sa.make_url(url)
     if url.get_backend_name() == "sqlite":
         return f"file {absolute(url.database or '')}"
     port = "" if url.port is None else f":{url.port}"

@@ -59,8 +59,9 @@ of them a page took a second.
 class ImageIndex:
     """The rows of the images, one a key. A crash loses the last `batch_delay_s` seconds of them; the store has them."""
 
-    def __init__(self, engine: DatabaseEngine, *, batch_delay_s: float = BATCH_DELAY_S) -> None:
+    def __init__(self, engine: DatabaseEngine, *, batch_delay_s: float = BATCH_DELAY_S, node: str = "") -> None:
         self._engine = engine
+        self._node = node
         self._batch_delay_s = batch_delay_s
         self._unwritten: dict[Key, Record] = {}
         self._has_dropped = False
@@ -78,7 +79,7 @@ class ImageIndex:
         unwritten = self._unwritten.get(key)
         if unwritten is not None:
             return unwritten
-        records = await self._select(_records().where(images.c.key == key), timeout_s=FIND_TIMEOUT_S)
+        records = await self._select(select_records(self._node).where(images.c.key == key), timeout_s=FIND_TIMEOUT_S)
         return records[0] if records else None
 
     async def find_all(self, keys: Collection[Key]) -> dict[Key, Record]:
@@ -86,7 +87,7 @@ class ImageIndex:
         await self.flush()
         wanted, found = list(keys), {}
         for start in range(0, len(wanted), BATCH):
-            query = _records().where(images.c.key.in_(wanted[start : start + BATCH]))
+            query = select_records(self._node).where(images.c.key.in_(wanted[start : start + BATCH]))
             found.update({record.key: record for record in await self._select(query)})
         return found
 
@@ -106,13 +107,13 @@ class ImageIndex:
 
         def work(connection: sa.Connection) -> None:
             connection.execute(sa.delete(images).where(images.c.key.in_(keys)))
-            delete_entries(connection, keys)
+            delete_entries(connection, self._node, keys)
 
         await self._engine.execute(work)
 
     async def page(self, *, limit: int, after: tuple[int, str] | None = None, wanted: Wanted = ANY) -> Sequence[Record]:
         """Return up to `limit` records, newest first, after epoch seconds and key of the last one before them."""
-        query = _records().order_by(images.c.stored_at.desc(), images.c.key.desc()).limit(limit)
+        query = select_records(self._node).order_by(images.c.stored_at.desc(), images.c.key.desc()).limit(limit)
         query = query.where(_NOT_BLOCKED)
         for column, value in (
             (images.c.host, wanted.host),
@@ -134,7 +135,7 @@ class ImageIndex:
         """Return the keys of all records that point at an object."""
         await self.flush()
         query = sa.select(images.c.key).where(images.c.digest == digest)
-        return [Key(key) for key in await self._engine.execute(lambda connection: connection.scalars(query).all())]
+        return [Key(key) for key in await self._engine.read(lambda connection: connection.scalars(query).all())]
 
     async def count(self) -> Totals:
         await self.flush()
@@ -143,7 +144,7 @@ class ImageIndex:
     async def count_images(self) -> tuple[int, int]:
         """Return the number of images, and the sum of their sizes in bytes."""
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(images.c.size), 0)).where(_NOT_BLOCKED)
-        number, size = await self._engine.execute(lambda connection: connection.execute(query).one())
+        number, size = await self._engine.read(lambda connection: connection.execute(query).one())
         return int(number), int(size)
 
     async def suspects(self, *, since: datetime, identities_min: int) -> Sequence[tuple[str, Digest, int]]:
@@ -162,7 +163,7 @@ class ImageIndex:
             .order_by(number.desc(), images.c.host, images.c.digest)
             .limit(SUSPECTS_MAX)
         )
-        rows = await self._engine.execute(lambda connection: connection.execute(query).all())
+        rows = await self._engine.read(lambda connection: connection.execute(query).all())
         return [(row.host, Digest(row.digest), row.number) for row in rows]
 
     async def rebuild(self, records: AsyncIterator[Record]) -> int:
@@ -217,11 +218,11 @@ class ImageIndex:
 
     async def _write(self, batch: Sequence[Record]) -> int:
         if batch:
-            await self._engine.execute(lambda connection: _upsert(connection, batch, self._engine.now()))
+            await self._engine.execute(lambda connection: _upsert(connection, self._node, batch, self._engine.now()))
         return len(batch)
 
     async def _select(self, query: sa.Select[Any], **limits: float) -> list[Record]:
-        return await self._engine.execute(lambda connection: _read(connection, query), **limits)
+        return await self._engine.read(lambda connection: _read(connection, query), **limits)
 
 
 def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Record]:
@@ -233,7 +234,7 @@ def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Record]:
         raise StorageError("the image index holds a damaged row; `imgkeep reindex` repairs it") from None
 
 
-def _upsert(connection: sa.Connection, records: Sequence[Record], now: int) -> None:
+def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now: int) -> None:
     # Delete and insert: the one way of upserting that every dialect has.
     connection.execute(sa.delete(images).where(images.c.key.in_([record.key for record in records])))
     # Compiled once and handed to the driver as it is: SQLAlchemy's handling of each row costs more than the row.
@@ -241,12 +242,13 @@ def _upsert(connection: sa.Connection, records: Sequence[Record], now: int) -> N
     rows = [{**_to_row(record), "indexed_at": now} for record in records]
     order = insert.positiontup
     connection.exec_driver_sql(insert.string, [tuple(map(row.__getitem__, order)) for row in rows] if order else rows)
-    update_entries(connection, records)
+    update_entries(connection, node, records)
 
 
-def _records() -> sa.Select[Any]:
-    """Select records, each with whether it waits for the primary."""
-    return sa.select(images, outbox.c.since).outerjoin(outbox, images.c.key == outbox.c.key)
+def select_records(node: str) -> sa.Select[Any]:
+    """Select records, each with whether the fallback of a node has it for the primary."""
+    mine = sa.and_(images.c.key == outbox.c.key, outbox.c.node == node)
+    return sa.select(images, outbox.c.since).outerjoin(outbox, mine)
 
 
 def _finish_rebuild(connection: sa.Connection, began: int) -> None:

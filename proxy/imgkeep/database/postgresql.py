@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -20,17 +21,27 @@ if TYPE_CHECKING:
     Connection = psycopg.Connection[Any]
 
 CONNECT_TIMEOUT_S: Final = 5
-"""Timeout for a connection, name resolution included."""
-OPTIONS: Final = {
+"""Timeout for a connection, for each address of the server."""
+
+CONNECTION_PARAMETERS: Final = {
     "connect_timeout": str(CONNECT_TIMEOUT_S),
     "application_name": "imgkeep",
-    # A dead server is noticed within some ten seconds also by a connection that only listens.
     "keepalives_idle": "5",
     "keepalives_interval": "2",
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
-"""Parameters of every connection; those of `database.url` win."""
+"""Parameters of a connection (PostgreSQL 17, 32.1.2): a dead server is noticed within some ten seconds."""
+
+SERVER_SETTINGS: Final = (
+    "SELECT set_config('tcp_keepalives_idle', '5', false), set_config('tcp_keepalives_interval', '2', false), "
+    "set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '10000', false), "
+    "set_config('idle_in_transaction_session_timeout', '10000', false)"
+)
+"""
+A statement that has the server notice a dead client as soon (PostgreSQL 17, 19.3.2 and 19.11.1), and with it release
+what the client has locked, as the leadership. It is a statement because poolers refuse settings at the connection.
+"""
 ENCODING: Final = "UTF8"
 _GRANTS: Final = (
     "give the user of database.url the rights on it, as the owner of the database: "
@@ -97,10 +108,11 @@ def connect(parameters: dict[str, Any], *, read_only: bool, statement_timeout_s:
     """
     import psycopg  # noqa: PLC0415 - an extra
 
-    connection = psycopg.connect(**{**OPTIONS, **parameters})
+    connection = psycopg.connect(**{**CONNECTION_PARAMETERS, **parameters})
     try:
         check_server(connection, read_only=read_only)
-        connection.execute(f"SET statement_timeout = {statement_timeout_s * 1000:d}".encode())
+        connection.execute(SERVER_SETTINGS)
+        connection.execute("SELECT set_config('statement_timeout', %s, false)", [f"{statement_timeout_s}s"])
         connection.commit()
     except BaseException:
         connection.close()
@@ -124,6 +136,19 @@ def check_server(connection: psycopg.BaseConnection[Any], *, read_only: bool) ->
     reported = {connection.info.parameter_status(name) for name in ("in_hot_standby", "default_transaction_read_only")}
     if "on" in reported and not read_only:
         raise StorageError("the database takes no writes", cause=_PRIMARY)
+
+
+def is_lost(connection: Connection) -> bool:
+    """
+    Whether the server has closed a connection that was idle. This costs no round trip.
+
+    The server may also have reported a changed setting, which says nothing; a new connection is right then too.
+    """
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def interrupt(connection: Connection) -> None:
