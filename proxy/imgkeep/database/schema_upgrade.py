@@ -39,7 +39,8 @@ class IncompatibleDatabase(StorageError):
 
 COMPATIBLE_FROM: Final = "0007"
 """The oldest version that can use the tables of this one."""
-_COMPATIBLE_FROM_MARK: Final = "compatible_from"
+COMPATIBLE_FROM_MARK: Final = "compatible_from"
+"""The row of the table `state` that has it."""
 _MIGRATION_LOCK: Final = 0x696D676B6565
 """Advisory lock of PostgreSQL: nodes that start at once make the tables one after the other."""
 
@@ -64,7 +65,7 @@ def prepare_tables(
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
     if sa.inspect(connection).has_table(_version.name):
         version = connection.scalar(sa.select(_version))
-        if version != NEWEST and not _is_compatible_newer(connection, version):
+        if version != NEWEST and not is_compatible_newer(version, _read_compatible_from(connection)):
             if version not in RELEASED:
                 raise IncompatibleDatabase(f"the database {describe_mismatch(version)}")
             before_migration()
@@ -81,17 +82,20 @@ def prepare_tables(
         connection.execute(_version.insert().values(version_num=NEWEST))
 
 
-def _is_compatible_newer(connection: sa.Connection, version: str | None) -> bool:
+def is_compatible_newer(version: str | None, compatible_from: str | None) -> bool:
     """Tell whether a newer version made the tables, and says that this one can use them."""
     if version is None or not re.fullmatch(r"[0-9]{4}", version) or version < NEWEST:
         return False
-    oldest = connection.scalar(sa.select(state.c.value).where(state.c.name == _COMPATIBLE_FROM_MARK))
-    return oldest is not None and oldest <= NEWEST
+    return compatible_from is not None and compatible_from <= NEWEST
+
+
+def _read_compatible_from(connection: sa.Connection) -> str | None:
+    return connection.scalar(sa.select(state.c.value).where(state.c.name == COMPATIBLE_FROM_MARK))
 
 
 def _mark_compatible(connection: sa.Connection) -> None:
-    connection.execute(sa.delete(state).where(state.c.name == _COMPATIBLE_FROM_MARK))
-    connection.execute(sa.insert(state), {"name": _COMPATIBLE_FROM_MARK, "value": COMPATIBLE_FROM})
+    connection.execute(sa.delete(state).where(state.c.name == COMPATIBLE_FROM_MARK))
+    connection.execute(sa.insert(state), {"name": COMPATIBLE_FROM_MARK, "value": COMPATIBLE_FROM})
 
 
 def migrate(connection: sa.Connection, version: str = "head") -> None:
@@ -128,4 +132,7 @@ def describe_mismatch(version: str | None) -> str:
             f"was written before the first release (schema {version}): move it away; "
             "`imgkeep reindex` fills a new one from the records, jobs are lost"
         )
-    return f"was written by a newer version of imgkeep (schema {version}), or by another program"
+    return (
+        f"was written by a newer version of imgkeep (schema {version}), or by another program: run that version, or "
+        "name another database in database.url"
+    )
