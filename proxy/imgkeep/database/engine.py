@@ -122,14 +122,9 @@ class DatabaseEngine:
         """
         return await self._run(timeout_s, self._in_transaction, work)
 
-    async def read(self, query: Callable[[sa.Connection], T], *, timeout_s: float = CALL_TIMEOUT_S) -> T:
-        """
-        Do `query`, a single statement that reads. A transaction around it would cost two more round trips.
-
-        Raises:
-            StorageError: The database failed.
-        """
-        return await self._run(timeout_s, self._in_transaction, query, True)
+    async def read(self, work: Callable[[sa.Connection], T], *, timeout_s: float = CALL_TIMEOUT_S) -> T:
+        """Do `work`, which is one statement that changes nothing: without a transaction where that saves requests."""
+        return await self._run(timeout_s, self._in_transaction, work, "AUTOCOMMIT")
 
     def now(self) -> int:
         """
@@ -167,25 +162,25 @@ class DatabaseEngine:
         self.fault = None
         return result
 
-    def _in_transaction(self, work: Callable[[sa.Connection], T], is_single: bool = False) -> T:  # noqa: FBT001, FBT002
+    def _in_transaction(self, work: Callable[[sa.Connection], T], isolation: str | None = None) -> T:
         try:
-            return self._attempt(work, is_single)
+            return self._attempt(work, isolation)
         except sa.exc.DatabaseError as error:
             if self._read_only or not _is_corruption(error):
                 raise
         self._disconnect()
         quarantine(Path(self.url.database or ""), self.now())
-        return self._attempt(work, is_single)
+        return self._attempt(work, isolation)
 
-    def _attempt(self, work: Callable[[sa.Connection], T], is_single: bool) -> T:  # noqa: FBT001
+    def _attempt(self, work: Callable[[sa.Connection], T], isolation: str | None) -> T:
         if self._session is not None and postgresql.is_lost(self._session):
             self._disconnect()  # as after a restart of the server; the next statement would fail
         if self._engine is None:
             self._engine = self._connect()
-        engine = self._engine
-        if is_single and not self._is_sqlite:
-            engine = engine.execution_options(isolation_level="AUTOCOMMIT")
-        with engine.begin() as connection:
+        if isolation is None or self._is_sqlite:
+            with self._engine.begin() as connection:
+                return work(connection)
+        with self._engine.connect().execution_options(isolation_level=isolation) as connection, connection.begin():
             return work(connection)
 
     def _connect(self) -> sa.Engine:
@@ -195,7 +190,7 @@ class DatabaseEngine:
             # Another process may have renamed the file with the old name since: no new one may begin there.
             if self._read_only or path != self._configured:
                 options["creator"] = self._connect_to_existing_file
-        engine = sa.create_engine(self.url, pool_pre_ping=self._is_sqlite, **options)
+        engine = sa.create_engine(self.url, **options)
         if self._is_sqlite:
             sa.event.listen(engine, "connect", _prepare_sqlite)
             sa.event.listen(engine, "begin", _begin_sqlite)
@@ -214,7 +209,9 @@ class DatabaseEngine:
         return engine
 
     def _connect_to_postgresql(self, _dialect: object, _r: object, _a: object, parameters: dict[str, Any]) -> object:
-        self._session = postgresql.connect(parameters, read_only=self._read_only, statement_timeout_s=CALL_TIMEOUT_S)
+        self._session = postgresql.connect(
+            parameters, read_only=self._read_only, statement_timeout_s=CALL_TIMEOUT_S, place=self.location
+        )
         return self._session
 
     def _interrupt(self, call: asyncio.Future[Any]) -> None:

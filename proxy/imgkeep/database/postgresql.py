@@ -91,7 +91,7 @@ _CONNECT_REMEDIES: Final = (
 """Remedies by patterns of a message: libpq gives no SQLSTATE for a connection that failed. The first one counts."""
 
 
-def connect(parameters: dict[str, Any], *, read_only: bool, statement_timeout_s: int) -> Connection:
+def connect(parameters: dict[str, Any], *, read_only: bool, statement_timeout_s: int, place: str) -> Connection:
     """
     Connect to a database. Blocks.
 
@@ -100,6 +100,7 @@ def connect(parameters: dict[str, Any], *, read_only: bool, statement_timeout_s:
         read_only: Whether a server that takes no writes will do.
         statement_timeout_s: The time after which the server itself ends a statement. Otherwise one whose caller has
             gone would keep its locks, and the connection.
+        place: The database, for errors.
 
     Raises:
         IncompatibleDatabase: The database has an encoding that cannot hold every text.
@@ -110,7 +111,7 @@ def connect(parameters: dict[str, Any], *, read_only: bool, statement_timeout_s:
 
     connection = psycopg.connect(**{**CONNECTION_PARAMETERS, **parameters})
     try:
-        check_server(connection, read_only=read_only)
+        check_server(connection, read_only=read_only, place=place)
         connection.execute(SERVER_SETTINGS)
         connection.execute("SELECT set_config('statement_timeout', %s, false)", [f"{statement_timeout_s}s"])
         connection.commit()
@@ -120,7 +121,7 @@ def connect(parameters: dict[str, Any], *, read_only: bool, statement_timeout_s:
     return connection
 
 
-def check_server(connection: psycopg.BaseConnection[Any], *, read_only: bool) -> None:
+def check_server(connection: psycopg.BaseConnection[Any], *, read_only: bool, place: str) -> None:
     """
     Check the parameters that a server reports to each new connection.
 
@@ -135,7 +136,7 @@ def check_server(connection: psycopg.BaseConnection[Any], *, read_only: bool) ->
     # Servers before PostgreSQL 14 do not report these; there a write fails.
     reported = {connection.info.parameter_status(name) for name in ("in_hot_standby", "default_transaction_read_only")}
     if "on" in reported and not read_only:
-        raise StorageError("the database takes no writes", cause=_PRIMARY)
+        raise StorageError("the database takes no writes", cause=_PRIMARY, place=place)
 
 
 def is_lost(connection: Connection) -> bool:
