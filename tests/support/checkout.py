@@ -124,8 +124,10 @@ class Shell:
         return log.read_text()
 
     @asynccontextmanager
-    async def serving(self, commands: str, url: str, name: str) -> AsyncGenerator[None]:
-        """Run commands until the end of the block, which begins when `url` answers."""
+    async def serving(
+        self, commands: str, url: str, name: str, *, end: signal.Signals = signal.SIGTERM
+    ) -> AsyncGenerator[None]:
+        """Run commands until the end of the block, which begins when `url` answers, and then end them by a signal."""
         log = self._folder / f"{name}.log"
         process = await self._start(commands, log)
         try:
@@ -135,13 +137,13 @@ class Shell:
                     await asyncio.sleep(0.05)
             yield
         finally:
-            await _end(process)
+            await _end(process, end)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """End a shell and all that it started, as Ctrl-C ends them: each has time to clean up."""
+async def _end(process: asyncio.subprocess.Process, first: signal.Signals) -> None:
+    """End a shell and all that it started: after SIGTERM each has time to clean up, as after Ctrl-C."""
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, first)
         await process.wait()
         with suppress(TimeoutError):
             async with asyncio.timeout(20):
