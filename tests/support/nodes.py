@@ -37,7 +37,9 @@ class FakeMembership:
 
     def __init__(self, *others: Member) -> None:
         self.id = "here/1"
-        self.identity = NodeIdentity(self.id, "here", "host", "http://127.0.0.1:9", "1", SECRET, "store")
+        self.identity = NodeIdentity(
+            self.id, "here", "host", "http://127.0.0.1:9", "1", SECRET, "store", is_only_process=True
+        )
         self.members = {each.id: each for each in (make_member(self.id, "http://127.0.0.1:9"), *others)}
         self._gone: list[Callable[[str], None]] = []
 
