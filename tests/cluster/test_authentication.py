@@ -42,26 +42,25 @@ def reason_of(verifier: RequestVerifier, fields: list[str], *, method: str = "GE
 
 
 @pytest.mark.parametrize(
-    ("target", "body", "field"),
+    ("target", "body", "mac"),
     [
         (
             TARGET,
             b"",
-            "v1 a/1 1764530000.250 00000000000000000000000000000000 "
             "bbdf44772885f5d3eed140ea9d162e7cb9d15a4357d69a56a0d64740d98ff7f7",
         ),
         (
             "/objects/ab.png?a=b%20c",
             b"body",
-            "v1 a/1 1764530000.250 00000000000000000000000000000000 "
             "154947790169975191868b54505d22cbccb8d7006eea8e6979e4901aeb51b149",
         ),
     ],
     ids=["without body", "query and body"],
 )
-def test_vectors_of_the_form(target: str, body: bytes, field: str) -> None:
+def test_vectors_of_the_form(target: str, body: bytes, mac: str) -> None:
+    field = f"v1 a/1 1764530000.250 {'0' * 32} {mac}"
     assert make_signer().sign(NODE, "GET", target, body).field == field
-    assert make_verifier().verify("GET", target, [field], body) == field.rpartition(" ")[2]
+    assert make_verifier().verify("GET", target, [field], body) == mac
 
 
 def test_vector_of_the_answer() -> None:
@@ -109,9 +108,11 @@ def test_field_counts_once_for_one_request_to_one_node() -> None:
     assert reason_of(verifier, fields) == "replay"
 
 
-def test_time_is_good_for_a_window_in_both_directions() -> None:
-    for offset, reason in ((0, None), (WINDOW_S, None), (-WINDOW_S, None), (WINDOW_S + 1, "time"), (-300, "time")):
-        assert reason_of(make_verifier(), sign(make_signer(now=lambda offset=offset: NOW + offset))) == reason
+@pytest.mark.parametrize(
+    ("offset", "reason"), [(0, None), (WINDOW_S, None), (-WINDOW_S, None), (WINDOW_S + 1, "time"), (-300, "time")]
+)
+def test_time_is_good_for_a_window_in_both_directions(offset: float, reason: str | None) -> None:
+    assert reason_of(make_verifier(), sign(make_signer(now=lambda: NOW + offset))) == reason
 
 
 def test_unknown_time_signs_and_verifies_nothing() -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from contextlib import aclosing
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -37,6 +35,9 @@ from tests.support.waiting import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from imgkeep.cluster.nodes.peers import NodePeers
+    from imgkeep.storage.interfaces import Body
+
 KEY = "a" * 64
 NAME = f"{'b' * 64}.png"
 LARGE = bytes(range(256)) * 2000
@@ -51,6 +52,22 @@ async def node() -> AsyncIterator[FakeNode]:
 
 async def read_all(fill: RemoteFill) -> bytes:
     return b"".join([data async for _, data in fill.steps])
+
+
+async def follow_to_the_end(peers: NodePeers, begun: Callable[[], None]) -> None:
+    """Follow a fill; call `begun` after the first bytes."""
+    async with peers.follow("there/1", KEY) as fill:
+        assert isinstance(fill, RemoteFill)
+        await anext(aiter(fill.steps))
+        begun()
+        await read_all(fill)
+
+
+async def read_body(body: Body) -> bytes:
+    data = b""
+    while piece := await body.read(len(data), 65_536):
+        data += piece
+    return data
 
 
 async def say(node: FakeNode, data: bytes) -> bytes:
@@ -148,11 +165,7 @@ async def test_end_of_a_member_ends_what_follows_it(node: FakeNode) -> None:
     membership = FakeMembership(node.member)
     async with peers_of(membership) as (peers, _):
         with pytest.raises(OriginError):
-            async with peers.follow("there/1", KEY) as fill:
-                assert isinstance(fill, RemoteFill)
-                await anext(aiter(fill.steps))
-                membership.bury("there/1")
-                await anext(aiter(fill.steps))
+            await follow_to_the_end(peers, lambda: membership.bury("there/1"))
     body = node.images.fills[KEY][0]  # type: ignore[index]
     await until(lambda: body.is_closed)
 
@@ -186,7 +199,7 @@ async def test_wrong_secret_is_busy_and_counted_on_both_sides(node: FakeNode) ->
     assert node.images.waited_for == []
 
 
-async def test_node_without_the_secret_is_believed_nothing(node: FakeNode) -> None:
+async def test_node_without_the_secret_is_believed_nothing() -> None:
     """A stranger at the address of a node cannot make its answers count."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -375,11 +388,8 @@ async def test_object_comes_with_its_size(node: FakeNode) -> None:
             body = await peers.fetch_object(holder, NAME)
             assert body is not None
             assert await body.wait_for_size() == len(LARGE)
-            data = b""
-            while piece := await body.read(len(data), 65_536):
-                data += piece
+            assert await read_body(body) == LARGE
             await body.aclose()
-            assert data == LARGE
         assert await peers.fetch_object("there", NAME.replace("png", "gif")) is None
         for holder in ("here", "gone"):
             with pytest.raises(Busy):
@@ -387,19 +397,14 @@ async def test_object_comes_with_its_size(node: FakeNode) -> None:
 
 
 async def test_object_that_breaks_off_is_an_error(node: FakeNode) -> None:
-    node.objects[NAME] = FakeBody(LARGE)
-
-    async def fail(_: int, __: int) -> bytes:
-        raise StorageError("the disk fails")
-
-    node.objects[NAME].read = fail  # type: ignore[method-assign]
+    node.objects[NAME] = FakeBody(LARGE, StorageError("the disk fails"), size=len(LARGE) + 1)
     async with peers_of(FakeMembership(node.member)) as (peers, _):
         body = await peers.fetch_object("there", NAME)
         assert body is not None
         with pytest.raises(StorageError):
-            await body.read(0, 100)
-        with pytest.raises(StorageError):
             await body.read(5, 100)
+        with pytest.raises(StorageError):
+            await read_body(body)
         await body.aclose()
 
 

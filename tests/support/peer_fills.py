@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,8 @@ from imgkeep.core.records import Format
 from imgkeep.images.fill import FillHead
 
 if TYPE_CHECKING:
+    import asyncio
+
     from imgkeep.images.peer_fill import FillFailure
 
 
@@ -20,6 +21,7 @@ class FakeBody:
     data: bytes
     error: Exception | None = None
     more: asyncio.Event | None = None
+    size: int | None = None
     is_closed: bool = False
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -30,7 +32,7 @@ class FakeBody:
         return self.data[offset : offset + size]
 
     async def wait_for_size(self) -> int:
-        return len(self.data)
+        return len(self.data) if self.size is None else self.size
 
     async def aclose(self) -> None:
         self.is_closed = True
