@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -18,6 +18,7 @@ from imgkeep import __version__
 from imgkeep.bootstrap.peer_tls import make_client_context
 from imgkeep.cluster.nodes.authentication import NONCE_BYTES, RequestSigner
 from imgkeep.cluster.nodes.leader import ClusterLeader
+from imgkeep.cluster.nodes.leases import NodeLeases
 from imgkeep.cluster.nodes.membership import Membership, NodeIdentity
 from imgkeep.cluster.nodes.peer_client import PeerClient
 from imgkeep.cluster.nodes.peers import NodePeers
@@ -84,7 +85,7 @@ class ClusterParts:
     Attributes:
         worker: This process among several workers of the machine; `None`: there is one.
         peers: The other workers of this machine; `None`: there are none.
-        leases: The leases among them.
+        leases: The leases among them, and among all nodes; `None`: there are no others.
         node_leader: The lock of the process that runs the background tasks of this machine; `None`: this one.
         nodes: `None`: the database is a file of this machine.
         node_peers: The other workers of this machine, and the other nodes; `None`: there are no other nodes.
@@ -93,7 +94,7 @@ class ClusterParts:
 
     worker: WorkerInfo | None = None
     peers: Peers | None = None
-    leases: FillLeases | None = None
+    leases: FillLeases | NodeLeases | None = None
     node_leader: LeaderLock | None = None
     nodes: Nodes | None = None
     node_peers: NodePeers | None = None
@@ -134,25 +135,33 @@ ALONE: Final = ClusterParts()
 async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | None) -> AsyncGenerator[ClusterParts]:
     """Open what this process shares with others; nothing connects before `Nodes.start`."""
     nodes = await _make_nodes(config, platform, is_only_process=worker is None) if config.database.is_shared else None
-    peers = None if worker is None else Peers(worker)
-    node_peers = None
-    if nodes is not None and config.cluster.secret:
-        node_peers = await _make_node_peers(config, nodes.membership, peers)
-    try:
-        if worker is None:
-            yield ClusterParts(nodes=nodes, node_peers=node_peers)
-            return
-        grace_s = LEASE_GRACE_S + config.store.timeout_s  # a lookup may go to a bucket
-        leases = FillLeases(worker.shared_folder.leases, worker.name, grace_s=grace_s, timer=platform.timer)
-        node_leader = LeaderLock(worker.shared_folder, worker.name)
-        try:
-            yield ClusterParts(worker, peers, leases, node_leader, nodes, node_peers)
-        finally:
-            leases.aclose()
-    finally:
-        for each in (node_peers, peers):
-            if each is not None:
-                await each.aclose()
+    async with AsyncExitStack() as stack:
+        leases = _open_leases(config, platform, worker, nodes, stack)
+        peers = None if worker is None else Peers(worker)
+        if peers is not None:
+            stack.push_async_callback(peers.aclose)
+        node_peers = None
+        if nodes is not None and config.cluster.secret:
+            node_peers = await _make_node_peers(config, nodes.membership, peers)
+            stack.push_async_callback(node_peers.aclose)
+        node_leader = None if worker is None else LeaderLock(worker.shared_folder, worker.name)
+        yield ClusterParts(worker, peers, leases, node_leader, nodes, node_peers)
+
+
+def _open_leases(
+    config: Config, platform: Platform, worker: WorkerInfo | None, nodes: Nodes | None, stack: AsyncExitStack
+) -> FillLeases | NodeLeases | None:
+    """Make the leases among the workers of this machine and among several nodes; `None`: this process is alone."""
+    grace_s = LEASE_GRACE_S + config.store.timeout_s  # a lookup may go to a bucket
+    local = None
+    if worker is not None:
+        local = FillLeases(worker.shared_folder.leases, worker.name, grace_s=grace_s, timer=platform.timer)
+        stack.callback(local.aclose)
+    if nodes is None or not config.cluster.secret:
+        return local
+    leases = NodeLeases(nodes.session, nodes.membership, local, grace_s=grace_s, timer=platform.timer)
+    stack.push_async_callback(leases.aclose)
+    return leases
 
 
 async def _make_node_peers(config: Config, membership: Membership, peers: Peers | None) -> NodePeers:
