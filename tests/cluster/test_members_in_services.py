@@ -1,4 +1,4 @@
-"""The limits per client are divided by the number of live members, as these come and go."""
+"""What a member makes of the others: its part in the limits per client, and its part of `/readyz`."""
 
 from __future__ import annotations
 
@@ -48,8 +48,14 @@ async def test_limits_follow_the_members(tmp_path: Path, postgresql_url: str) ->
                 await others.enter_async_context(member(name, tmp_path, postgresql_url))
             await first.nodes.membership.beat()
             assert first.limit_share.members == 3
+            state = first.nodes.describe()
+            assert state.fault is None
+            assert state.facts["id"] == first.nodes.membership.id
+            assert [each["node"] for each in state.facts["members"]] == ["a", "b", "c"]  # type: ignore[attr-defined]
         await first.nodes.membership.beat()
         assert first.limit_share.members == 1
+        await first.nodes.membership.leave()
+        assert "the database has not confirmed it" in str(first.nodes.describe().fault)
 
 
 def test_workers_of_one_machine_divide_the_limits(tmp_path: Path) -> None:
