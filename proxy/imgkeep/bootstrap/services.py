@@ -328,7 +328,6 @@ def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker |
         await changes.notify_peers(record.key)
 
     async def note_dropped(key: Key) -> None:
-        await storage.database.image_index.drop([key])
         changes.forget(key)
         await changes.notify_peers(key)
 

@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import quote
 
 from imgkeep.bootstrap.bucket_clients import make_client
@@ -30,6 +30,7 @@ from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
 from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.maintenance.migrate import Migration
 from imgkeep.replication.circuit_breaker import CircuitBreaker
+from imgkeep.replication.peer_objects import PeerObjects
 from imgkeep.replication.public_access import PublicAccess
 from imgkeep.replication.tiered_store import TieredStore
 from imgkeep.storage.bucket.store import BucketStore
@@ -39,13 +40,15 @@ from imgkeep.storage.local.store import LocalStore
 from imgkeep.storage.memory import MemorySpool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from imgkeep.clock import Clock, Sleep
     from imgkeep.config import Config
     from imgkeep.core.records import Record
     from imgkeep.core.store_url import RemotePlace, StorePlace
-    from imgkeep.storage.interfaces import ListableStore, Spool, Store
+    from imgkeep.storage.interfaces import Body, ListableStore, Spool, Store
+
+    FetchFromNode: TypeAlias = Callable[[str, str], Awaitable[Body | None]]
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +105,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     sleep: Sleep = asyncio.sleep,
     observe: Callable[[str, str, float], None] = lambda *_: None,
     share: CacheShare | None = None,
+    fetch_from_node: FetchFromNode | None = None,
     reading: bool = False,
 ) -> AsyncGenerator[Storage]:
     """
@@ -115,6 +119,8 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         observe: Callback with operation, outcome and seconds of every request to a remote store.
         share: The share of the disk cache that one of several workers counts. That worker calls `cache.open` as soon as
             its peers can reach it.
+        fetch_from_node: Opens an object at a node, by the name of the node and its own; `None`: there are no other
+            nodes, or none that this process can ask.
         reading: Whether to create no file, folder or table.
 
     Raises:
@@ -138,16 +144,22 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         await _open_parts((database,) if reading else (local, database), reading=reading)
         remote = None
         if not isinstance(place, Folder):
-            remote = await _open_remote(stack, config, place, local, memory, timer, sleep, observe, share, reading)
+            remote = await _open_remote(
+                stack, config, place, local, database, memory, timer, sleep, observe, share, fetch_from_node, reading
+            )
         yield Storage(local, database, memory, remote)
 
 
 def _make_database(config: Config, clock: Clock, place: StorePlace, *, reading: bool) -> Database:
     # While the bucket is unreachable, a lookup finds a copy by its row only, so these rows are written soon.
     batch_delay_s = LOCAL_BATCH_DELAY_S if isinstance(place, Folder) else BATCH_DELAY_S
-    node = config.cluster.node_name if config.database.is_shared else ""
     url = read_database_url(config.database.url)
-    return Database(url, clock, node=node, batch_delay_s=batch_delay_s, read_only=reading)
+    return Database(url, clock, node=_node_of(config), batch_delay_s=batch_delay_s, read_only=reading)
+
+
+def _node_of(config: Config) -> str:
+    """Return the name of this node in a cluster; empty: its database is a file of its own."""
+    return config.cluster.node_name if config.database.is_shared else ""
 
 
 async def _open_parts(parts: Sequence[LocalStore | Database], *, reading: bool) -> None:
@@ -167,11 +179,13 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     config: Config,
     place: RemotePlace,
     local: LocalStore,
+    database: Database,
     memory: MemorySpool,
     timer: Callable[[], float],
     sleep: Sleep,
     observe: Callable[[str, str, float], None],
     share: CacheShare | None,
+    fetch_from_node: FetchFromNode | None,
     reading: bool,  # noqa: FBT001 - as the others
 ) -> RemoteStorage:
     bucket = BucketStore(make_client(place, timeout_s=config.store.timeout_s, observe=observe))
@@ -189,6 +203,8 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
         read_spool=memory if config.store.exclusive else cache,
         breaker=breaker,
         timer=timer,
+        peer_objects=None if fetch_from_node is None else PeerObjects(database.outbox, fetch_from_node),
+        node=_node_of(config),
     )
     stack.push_async_callback(cache.aclose)
     if share is None and not reading:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NewType
 
@@ -254,6 +254,7 @@ class Record:
         stored_at: Time of the fetch, to the second.
         validator: The origin's validators, if it sent any.
         pending: Whether the image is only in the fallback store and waits for the primary. Not stored.
+        node: The node of a cluster whose fallback that is; empty: there is one node. No fact of the image.
     """
 
     key: Key
@@ -268,6 +269,7 @@ class Record:
     validator: Validator | None = None
     trust: Trust = Trust()
     pending: bool = False
+    node: str = field(default="", compare=False)
 
     @property
     def object_name(self) -> str:

@@ -42,8 +42,10 @@ outbox = Table(
     Column("attempts", Integer, nullable=False),
     Column("due_at", BigInteger, nullable=False),
     Column("error", String(255)),
+    Column("digest", String(64), nullable=False, comment="of the object that waits"),
     Index("outbox_by_time", "node", "since", "key"),
     Index("outbox_by_key", "key"),
+    Index("outbox_by_digest", "digest"),
     sqlite_with_rowid=False,
 )
 """The images that wait for the primary store, in the fallback of each node."""
