@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.core.records import Record
     from imgkeep.core.store_url import RemotePlace, StorePlace
+    from imgkeep.database.session import DatabaseSession
     from imgkeep.storage.interfaces import Body, ListableStore, Spool, Store
 
     FetchFromNode: TypeAlias = Callable[[str, str], Awaitable[Body | None]]
@@ -107,21 +108,21 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     share: CacheShare | None = None,
     fetch_from_node: FetchFromNode | None = None,
     reading: bool = False,
+    session: DatabaseSession | None = None,
 ) -> AsyncGenerator[Storage]:
     """
     Open store and database.
 
     Args:
-        config: The configuration of the storage.
         clock: Returns the time for rows of the database.
         timer: Returns monotonic seconds.
         sleep: Waits between attempts in the background.
         observe: Callback with operation, outcome and seconds of every request to a remote store.
         share: The share of the disk cache that one of several workers counts. That worker calls `cache.open` as soon as
             its peers can reach it.
-        fetch_from_node: Opens an object at a node, by the name of the node and its own; `None`: there are no other
-            nodes, or none that this process can ask.
+        fetch_from_node: Opens an object at another node, by both their names; `None`: there is no other node to ask.
         reading: Whether to create no file, folder or table.
+        session: The session of a PostgreSQL, for lookups; `None`: the engine does them.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
@@ -130,7 +131,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
             later.
     """
     place = read_store_url("store.url", config.store.url)
-    database = _make_database(config, clock, place, reading=reading)
+    database = _make_database(config, clock, place, session, reading=reading)
     disk = Disk(
         data_folder(config), memory_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
     )
@@ -150,11 +151,13 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         yield Storage(local, database, memory, remote)
 
 
-def _make_database(config: Config, clock: Clock, place: StorePlace, *, reading: bool) -> Database:
+def _make_database(
+    config: Config, clock: Clock, place: StorePlace, session: DatabaseSession | None, *, reading: bool
+) -> Database:
     # While the bucket is unreachable, a lookup finds a copy by its row only, so these rows are written soon.
     batch_delay_s = LOCAL_BATCH_DELAY_S if isinstance(place, Folder) else BATCH_DELAY_S
     url = read_database_url(config.database.url)
-    return Database(url, clock, node=_node_of(config), batch_delay_s=batch_delay_s, read_only=reading)
+    return Database(url, clock, node=_node_of(config), session=session, batch_delay_s=batch_delay_s, read_only=reading)
 
 
 def _node_of(config: Config) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NewType
 
@@ -253,8 +253,8 @@ class Record:
             the header before it knows all bytes, and a hit answers with the same one.
         stored_at: Time of the fetch, to the second.
         validator: The origin's validators, if it sent any.
-        pending: Whether the image is only in the fallback store and waits for the primary. Not stored.
-        node: The node of a cluster whose fallback that is; empty: there is one node. No fact of the image.
+        waits_at: The node of a cluster in whose fallback store alone the image is, and waits for the primary; empty:
+            this one, or there is no other. `None`: the image does not wait. Not stored.
     """
 
     key: Key
@@ -268,13 +268,17 @@ class Record:
     provenance: Provenance = Provenance()
     validator: Validator | None = None
     trust: Trust = Trust()
-    pending: bool = False
-    node: str = field(default="", compare=False)
+    waits_at: str | None = None
 
     @property
     def object_name(self) -> str:
         """Return `<digest>.<ext>`: the last part of the permanent URL and of the object's path in a store."""
         return f"{self.digest}.{self.format.extension}"
+
+    @property
+    def pending(self) -> bool:
+        """Whether the image waits for the primary, wherever."""
+        return self.waits_at is not None
 
     @property
     def host(self) -> str:

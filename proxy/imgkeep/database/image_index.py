@@ -25,16 +25,16 @@ from imgkeep.database.outbox import (
     FIND_TIMEOUT_S,
     delete_entries,
     hasten_entries,
-    holder_of,
     update_entries,
     waits_at_others,
 )
-from imgkeep.database.schema import images, refused, state
+from imgkeep.database.schema import images, refused, select_records, state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
 
     from imgkeep.database.engine import DatabaseEngine
+    from imgkeep.database.record_lookup import RecordLookup
 
 BATCH: Final = 2000
 """Maximum number of rows in one transaction: enough to be quick, few enough to let other transactions in between, a
@@ -66,8 +66,16 @@ _UPSERT: Final = _INSERT.on_conflict_do_update(
 class ImageIndex:
     """The rows of the images, one a key. A crash loses the last `batch_delay_s` seconds of them; the store has them."""
 
-    def __init__(self, engine: DatabaseEngine, *, batch_delay_s: float = BATCH_DELAY_S, node: str = "") -> None:
+    def __init__(
+        self,
+        engine: DatabaseEngine,
+        *,
+        batch_delay_s: float = BATCH_DELAY_S,
+        node: str = "",
+        lookup: RecordLookup | None = None,
+    ) -> None:
         self._engine = engine
+        self._lookup = lookup
         self._node = node
         self._batch_delay_s = batch_delay_s
         self._unwritten: dict[Key, Record] = {}
@@ -86,6 +94,9 @@ class ImageIndex:
         unwritten = self._unwritten.get(key)
         if unwritten is not None:
             return unwritten
+        if self._lookup is not None and self._lookup.is_connected:
+            found = _to_records(await self._lookup.find(key, timeout_s=FIND_TIMEOUT_S))
+            return found[0] if found else None
         records = await self._select(select_records(self._node).where(images.c.key == key), timeout_s=FIND_TIMEOUT_S)
         return records[0] if records else None
 
@@ -241,7 +252,10 @@ class ImageIndex:
 
 
 def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Record]:
-    rows = connection.execute(query).all()
+    return _to_records(connection.execute(query).all())
+
+
+def _to_records(rows: Sequence[Any]) -> list[Record]:
     try:
         return [_to_record(row) for row in rows]
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
@@ -264,11 +278,6 @@ def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now
     order = insert.positiontup
     connection.exec_driver_sql(insert.string, [tuple(map(row.__getitem__, order)) for row in rows] if order else rows)
     update_entries(connection, node, records)
-
-
-def select_records(node: str) -> sa.Select[Any]:
-    """Select records, each with the node whose fallback has it for the primary."""
-    return sa.select(images, holder_of(node).label("node"))
 
 
 def _finish_rebuild(connection: sa.Connection, node: str, began: int) -> None:
@@ -336,8 +345,7 @@ def _to_record(row: sa.Row[Any]) -> Record:
         etag=row.etag,
         stored_at=datetime.fromtimestamp(row.stored_at, UTC),
         validator=read_validator(row.origin_etag, row.origin_modified),
-        pending=row.node is not None,
-        node=row.node or "",
+        waits_at=row.node,
         provenance=Provenance(
             host=row.host, provider=row.provider, temporary=row.temporary, expires_at=_time(row.expires_at)
         ),

@@ -149,16 +149,7 @@ def hasten_entries(connection: sa.Connection, node: str, keys: Collection[Key]) 
 
 def waits_elsewhere(record: Record, node: str) -> bool:
     """Tell whether a record is of an image that waits in the fallback of another node."""
-    return record.pending and record.node not in {"", node}
-
-
-def holder_of(node: str) -> sa.ColumnElement[str]:
-    """Return an expression for the node whose fallback has an image: this one, if it is among them."""
-    same = sa.and_(outbox.c.key == images.c.key, outbox.c.digest == images.c.digest)
-    mine = sa.select(outbox.c.node).where(same, outbox.c.node == node).scalar_subquery()
-    if not node:
-        return mine
-    return sa.func.coalesce(mine, sa.select(sa.func.min(outbox.c.node)).where(same).scalar_subquery())
+    return record.waits_at not in {None, "", node}
 
 
 def waits_at_others(node: str) -> sa.ColumnElement[bool]:

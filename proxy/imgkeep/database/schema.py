@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table, Text
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table, Text, and_, func, select
+
+if TYPE_CHECKING:
+    from sqlalchemy import BindParameter, Select
 
 metadata = MetaData()
 
@@ -98,3 +103,17 @@ state = Table(
     Column("name", String(32), primary_key=True),
     Column("value", String(255), nullable=False),
 )
+
+
+def select_records(node: str | BindParameter[str]) -> Select[Any]:
+    """
+    Select the rows of records, each with the node whose fallback has it for the primary: this one, if it is among them.
+
+    `node`: the name of this node of a cluster; empty: it is the only one.
+    """
+    same = and_(outbox.c.key == images.c.key, outbox.c.digest == images.c.digest)
+    mine = select(outbox.c.node).where(same, outbox.c.node == node).scalar_subquery()
+    if isinstance(node, str) and not node:
+        return select(images, mine.label("node"))
+    others = select(func.min(outbox.c.node)).where(same).scalar_subquery()
+    return select(images, func.coalesce(mine, others).label("node"))

@@ -155,7 +155,7 @@ class OutboxWorker:
     async def _enlist(self, paths: list[str]) -> None:
         for _, record in await self._fallback.read_records(paths):
             if isinstance(record, Record):
-                await self._image_index.put(replace(record, pending=True))
+                await self._image_index.put(replace(record, waits_at=""))
 
     async def _replicate(self, entry: OutboxEntry) -> None:
         try:

@@ -316,7 +316,7 @@ class TieredStore:
 
     def _waiting(self, record: Record) -> Record:
         """Return a record of the fallback, marked as such."""
-        return replace(record, pending=True, node=self._node)
+        return replace(record, waits_at=self._node)
 
     async def _call_primary(self, verb: Callable[[], Awaitable[T]]) -> T:
         """Call the primary, unless its circuit breaker is open."""
