@@ -249,12 +249,10 @@ class Record:
     The facts under a key. Several records may point at one object.
 
     Attributes:
-        etag: Strong validator of `/img` (RFC 9110, 8.8.3), quotes included. Each fill draws a random one: it must send
-            the header before it knows all bytes, and a hit answers with the same one.
+        etag: Strong validator (RFC 9110, 8.8.3), quotes included: random, because a fill sends it before the last byte.
         stored_at: Time of the fetch, to the second.
         validator: The origin's validators, if it sent any.
-        waits_at: The node of a cluster in whose fallback store alone the image is, and waits for the primary; empty:
-            this one, or there is no other. `None`: the image does not wait. Not stored.
+        waits_at: The node in whose fallback alone it is; empty: this one. `None`: in the primary. Not stored.
     """
 
     key: Key
@@ -277,7 +275,6 @@ class Record:
 
     @property
     def pending(self) -> bool:
-        """Whether the image waits for the primary, wherever."""
         return self.waits_at is not None
 
     @property
