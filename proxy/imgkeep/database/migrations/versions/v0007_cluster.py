@@ -9,8 +9,19 @@ revision = "0007"
 down_revision = "0006"
 
 
+_IMAGES = {
+    "images_by_host_time": ["host", "stored_at"],
+    "images_by_provider_time": ["provider", "stored_at"],
+    "images_by_second": ["stored_at"],
+}
+"""Indexes of `images` by name."""
+_IMAGES_BEFORE = {"images_by_host": ["host"], "images_by_time": ["stored_at", "key"]}
+"""The indexes in whose place they come."""
+
+
 def upgrade() -> None:
     is_postgresql = op.get_context().dialect.name == "postgresql"
+    _replace_indexes("images", _IMAGES_BEFORE, _IMAGES)
     op.rename_table("outbox", "outbox_0006")
     op.drop_index("outbox_by_time")
     op.create_table(
@@ -43,6 +54,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    _replace_indexes("images", _IMAGES, _IMAGES_BEFORE)
     if op.get_context().dialect.name == "postgresql":
         cluster_metadata.drop_all(op.get_bind())
     op.drop_column("jobs", "webhook_member")
@@ -58,3 +70,10 @@ def downgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("outbox_by_time", "outbox", ["since", "key"])
+
+
+def _replace_indexes(table: str, old: dict[str, list[str]], new: dict[str, list[str]]) -> None:
+    for name in old:
+        op.drop_index(name, table)
+    for name, columns in new.items():
+        op.create_index(name, table, columns)
