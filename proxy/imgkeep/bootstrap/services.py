@@ -148,7 +148,11 @@ async def open_services(
             timer=platform.timer,
             sleep=platform.sleep,
             observe=metrics.called,
-            sharing=StorageSharing(share, None if parts.nodes is None else parts.nodes.session),
+            sharing=StorageSharing(
+                share,
+                None if parts.nodes is None else parts.nodes.session,
+                None if parts.node_peers is None else parts.node_peers.fetch_object,
+            ),
         ) as storage,
         AsyncExitStack() as stack,
     ):
