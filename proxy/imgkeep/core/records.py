@@ -363,7 +363,14 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The totals of a store. `object_bytes` counts equal bytes once; `hosts` are the ten with most images."""
+    """
+    The totals of a store.
+
+    Attributes:
+        object_bytes: Sum of the sizes of the objects; equal bytes count once.
+        hosts: The ten with most images.
+        is_estimate: Whether the numbers are estimates from a sample.
+    """
 
     images: int
     objects: int
@@ -371,6 +378,7 @@ class Totals:
     oldest: datetime | None
     newest: datetime | None
     hosts: tuple[tuple[str, int], ...]
+    is_estimate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
