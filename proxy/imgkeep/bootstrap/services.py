@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep import __version__
 from imgkeep.bootstrap.cluster import ALONE
-from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_storage
+from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_storage
 from imgkeep.bootstrap.platform import SYSTEM, Platform
-from imgkeep.bootstrap.storage import objects_url, open_storage
+from imgkeep.bootstrap.storage import StorageSharing, objects_url, open_storage
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.invalid_signature import make_invalid_signature
 from imgkeep.core.source_url import read_source
@@ -146,13 +146,13 @@ async def open_services(
             timer=platform.timer,
             sleep=platform.sleep,
             observe=metrics.called,
-            share=share,
-            session=None if parts.nodes is None else parts.nodes.session,
+            sharing=StorageSharing(share, None if parts.nodes is None else parts.nodes.session),
         ) as storage,
         AsyncExitStack() as stack,
     ):
         inspector = make_inspector(config, platform.clock)
         builder = _Builder(config, platform, storage, metrics, inspector, parts.limit_share, stack)
+        watch_leases(metrics, parts.leases)
         yield await builder.build(parts.cluster, changed)
 
 
@@ -333,7 +333,6 @@ def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker |
         await changes.notify_peers(record.key)
 
     async def note_dropped(key: Key) -> None:
-        await storage.database.image_index.drop([key])
         changes.forget(key)
         await changes.notify_peers(key)
 

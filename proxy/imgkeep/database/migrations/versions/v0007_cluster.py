@@ -32,14 +32,17 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("due_at", sa.BigInteger, nullable=False),
         sa.Column("error", sa.String(255)),
+        sa.Column("digest", sa.String(64), nullable=False, comment="of the object that waits"),
         sqlite_with_rowid=False,
     )
     op.create_index("outbox_by_time", "outbox", ["node", "since", "key"])
     op.create_index("outbox_by_key", "outbox", ["key"])
+    op.create_index("outbox_by_digest", "outbox", ["digest"])
     if not is_postgresql:  # the nodes of a PostgreSQL enlist what their fallbacks have, each under its name
         op.execute(
-            "INSERT INTO outbox (node, key, since, attempts, due_at, error) "
-            "SELECT '', key, since, attempts, due_at, error FROM outbox_0006"
+            "INSERT INTO outbox (node, key, since, attempts, due_at, error, digest) "
+            "SELECT '', waiting.key, since, attempts, due_at, error, COALESCE(digest, '') "
+            "FROM outbox_0006 AS waiting LEFT JOIN images ON images.key = waiting.key"
         )
     op.drop_table("outbox_0006")
     member = "which member of a cluster saves it at the moment"
