@@ -8,12 +8,12 @@ The same ones are read each time: an estimate changes as the images do, and not 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
-from imgkeep.core.records import Totals
 from imgkeep.database.schema import images, refused
 
 if TYPE_CHECKING:
@@ -34,6 +34,26 @@ of them a page took a second.
 """
 _PLANNED_ROWS: Final = sa.text("SELECT reltuples::bigint FROM pg_class WHERE oid = 'images'::regclass")
 """The number of rows as of the server's last analysis, which costs nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """
+    The totals of a store.
+
+    Attributes:
+        object_bytes: The sum of the sizes of the objects; equal bytes count once.
+        hosts: The ten with most images.
+        is_estimate: Whether the numbers come from a sample.
+    """
+
+    images: int
+    objects: int
+    object_bytes: int
+    oldest: datetime | None
+    newest: datetime | None
+    hosts: tuple[tuple[str, int], ...]
+    is_estimate: bool
 
 
 def count_images(connection: sa.Connection) -> tuple[int, int]:

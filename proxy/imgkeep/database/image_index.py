@@ -21,8 +21,8 @@ from sqlalchemy.dialects import postgresql
 from imgkeep.core.confirmation import LINK_MARK
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import read_doubts, read_validator, write_doubts
-from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Totals, Trust, Wanted
-from imgkeep.database.image_counts import NOT_BLOCKED, count_images, count_totals, split_keys
+from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Trust, Wanted
+from imgkeep.database.image_counts import NOT_BLOCKED, Totals, count_images, count_totals, split_keys
 from imgkeep.database.outbox import (
     FIND_TIMEOUT_S,
     delete_entries,
