@@ -41,6 +41,8 @@ BUSY_TIMEOUT_S: Final = 5
 """Timeout for SQLite's write lock: another process's transaction is shorter."""
 CALL_TIMEOUT_S: Final = 30
 """Timeout for one call. A migration of a large database takes seconds."""
+IDLE_CHECK_S: Final = 1.0
+"""Idle time after which a connection to PostgreSQL is checked before it is used: a check is a request of its own."""
 
 T = TypeVar("T")
 
@@ -74,6 +76,7 @@ class DatabaseEngine:
         self._engine: sa.Engine | None = None
         self._file: tuple[int, int] | None = None
         self._latest = 0
+        self._used_at = 0.0
         self._hung_call: asyncio.Future[Any] | None = None
         """The call that ran into its timeout, and holds the thread until it returns."""
 
@@ -112,6 +115,10 @@ class DatabaseEngine:
         """
         return await self._run(timeout_s, self._in_transaction, work)
 
+    async def read(self, work: Callable[[sa.Connection], T], *, timeout_s: float = CALL_TIMEOUT_S) -> T:
+        """Do `work`, which is one statement that changes nothing: without a transaction where that saves requests."""
+        return await self._run(timeout_s, self._in_transaction, work, "AUTOCOMMIT")
+
     def now(self) -> int:
         """
         Return the time in whole seconds, never less than before: with a clock that is set back during a reindex the
@@ -147,21 +154,35 @@ class DatabaseEngine:
         self.fault = None
         return result
 
-    def _in_transaction(self, work: Callable[[sa.Connection], T]) -> T:
+    def _in_transaction(self, work: Callable[[sa.Connection], T], isolation: str | None = None) -> T:
         try:
-            return self._attempt(work)
+            return self._attempt(work, isolation)
         except sa.exc.DatabaseError as error:
             if self._read_only or not _is_corruption(error):
                 raise
         self._disconnect()
         quarantine(Path(self.url.database or ""), self.now())
-        return self._attempt(work)
+        return self._attempt(work, isolation)
 
-    def _attempt(self, work: Callable[[sa.Connection], T]) -> T:
+    def _attempt(self, work: Callable[[sa.Connection], T], isolation: str | None) -> T:
         if self._engine is None:
             self._engine = self._connect()
-        with self._engine.begin() as connection:
-            return work(connection)
+        if self._is_sqlite:
+            with self._engine.begin() as connection:
+                return work(connection)
+        self._replace_dead_connection(self._engine)
+        options: dict[str, Any] = {} if isolation is None else {"isolation_level": isolation}
+        with self._engine.connect().execution_options(**options) as connection, connection.begin():
+            result = work(connection)
+        self._used_at = time.monotonic()
+        return result
+
+    def _replace_dead_connection(self, engine: sa.Engine) -> None:
+        """Ask whether a connection that was idle still works: the pool replaces one that does not."""
+        if time.monotonic() - self._used_at < IDLE_CHECK_S:
+            return
+        with suppress(sa.exc.DBAPIError), engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1")
 
     def _connect(self) -> sa.Engine:
         options: dict[str, Any] = {}
@@ -172,7 +193,7 @@ class DatabaseEngine:
                 options["creator"] = self._connect_to_existing_file
         else:
             options["connect_args"] = {**CONNECTION_PARAMETERS, **self.url.query}
-        engine = sa.create_engine(self.url, pool_pre_ping=True, **options)
+        engine = sa.create_engine(self.url, **options)
         if not self._is_sqlite:
             sa.event.listen(engine, "connect", _prepare_postgresql)
         else:
