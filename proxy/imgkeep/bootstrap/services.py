@@ -197,7 +197,7 @@ class _Builder:
             saver=saver,
             remover=remover,
             refetcher=refetcher,
-            jobs=self.make_jobs(saver, dependencies.origin),
+            jobs=self.make_jobs(saver, dependencies.origin, nodes),
             health=health,
             metrics=self.metrics,
             failures=failures,
@@ -298,11 +298,16 @@ class _Builder:
         self.stack.push_async_callback(service.aclose)
         return service
 
-    def make_jobs(self, saver: Saver, messenger: OriginClient) -> JobRunner:
-        platform, jobs = self.platform, self.storage.database.jobs
-        keys = self.config.security.signing_keys
-        return JobRunner(
+    def make_jobs(self, saver: Saver, messenger: OriginClient, nodes: Nodes | None) -> JobRunner:
+        platform, database = self.platform, self.storage.database
+        jobs, keys = database.jobs, self.config.security.signing_keys
+        links: LinkQueue = OwnQueue(jobs, platform.timer)
+        if nodes is not None:
+            reservations = JobReservations(database.engine, nodes.membership.id, dead_after_s=DEAD_AFTER_S)
+            links = SharedQueue(reservations, nodes.membership, dead_after_s=DEAD_AFTER_S, timer=platform.timer)
+        runner = JobRunner(
             jobs=jobs,
+            links=links,
             saver=saver,
             webhooks=WebhookSender(jobs, messenger, keys[0] if keys else None, platform.clock, random.random),
             identify=self.inspector.identify,
@@ -314,6 +319,9 @@ class _Builder:
             sleep=platform.sleep,
             count=self.metrics.worked,
         )
+        if nodes is not None:
+            nodes.session.listen(job_notices.CHANNEL, runner.hear)
+        return runner
 
 
 def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker | None:

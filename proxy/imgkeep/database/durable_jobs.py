@@ -228,7 +228,7 @@ class DurableJobs:
         """Count a failed delivery, and wait `delay_s` seconds before the next."""
         change = (
             sa.update(jobs)
-            .where(jobs.c.id == webhook.job.id, jobs.c.webhook_attempts == webhook.attempts)
+            .where(jobs.c.id == webhook.job.id, sa.func.coalesce(jobs.c.webhook_member, "") == self._member)
             .values(
                 webhook_attempts=webhook.attempts + 1, webhook_due_at=self._time + round(delay_s), webhook_member=None
             )
