@@ -138,7 +138,7 @@ async def test_time_is_not_known_without_the_database() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-X
+        ({"store": "bucket other"}, "belongs to another store (bucket b): set store.url"),
         ({"secret": "t" * 32}, "have another cluster.secret"),
         ({"secret": ""}, "set cluster.secret and cluster.advertise_url"),
     ],
