@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep import __version__
 from imgkeep.bootstrap.cluster import ALONE
 from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_storage
+from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import objects_url, open_storage
 from imgkeep.core.host_patterns import Globs
@@ -36,8 +37,6 @@ from imgkeep.images.placeholder_suspects import PlaceholderSuspects
 from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from imgkeep.images.upload import Saver
-from imgkeep.jobs.runner import JobRunner
-from imgkeep.jobs.webhooks import WebhookSender
 from imgkeep.observability.metrics import Metrics
 from imgkeep.origin import AddressGuard, OriginClient
 from imgkeep.page_rewriting import LinkSelection
@@ -48,11 +47,12 @@ from imgkeep.storage.disk_cache import CacheShare
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 
-    from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.cluster import ClusterParts, Nodes
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.images.interfaces import Cluster
+    from imgkeep.jobs.runner import JobRunner
 
 __all__ = [
     "SYSTEM",
@@ -147,11 +147,12 @@ async def open_services(
             observe=metrics.called,
             share=share,
             session=None if parts.nodes is None else parts.nodes.session,
+            member="" if parts.nodes is None else parts.nodes.membership.id,
         ) as storage,
         AsyncExitStack() as stack,
     ):
         builder = _Builder(config, platform, storage, metrics, make_inspector(config, platform.clock), stack)
-        yield await builder.build(parts.cluster, changed)
+        yield await builder.build(parts.cluster, parts.nodes, changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ class _Builder:
     inspector: Inspector
     stack: AsyncExitStack
 
-    async def build(self, cluster: Cluster | None, changed: Callable[[Key], None]) -> Services:
+    async def build(self, cluster: Cluster | None, nodes: Nodes | None, changed: Callable[[Key], None]) -> Services:
         config, platform, database = self.config, self.platform, self.storage.database
         failures = RecentFailures(platform.clock)
         health = self.make_health()
@@ -198,7 +199,16 @@ class _Builder:
             saver=saver,
             remover=remover,
             refetcher=refetcher,
-            jobs=self.make_jobs(saver, dependencies.origin, nodes),
+            jobs=make_job_runner(
+                config,
+                platform,
+                database=database,
+                inspector=self.inspector,
+                saver=saver,
+                messenger=dependencies.origin,
+                count=self.metrics.worked,
+                nodes=nodes,
+            ),
             health=health,
             metrics=self.metrics,
             failures=failures,
@@ -298,31 +308,6 @@ class _Builder:
         )
         self.stack.push_async_callback(service.aclose)
         return service
-
-    def make_jobs(self, saver: Saver, messenger: OriginClient, nodes: Nodes | None) -> JobRunner:
-        platform, database = self.platform, self.storage.database
-        jobs, keys = database.jobs, self.config.security.signing_keys
-        links: LinkQueue = OwnQueue(jobs, platform.timer)
-        if nodes is not None:
-            reservations = JobReservations(database.engine, nodes.membership.id, dead_after_s=DEAD_AFTER_S)
-            links = SharedQueue(reservations, nodes.membership, dead_after_s=DEAD_AFTER_S, timer=platform.timer)
-        runner = JobRunner(
-            jobs=jobs,
-            links=links,
-            saver=saver,
-            webhooks=WebhookSender(jobs, messenger, keys[0] if keys else None, platform.clock, random.random),
-            identify=self.inspector.identify,
-            public=self.inspector.public,
-            clock=platform.clock,
-            draw=random.random,
-            draw_id=lambda: secrets.token_hex(16),
-            timer=platform.timer,
-            sleep=platform.sleep,
-            count=self.metrics.worked,
-        )
-        if nodes is not None:
-            nodes.session.listen(job_notices.CHANNEL, runner.hear)
-        return runner
 
 
 def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker | None:

@@ -105,6 +105,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     share: CacheShare | None = None,
     reading: bool = False,
     session: DatabaseSession | None = None,
+    member: str = "",
 ) -> AsyncGenerator[Storage]:
     """
     Open store and database.
@@ -119,6 +120,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
             its peers can reach it.
         reading: Whether to create no file, folder or table.
         session: The session of a PostgreSQL, for lookups; `None`: the engine does them.
+        member: The name of this process as a member of a cluster; empty: it is none.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
@@ -127,7 +129,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
             later.
     """
     place = read_store_url("store.url", config.store.url)
-    database = _make_database(config, clock, place, session, reading=reading)
+    database = _make_database(config, clock, place, session, member, reading=reading)
     disk = Disk(
         data_folder(config), memory_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
     )
@@ -145,14 +147,16 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         yield Storage(local, database, memory, remote)
 
 
-def _make_database(
-    config: Config, clock: Clock, place: StorePlace, session: DatabaseSession | None, *, reading: bool
+def _make_database(  # noqa: PLR0913 - called once, above
+    config: Config, clock: Clock, place: StorePlace, session: DatabaseSession | None, member: str, *, reading: bool
 ) -> Database:
     # While the bucket is unreachable, a lookup finds a copy by its row only, so these rows are written soon.
     batch_delay_s = LOCAL_BATCH_DELAY_S if isinstance(place, Folder) else BATCH_DELAY_S
     node = config.cluster.node_name if config.database.is_shared else ""
     url = read_database_url(config.database.url)
-    return Database(url, clock, node=node, session=session, batch_delay_s=batch_delay_s, read_only=reading)
+    return Database(
+        url, clock, node=node, member=member, session=session, batch_delay_s=batch_delay_s, read_only=reading
+    )
 
 
 async def _open_parts(parts: Sequence[LocalStore | Database], *, reading: bool) -> None:

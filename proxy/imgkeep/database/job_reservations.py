@@ -1,5 +1,5 @@
 """
-Which member of a cluster saves which link of a job at the moment, and delivers which webhook. PostgreSQL alone has these.
+Reservations: which member of a cluster saves which link at the moment, and delivers which webhook. PostgreSQL has them.
 
 Rules:
 - One member at a time reserves (an advisory lock), so the links that all members save at one host are counted exactly.
@@ -37,9 +37,9 @@ _RESERVE_LOCK: Final = 0x696D676B6A6F
 _LOOKAHEAD: Final = 4
 """Number of rows that one SELECT reads for each link that is wanted: several may be of one host."""
 
-_BEGIN: Final = sa.text("SELECT set_config('synchronous_commit', 'off', true), pg_advisory_xact_lock(:lock)").bindparams(
-    lock=_RESERVE_LOCK
-)
+_BEGIN: Final = sa.text(
+    "SELECT set_config('synchronous_commit', 'off', true), pg_advisory_xact_lock(:lock)"
+).bindparams(lock=_RESERVE_LOCK)
 _WAITING: Final = sa.and_(items.c.state == WAITING, items.c.member.is_(None))
 _PLACE: Final = (items.c.expires_at, items.c.job, items.c.number)
 _NAME: Final = sa.tuple_(items.c.job, items.c.number)
@@ -82,7 +82,10 @@ class JobReservations:
         self._members_are_known = sa.exists().where(members.c.started_at < self._past)
 
     async def reserve(self, limit: int, *, per_host_max: int) -> Sequence[JobItem]:
-        """Reserve up to `limit` links whose time has come, earliest expiry first, so many of one host in the cluster."""
+        """
+        Reserve up to `limit` links whose time has come, earliest expiry first, as far as all members together save
+        fewer than `per_host_max` links of a host.
+        """
 
         def work(connection: sa.Connection) -> Sequence[JobItem]:
             connection.execute(_BEGIN)
@@ -122,10 +125,8 @@ class JobReservations:
 
     def _choose(self, connection: sa.Connection, limit: int, per_host_max: int) -> list[Name]:
         """Return job and number of the links to reserve."""
-        reserved = (
-            sa.select(items.c.host, sa.func.count()).where(items.c.member.is_not(None)).group_by(items.c.host)
-        )
-        of_host = Counter({host: number for host, number in connection.execute(reserved).all()})
+        reserved = sa.select(items.c.host, sa.func.count()).where(items.c.member.is_not(None)).group_by(items.c.host)
+        of_host = Counter({row[0]: row[1] for row in connection.execute(reserved)})
         chosen: list[Name] = []
         after: sa.Row[Any] | None = None
         read = 0
@@ -143,11 +144,15 @@ class JobReservations:
 
     def _take(self, connection: sa.Connection, chosen: Sequence[Name]) -> Sequence[JobItem]:
         # What a cancel holds locked at the moment is about to be no longer waiting.
-        free = sa.select(items.c.job, items.c.number).where(_NAME.in_(chosen), _WAITING).with_for_update(skip_locked=True)
+        free = (
+            sa.select(items.c.job, items.c.number).where(_NAME.in_(chosen), _WAITING).with_for_update(skip_locked=True)
+        )
         rows = connection.execute(
             sa.update(items).where(_NAME.in_(free)).values(member=self._member).returning(items)
         ).all()
-        return sorted(map(to_item, rows), key=lambda item: (item.expires_at is None, item.expires_at, item.job, item.number))
+        return sorted(
+            map(to_item, rows), key=lambda item: (item.expires_at is None, item.expires_at, item.job, item.number)
+        )
 
     def _is_lost(self, member: sa.Column[str | None]) -> sa.ColumnElement[bool]:
         """Return the condition that a member is dead or unknown."""

@@ -4,8 +4,8 @@ The job runner: saves the links of jobs in the background, durably.
 Rules:
 - A link is in the database until it is saved or has failed permanently. So a restarted process continues where a killed
   one was; it finds the images that were stored, and does not fetch them again.
-- The link that expires first comes first. Each host has few at a time, so a slow host delays no other. In a cluster both
-  hold for all members together (`link_queue.py`).
+- The link that expires first comes first. Each host has few at a time, so a slow host delays no other. In a cluster
+  both hold for all members together (`link_queue.py`).
 - After a failure that may pass the runner retries, at growing intervals, until the link expires.
 - A cancelled job ends at once: the runner starts no waiting link and gives up those that run. A fetch that other
   clients wait for goes on, and so does one that can be stored all the same.
