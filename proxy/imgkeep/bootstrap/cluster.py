@@ -10,7 +10,7 @@ import asyncio
 import random
 import secrets
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from imgkeep import __version__
@@ -24,6 +24,7 @@ from imgkeep.core.store_url import Folder
 from imgkeep.database.engine import describe_location, require_driver
 from imgkeep.database.session import DatabaseSession
 from imgkeep.images.interfaces import Cluster
+from imgkeep.images.limit_share import LimitShare
 from imgkeep.storage.local.node_id import read_node_id
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class ClusterParts:
         leases: The leases among them.
         node_leader: The lock of the process that runs the background tasks of this machine; `None`: this one.
         nodes: `None`: the database is a file of this machine.
+        limit_share: The part of this process in the limits per client.
     """
 
     worker: WorkerInfo | None = None
@@ -85,6 +87,13 @@ class ClusterParts:
     leases: FillLeases | None = None
     node_leader: LeaderLock | None = None
     nodes: Nodes | None = None
+    limit_share: LimitShare = field(default_factory=LimitShare)
+
+    def __post_init__(self) -> None:
+        if self.worker is not None:
+            self.limit_share.set_members(self.worker.workers)
+        if self.nodes is not None:
+            self.nodes.membership.when_count_changes(self.limit_share.set_members)
 
     @property
     def cluster(self) -> Cluster | None:

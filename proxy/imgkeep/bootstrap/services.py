@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.images.interfaces import Cluster
-    from imgkeep.jobs.runner import JobRunner
+    from imgkeep.images.limit_share import LimitShare
 
 __all__ = [
     "SYSTEM",
@@ -151,8 +151,14 @@ async def open_services(
         ) as storage,
         AsyncExitStack() as stack,
     ):
+<<<<<<< HEAD
         builder = _Builder(config, platform, storage, metrics, make_inspector(config, platform.clock), stack)
         yield await builder.build(parts.cluster, parts.nodes, changed)
+=======
+        inspector = make_inspector(config, platform.clock)
+        builder = _Builder(config, platform, storage, metrics, inspector, parts.limit_share, stack)
+        yield await builder.build(parts.cluster, changed)
+>>>>>>> trunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +170,7 @@ class _Builder:
     storage: Storage
     metrics: Metrics
     inspector: Inspector
+    limit_share: LimitShare
     stack: AsyncExitStack
 
     async def build(self, cluster: Cluster | None, nodes: Nodes | None, changed: Callable[[Key], None]) -> Services:
@@ -297,6 +304,7 @@ class _Builder:
                 FillLimits(limits.fills_per_minute, limits.fills_concurrent, config.fill_bytes_per_day),
                 timer=platform.timer,
                 refused=self.metrics.refused,
+                share=self.limit_share,
             ),
             cluster=cluster,
             make_invalid_signature=lambda source: make_invalid_signature(
