@@ -76,4 +76,10 @@ def _make_queue(platform: Platform, database: Database, nodes: Nodes | None) -> 
 
     member = nodes.membership
     reservations = JobReservations(database.engine, member.id, dead_after_s=DEAD_AFTER_S)
-    return SharedQueue(reservations, member, dead_after_s=DEAD_AFTER_S, timer=platform.timer)
+    return SharedQueue(
+        reservations,
+        is_joined=lambda: member.is_joined,
+        silence_s=lambda: member.silence_s,
+        dead_after_s=DEAD_AFTER_S,
+        timer=platform.timer,
+    )

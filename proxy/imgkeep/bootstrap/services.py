@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.limit_share import LimitShare
+    from imgkeep.jobs.runner import JobRunner
 
 __all__ = [
     "SYSTEM",
@@ -151,14 +152,9 @@ async def open_services(
         ) as storage,
         AsyncExitStack() as stack,
     ):
-<<<<<<< HEAD
-        builder = _Builder(config, platform, storage, metrics, make_inspector(config, platform.clock), stack)
-        yield await builder.build(parts.cluster, parts.nodes, changed)
-=======
         inspector = make_inspector(config, platform.clock)
         builder = _Builder(config, platform, storage, metrics, inspector, parts.limit_share, stack)
-        yield await builder.build(parts.cluster, changed)
->>>>>>> trunk
+        yield await builder.build(parts.cluster, parts.nodes, changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,16 +202,7 @@ class _Builder:
             saver=saver,
             remover=remover,
             refetcher=refetcher,
-            jobs=make_job_runner(
-                config,
-                platform,
-                database=database,
-                inspector=self.inspector,
-                saver=saver,
-                messenger=dependencies.origin,
-                count=self.metrics.worked,
-                nodes=nodes,
-            ),
+            jobs=self.make_jobs(saver, dependencies.origin, nodes),
             health=health,
             metrics=self.metrics,
             failures=failures,
@@ -316,6 +303,18 @@ class _Builder:
         )
         self.stack.push_async_callback(service.aclose)
         return service
+
+    def make_jobs(self, saver: Saver, messenger: OriginClient, nodes: Nodes | None) -> JobRunner:
+        return make_job_runner(
+            self.config,
+            self.platform,
+            database=self.storage.database,
+            inspector=self.inspector,
+            saver=saver,
+            messenger=messenger,
+            count=self.metrics.worked,
+            nodes=nodes,
+        )
 
 
 def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -29,9 +29,9 @@ CHECK_INTERVAL_S: Final = 2
 """Interval of looks at the reservations: so soon after a member counts as dead its links are free."""
 
 
-class LinkQueue(Protocol):
+class OwnQueue:
     """
-    The links that wait, as the runner sees them.
+    The queue of the only process that saves links: it reads many at once, and nothing else changes them.
 
     Attributes:
         waiting: How many links wait in all jobs, as of the last count.
@@ -39,53 +39,10 @@ class LinkQueue(Protocol):
         pause_max_s: How long the runner may pause if nothing waits.
     """
 
-    waiting: int
-
-    @property
-    def is_live(self) -> bool: ...
-
-    @property
-    def pause_max_s(self) -> float: ...
-
-    async def recount(self) -> None:
-        """Count anew what waits."""
-
-    async def count(self) -> int:
-        """Return how many links wait in all jobs."""
-        ...
-
-    async def take(self, running: Running, limit: int) -> Sequence[JobItem]:
-        """Return up to `limit` links to start now; empty: there is none, or the last search was a moment ago."""
-        ...
-
-    async def may_start(self, item: JobItem) -> bool:
-        """Return whether a link that was taken still waits for this process."""
-        ...
-
-    async def check(self, running: Running) -> Collection[Name]:
-        """Return which of the running links this process has to give up."""
-        ...
-
-    def note_finished(self, item: JobItem) -> None:
-        """Note that a link is no longer running."""
-
-    def forget(self, job_id: str) -> None:
-        """Forget the links of a cancelled job."""
-
-    def search_soon(self) -> None:
-        """Have the next `take` search."""
-
-    async def release(self) -> None:
-        """Let other processes have what this one has taken."""
-
-
-class OwnQueue:
-    """The queue of the only process that saves links: it reads many at once, and nothing else changes them."""
-
     def __init__(self, jobs: DurableJobs, timer: Callable[[], float]) -> None:
         self.waiting = 0
-        self.is_live = True
-        self.pause_max_s: float = RARE_INTERVAL_S
+        self.is_live: Final = True
+        self.pause_max_s: Final[float] = RARE_INTERVAL_S
         self._jobs = jobs
         self._timer = timer
         self._queued: dict[str, deque[JobItem]] = {}
@@ -94,38 +51,45 @@ class OwnQueue:
         self._searched_without: set[str] = set()
         """The busy hosts that the last search left out: until the next one only their links can be due."""
 
-    async def recount(self) -> None:
-        self.waiting = await self._jobs.count_waiting()
-
     async def count(self) -> int:
+        """Return how many links wait in all jobs."""
         return self.waiting
 
+    async def recount(self) -> None:
+        """Count anew what waits."""
+        self.waiting = await self._jobs.count_waiting()
+
     async def take(self, running: Running, limit: int) -> Sequence[JobItem]:
+        """Return up to `limit` links to start now; empty: there is none, or the last search was a moment ago."""
         while True:
             taken = self._pop_free(running, limit)
             if taken or not await self._search(running):
                 return taken
 
     async def may_start(self, item: JobItem) -> bool:
+        """Return whether a link that was taken still waits for this process."""
         return await self._jobs.is_waiting(item)  # another process may have cancelled the job since the search
 
     async def check(self, running: Running) -> Collection[Name]:  # noqa: ARG002 - nothing is taken from the only one
+        """Return which of the running links this process has to give up."""
         return ()
 
-    def note_finished(self, item: JobItem) -> None:
-        pass
+    def note_finished(self) -> None:
+        """Note that a link is no longer running."""
 
     def forget(self, job_id: str) -> None:
+        """Forget the links of a cancelled job."""
         for host in list(self._queued):
             left = deque(item for item in self._queued.pop(host) if item.job != job_id)
             if left:
                 self._queued[host] = left
 
     def search_soon(self) -> None:
+        """Have the next `take` search."""
         self._next_search = 0
 
     async def release(self) -> None:
-        pass
+        """Let other processes have what this one has taken."""
 
     def _pop_free(self, running: Running, limit: int) -> list[JobItem]:
         """Take queued links, those first that expire first, as far as their hosts are not busy."""
@@ -158,40 +122,34 @@ class OwnQueue:
         return bool(due)
 
 
-class Liveness(Protocol):
-    """
-    What a member of a cluster knows of itself.
-
-    Attributes:
-        is_joined: Whether it has joined, and notices reach it.
-        silence_s: For how many seconds the database has not confirmed that it is live.
-    """
-
-    @property
-    def is_joined(self) -> bool: ...
-
-    @property
-    def silence_s(self) -> float: ...
-
-
 class SharedQueue:
     """
     The queue of a member of a cluster: it reserves what it can start at once, and all members count together.
 
+    Attributes and methods are as those of `OwnQueue`.
+
     Args:
         reservations: The reservations of this member.
-        member: Whether this member is live.
+        is_joined: Returns whether this member has joined the cluster.
+        silence_s: Returns for how many seconds the database has not confirmed that it is live.
         dead_after_s: How long it may be silent before others take its links over.
         timer: Returns monotonic seconds.
     """
 
     def __init__(
-        self, reservations: JobReservations, member: Liveness, *, dead_after_s: float, timer: Callable[[], float]
+        self,
+        reservations: JobReservations,
+        *,
+        is_joined: Callable[[], bool],
+        silence_s: Callable[[], float],
+        dead_after_s: float,
+        timer: Callable[[], float],
     ) -> None:
         self.waiting = 0
-        self.pause_max_s: float = CHECK_INTERVAL_S
+        self.pause_max_s: Final[float] = CHECK_INTERVAL_S
         self._reservations = reservations
-        self._member = member
+        self._is_joined = is_joined
+        self._silence_s = silence_s
         self._dead_after_s = dead_after_s
         self._timer = timer
         self._next_check = 0.0
@@ -201,26 +159,26 @@ class SharedQueue:
 
     @property
     def is_live(self) -> bool:
-        return self._member.is_joined and self._owns
+        return self._is_joined() and self._owns
 
     @property
     def _owns(self) -> bool:
         """Whether what this member has reserved is still its own."""
-        return self._member.silence_s < self._dead_after_s
-
-    async def recount(self) -> None:
-        pass  # each check does
+        return self._silence_s() < self._dead_after_s
 
     async def count(self) -> int:
         self.waiting = await self._reservations.count_waiting()
         return self.waiting
 
+    async def recount(self) -> None:
+        """Do nothing: each check counts."""
+
     async def take(self, running: Running, limit: int) -> Sequence[JobItem]:  # noqa: ARG002 - the database counts all
         if not self.is_live:
             return ()
         now = self._timer()
-        # What a search that found too little left out is at busy hosts or not due. A search of everything for each link
-        # that ends would read thousands of rows of one busy host, so until the next one only its place is filled.
+        # What a search that found too little left out is at busy hosts, or not due. Another one for each link that ends
+        # would read thousands of rows of a busy host again, so until the next one only the places of these are filled.
         wanted = limit if now >= self._next_search else min(limit, self._finished)
         if wanted == 0:
             return ()
@@ -244,17 +202,21 @@ class SharedQueue:
         self.waiting = checked.waiting
         return before - set(checked.held)
 
-    def note_finished(self, item: JobItem) -> None:  # noqa: ARG002 - of whichever host
+    def note_finished(self) -> None:
         self._finished += 1
 
     def forget(self, job_id: str) -> None:
-        pass
+        """Do nothing: what is reserved runs."""
 
     def search_soon(self) -> None:
         self._next_search = self._next_check = 0
 
     async def release(self) -> None:
         await self._reservations.release()
+
+
+LinkQueue: TypeAlias = OwnQueue | SharedQueue
+"""What the runner takes links from."""
 
 
 def _count_hosts(running: Running) -> Counter[str]:

@@ -319,7 +319,7 @@ class JobRunner:
     def _finish(self, item: JobItem) -> None:
         del self._running[item.job, item.number]
         del self._tasks[item.job, item.number]
-        self._links.note_finished(item)
+        self._links.note_finished()
         self._wake.set()
 
     async def _save(self, item: JobItem) -> None:
