@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from imgkeep.cluster.nodes.leases import NodeLeases
+
 if TYPE_CHECKING:
+    from imgkeep.bootstrap.cluster import ClusterParts
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
+    from imgkeep.cluster.workers.leases import FillLeases
     from imgkeep.database import Outbox
     from imgkeep.health import Health
     from imgkeep.images.format_checker import FormatChecker
@@ -27,9 +31,28 @@ def watch_fills(
     metrics.watch("format_checks_in_flight", "Images that threads check", lambda: format_checker.under_way)
 
 
+def watch_leases(metrics: Metrics, leases: FillLeases | NodeLeases | None) -> None:
+    """Show the fills that other nodes could not know of."""
+    if isinstance(leases, NodeLeases):
+        metrics.watch_count(
+            "cluster_unleased_fills",
+            "Fills without the lease of their key, because the database or the lease's holder could not be reached",
+            lambda: leases.unleased,
+        )
+
+
 def watch_jobs(metrics: Metrics, jobs: JobRunner) -> None:
     """Show the links of jobs that wait."""
     metrics.watch("job_links_waiting", "Links that wait to be saved", lambda: jobs.waiting, shared=True)
+
+
+def watch_members(metrics: Metrics, health: Health, parts: ClusterParts) -> None:
+    """Show the live processes of all nodes, where other nodes can use the database."""
+    if parts.nodes is None:
+        return
+    membership = parts.nodes.membership
+    health.cluster = parts.nodes.describe
+    metrics.watch("cluster_members", "Live processes of all nodes", lambda: len(membership.members), shared=True)
 
 
 def watch_storage(metrics: Metrics, storage: Storage, health: Health) -> None:
