@@ -19,11 +19,11 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from tests.support.installed import require
-from tests.support.network_hosts import network
+from tests.support.network_hosts import LEASHED, network
 from tests.support.postgresql import PostgresqlServer
 from tests.support.program import START_TIMEOUT_S, cannot, environment
 from tests.support.s3.loopback import HOST, port_of, reserve
-from tests.support.s3.process import LEASH, ServerProcess
+from tests.support.s3.process import ServerProcess
 from tests.support.s3.programs import BUCKET, KINDS
 from tests.support.s3.servers import S3Server
 from tests.support.waiting import block_until
@@ -75,6 +75,7 @@ http {{
         location / {{
             proxy_pass http://imgkeep;
             proxy_buffering off;
+            proxy_buffer_size 128k; proxy_buffers 4 128k;
             proxy_connect_timeout 1s;
             proxy_http_version 1.1;
             proxy_set_header Host $http_host;
@@ -133,10 +134,9 @@ class Node:
             place.mkdir(exist_ok=True)
             (place / "sitecustomize.py").write_text(_SHIFTED.format(shift_s=self.clock_shift_s))
             variables["PYTHONPATH"] = f"{place}:{variables['PYTHONPATH']}"
-        leash = (sys.executable, "-ISc", LEASH, str(os.getpid()))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*leash, *self.host.enter, sys.executable, "-m", "imgkeep", "serve"],
+                [*LEASHED, *self.host.enter, sys.executable, "-m", "imgkeep", "serve"],
                 cwd=self.folder.parent,
                 env=variables,
                 stdin=subprocess.DEVNULL,
