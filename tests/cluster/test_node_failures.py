@@ -111,6 +111,7 @@ async def test_partitioned_node_shows_no_removed_image(client: Client, origin: C
 
 
 async def test_load_notices_nothing_of_a_stopped_database(client: Client, origin: CountedOrigin) -> None:
+    before = await _count_images(client, client.nodes.members[0])
     stored = [origin.gives(f"/stored/{number}.png") for number in range(20)]
     for url in stored:
         assert (await client.img(url)).status == 200
@@ -124,7 +125,9 @@ async def test_load_notices_nothing_of_a_stopped_database(client: Client, origin
         assert answers["new"] > sooner + 10
     assert set(answers) == {"new", "stored"}, answers
     assert (refused.status, "Retry-After" in refused.headers) == (503, True)
-    await until(lambda: _lists(client, answers["new"] + len(stored)))
+    wanted = before + len(stored) + answers["new"]
+    for node in client.nodes.members:
+        await until(lambda node=node: _has_images(client, node, wanted))
     assert origin.fetched_twice() <= answers["new"] // 50
 
 
@@ -205,6 +208,9 @@ async def _all_ready(client: Client) -> bool:
     return all([await _is_ready(client, node) for node in client.nodes.members])
 
 
-async def _lists(client: Client, number: int) -> bool:
-    lists = [(await client.ask("/api/images?limit=1000", node)).json for node in client.nodes.members]
-    return all(len(each["images"]) == number for each in lists)
+async def _has_images(client: Client, node: Node, number: int) -> bool:
+    return await _count_images(client, node) == number
+
+
+async def _count_images(client: Client, node: Node) -> int:
+    return len((await client.ask("/api/images?limit=1000", node)).json["images"])

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 
 from tests.support.cluster_clients import client_of, read_at_once
-from tests.support.cluster_nodes import three_nodes
+from tests.support.cluster_nodes import PEER_PORT, three_nodes
 from tests.support.counted_origin import counted_origin
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from tests.support.cluster_clients import Client
-    from tests.support.cluster_nodes import Nodes, Surroundings
+    from tests.support.cluster_nodes import Node, Nodes, Surroundings
     from tests.support.counted_origin import CountedOrigin
 
 LARGE = 5 * 2**20
@@ -31,6 +32,23 @@ def nodes(surroundings: Surroundings, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
+def spare(nodes: Nodes) -> Iterator[Callable[..., Node]]:
+    """Start a fourth node, with settings of its own."""
+    added: list[Node] = []
+
+    def start(**settings: str) -> Node:
+        added.append(nodes.add(nodes.around.hosts[-1], **settings))
+        added[-1].start()
+        return added[-1]
+
+    yield start
+    for node in added:
+        node.kill()
+        node.lose_disk()
+        nodes.members.remove(node)
+
+
+@pytest.fixture
 async def client(nodes: Nodes) -> AsyncIterator[Client]:
     async with client_of(nodes) as one:
         yield one
@@ -40,6 +58,11 @@ async def client(nodes: Nodes) -> AsyncIterator[Client]:
 async def origin(surroundings: Surroundings) -> AsyncIterator[CountedOrigin]:
     async with counted_origin(surroundings.network.gateways) as one:
         yield one
+
+
+def test_nodes_that_start_at_once_make_one_schema(nodes: Nodes) -> None:
+    logs = [node.log.read_text("utf-8") for node in nodes.members]
+    assert not [line for log in logs for line in log.splitlines() if '"level":"info"' not in line]
 
 
 async def test_one_cold_link_is_one_fetch(nodes: Nodes, origin: CountedOrigin) -> None:
@@ -114,7 +137,6 @@ async def test_any_node_cancels_a_job(client: Client, origin: CountedOrigin) -> 
     answer = await client.ask(f"/api/jobs/{job}/cancel", second, "POST")
     assert answer.status == 200
     assert (await client.job(job, third))["state"] == "cancelled"
-    await until(lambda: not any(origin.running.values()))  # fetches under way are given up, on whatever node
     assert origin.fetches("/slow/") <= JOB_HOST_MAX
 
 
@@ -152,3 +174,35 @@ async def test_refetched_image_is_everywhere_when_it_is_acknowledged(client: Cli
     answers = [await client.img(url, node) for node in nodes]
     assert [len(answer.body) for answer in answers] == [3000] * 3
     assert len({answer.headers["ETag"] for answer in answers}) == 1
+
+
+async def test_node_that_no_other_reaches_costs_a_fetch_and_no_answer(
+    client: Client, origin: CountedOrigin, spare: Callable[..., Node]
+) -> None:
+    fourth = spare(cluster__advertise_url=f"http://{client.nodes.around.network.unused}:8090")
+    origin.bytes_per_s = 100_000
+    url = origin.gives("/unreachable.png", 200_000)
+    holder = asyncio.create_task(client.img(url, fourth))
+    await until(lambda: origin.asked["/unreachable.png"])
+    others = [asyncio.create_task(client.img(url, node)) for node in client.nodes.members[:3]]
+    answers = await asyncio.gather(holder, *others)
+    assert [(answer.status, len(answer.body)) for answer in answers] == [(200, 200_000)] * 4
+    assert origin.asked["/unreachable.png"] <= 1 + len(others)
+
+
+async def test_client_without_the_secret_gets_nothing_from_a_peer(
+    client: Client, nodes: Nodes, origin: CountedOrigin
+) -> None:
+    node = nodes.members[0]
+    key = (await client.ask(f"/api/inspect?src={quote(origin.gives('/secret.png'), safe='')}")).json["key"]
+    for path in (
+        f"/fills/{key}",
+        f"/fills/{key}/end",
+        "/objects/" + "0" * 64 + ".png",
+        "/failures",
+        "/",
+        "/api/images",
+    ):
+        answer = await client.ask(path, f"{node.host.address}:{PEER_PORT}")
+        assert (answer.status, answer.body) == (401, b"")
+        assert (await client.ask(path, node)).status != 200 or path in {"/", "/api/images"}

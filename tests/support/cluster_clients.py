@@ -129,9 +129,11 @@ class Client:
     nodes: Nodes
     session: aiohttp.ClientSession = field(repr=False)
 
-    async def ask(self, path: str, at: Node | None = None, method: str = "GET", **how: Any) -> Answer:
-        """Ask a node, or the next one by nginx."""
-        address = self.nodes.proxy if at is None else at.address
+    async def ask(self, path: str, at: Node | str | None = None, method: str = "GET", **how: Any) -> Answer:
+        """Ask a node or an address, or the next node by nginx."""
+        address = at or self.nodes.proxy
+        if not isinstance(address, str):
+            address = address.address
         fields = {} if path.startswith("/img") else {"Authorization": f"Bearer {TOKEN}"}
         url = URL(f"http://{address}{path}", encoded=True)
         async with self.session.request(method, url, headers=fields, **how) as response:

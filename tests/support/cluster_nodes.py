@@ -43,18 +43,13 @@ NODES: Final = 3
 
 _SHIFTED: Final = """
 import datetime, time
-_SHIFT_S = {shift_s}
-_read, _read_ns = time.time, time.time_ns
+import imgkeep.clock
+_read, _read_ns, _SHIFT_S = time.time, time.time_ns, {shift_s}
 time.time = lambda: _read() + _SHIFT_S
 time.time_ns = lambda: _read_ns() + int(_SHIFT_S * 1e9)
-class _Shifted(datetime.datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return cls.fromtimestamp(time.time(), tz)
-    @classmethod
-    def utcnow(cls):
-        return cls.fromtimestamp(time.time(), datetime.timezone.utc).replace(tzinfo=None)
-datetime.datetime = _Shifted
+class _Shifted:
+    now = staticmethod(lambda tz: datetime.datetime.now(tz) + datetime.timedelta(seconds=_SHIFT_S))
+imgkeep.clock.datetime = _Shifted
 """
 """`sitecustomize` of a process whose clock is wrong: Python imports it before anything else."""
 
@@ -263,7 +258,7 @@ class Nodes:
     def add(self, host: Host, **settings: str) -> Node:
         """Add a node, with settings of its own, and do not start it."""
         folder = self.folder / host.name / "data"
-        folder.parent.mkdir()
+        folder.parent.mkdir(exist_ok=True)
         own = {
             "server__host": host.address,
             "server__port": str(PORT),

@@ -134,6 +134,11 @@ class Network:
         return [self._address(last) for last in GATEWAYS]
 
     @property
+    def unused(self) -> str:
+        """An address of this network that no host has."""
+        return self._address(250)
+
+    @property
     def range(self) -> str:
         """The addresses of all hosts."""
         return self._address(0) + "/24"
