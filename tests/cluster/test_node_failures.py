@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -127,7 +128,7 @@ async def test_load_notices_nothing_of_a_stopped_database(client: Client, origin
     assert (refused.status, "Retry-After" in refused.headers) == (503, True)
     wanted = before + len(stored) + answers["new"]
     for node in client.nodes.members:
-        await until(lambda node=node: _has_images(client, node, wanted))
+        await until(partial(_has_images, client, node, wanted))
     assert origin.fetched_twice() <= answers["new"] // 50
 
 
