@@ -233,7 +233,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     "file of no secret": (
         {},
         {"IMGKEEP_SERVER__PORT_FILE": "/x"},
-        "IMGKEEP_SERVER__PORT_FILE: only secrets are read from files (IMGKEEP_DATABASE__URL_FILE, ",
+        "IMGKEEP_SERVER__PORT_FILE: only secrets are read from files (IMGKEEP_CLUSTER__SECRET_FILE, ",
     ),
     "long variable": ({}, {f"IMGKEEP_{'A' * 10_000}": ""}, "IMGKEEP_AAA"),
     "no host": ({"server": {"host": []}}, {}, "server.host: expected an address, or a list of 16 at most"),

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imgkeep.cluster.leader import LeaderLock
-from imgkeep.cluster.worker_info import SharedFolder
+from imgkeep.cluster.workers.leader import LeaderLock
+from imgkeep.cluster.workers.worker_info import SharedFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_one_worker_at_a_time_is_the_leader(tmp_path: Path) -> None:
+async def test_one_worker_at_a_time_is_the_leader(tmp_path: Path) -> None:
     folder = SharedFolder(tmp_path)
     first, second = LeaderLock(folder, "0.1"), LeaderLock(folder, "1.2")
-    assert first.acquire()
-    assert not second.acquire()
+    assert await first.acquire()
+    assert not await second.acquire()
     assert (first.is_held, second.is_held) == (True, False)
     assert str(folder.leader.readlink()) == "0.1"
-    first.release()
-    assert second.acquire()
+    await first.release()
+    assert await second.acquire()
     assert str(folder.leader.readlink()) == "1.2"
-    second.release()
+    await second.release()
 
 
-def test_leftover_of_a_failed_attempt_is_no_obstacle(tmp_path: Path) -> None:
+async def test_leftover_of_a_failed_attempt_is_no_obstacle(tmp_path: Path) -> None:
     folder = SharedFolder(tmp_path)
     (tmp_path / "leader.0.1").symlink_to("0.1")
     lock = LeaderLock(folder, "0.1")
-    assert lock.acquire()
-    lock.release()
+    assert await lock.acquire()
+    await lock.release()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgkeep.cluster.leases import EXPIRED_MAX, FillLeases, remove_leases_of
+from imgkeep.cluster.workers.leases import EXPIRED_MAX, FillLeases, remove_leases_of
 from tests.support.fakes import Timer
 
 if TYPE_CHECKING:

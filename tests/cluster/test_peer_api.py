@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from imgkeep.cluster.peer_api import make_peer_api
-from imgkeep.cluster.peers import SECRET_FIELD, Notice
 from imgkeep.cluster.progress import read_fill
-from imgkeep.cluster.worker_info import WorkerInfo
+from imgkeep.cluster.workers.peers import SECRET_FIELD, Notice
+from imgkeep.cluster.workers.worker_info import WorkerInfo
 from imgkeep.core.errors import OriginError, SourceNotFound, StorageError
 from imgkeep.core.records import Format
 from imgkeep.images.fill import FillHead

@@ -23,7 +23,7 @@ HEARTBEAT_TIMEOUT_S = 3.0
 SUPERVISOR = """
 import logging, os, sys
 from contextlib import ExitStack
-from imgkeep.cluster import supervisor, worker_process
+from imgkeep.cluster.workers import supervisor, worker_process
 from imgkeep.config import Config, Server
 from imgkeep.listening import listen_for_workers
 
@@ -51,7 +51,7 @@ with ExitStack() as stack:
 """
 WORKER = """
 import asyncio, os, signal, socket, sys
-from imgkeep.cluster.control import SupervisorLink
+from imgkeep.cluster.workers.control import SupervisorLink
 
 async def work():
     control = socket.socket(fileno=int(sys.argv[sys.argv.index("--control") + 1]))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from imgkeep.cluster.control import DRAIN, HEARTBEAT, KILL_TIMEOUT_S, READY
-from imgkeep.cluster.worker_info import WorkerInfo
-from imgkeep.cluster.worker_process import (
+from imgkeep.cluster.workers.control import DRAIN, HEARTBEAT, KILL_TIMEOUT_S, READY
+from imgkeep.cluster.workers.worker_info import WorkerInfo
+from imgkeep.cluster.workers.worker_process import (
     LAST_TIMEOUT_S,
     TERMINATE_TIMEOUT_S,
     TRANSITIONS,

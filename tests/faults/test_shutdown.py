@@ -13,8 +13,8 @@ import aiohttp
 
 from imgkeep.bootstrap.exit_deadline import EXIT_TIMEOUT_S
 from imgkeep.bootstrap.lifecycle import DRAIN_NOTICE_S, GRACE_S
-from imgkeep.cluster.control import KILL_TIMEOUT_S
-from imgkeep.cluster.supervisor import CHECK_INTERVAL_S
+from imgkeep.cluster.workers.control import KILL_TIMEOUT_S
+from imgkeep.cluster.workers.supervisor import CHECK_INTERVAL_S
 from tests.support.images import make_image
 from tests.support.program import ROOT, serving
 from tests.support.waiting import until

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgkeep.cluster.leases import FillLeases
+from imgkeep.cluster.workers.leases import FillLeases
 from imgkeep.core.errors import (
     Busy,
     ImgkeepError,

@@ -28,12 +28,13 @@ from imgkeep.maintenance.verify_reindex import reindex
 from imgkeep.storage.bucket.diagnostics import try_public
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine
 
+    from imgkeep.bootstrap.cluster import ClusterParts, Leader
     from imgkeep.bootstrap.platform import Platform
     from imgkeep.bootstrap.services import Services
     from imgkeep.clock import Sleep
-    from imgkeep.cluster.leader import LeaderLock
+    from imgkeep.cluster.nodes.membership import Membership
     from imgkeep.observability.metrics import ProcessSample
     from imgkeep.replication.outbox_worker import OutboxWorker
     from imgkeep.storage.bucket.client import BucketClient
@@ -65,41 +66,61 @@ class BackgroundTasks:
         services: The services that the tasks use.
         platform: The timer and `sleep`.
         outbox_worker: Uploads the outbox; `None`: there is no outbox.
-        leader_lock: Tells whether this worker is the leader; `None`: there is one process, which leads.
+        cluster: How this process shares the work with others.
     """
 
     def __init__(
-        self, services: Services, platform: Platform, outbox_worker: OutboxWorker | None, leader_lock: LeaderLock | None
+        self, services: Services, platform: Platform, outbox_worker: OutboxWorker | None, cluster: ClusterParts
     ) -> None:
         self._services = services
         self._sleep = platform.sleep
         self._totals = StoredTotals(services.storage.database.image_index, platform.timer)
         self._outbox_worker = outbox_worker
-        self._leader_lock = leader_lock
+        self._nodes = cluster.nodes
+        self._cluster_leader = cluster.cluster_leader
+        self._duties = self._assign_duties(cluster)
         self._resigned = asyncio.Event()
         watch_totals(services.metrics, self._totals)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Run the tasks until the end of the block."""
-        if self._leader_lock is not None:
-            self._leader_lock.acquire()
-        tasks = [asyncio.create_task(task) for task in self._list_tasks()]
+        """
+        Run the tasks until the end of the block.
+
+        Raises:
+            RefusedByCluster: The database belongs to another cluster.
+        """
+        tasks = [] if self._nodes is None else await self._nodes.start()
+        for leader in self._leaders:
+            await leader.acquire()
+        tasks += [asyncio.create_task(task) for task in self._list_tasks()]
         try:
             yield
         finally:
-            for task in tasks:
+            if self._nodes is not None:
+                await self._nodes.membership.leave()
+            for task in reversed(tasks):
                 await cancel(task)
 
     async def resign(self) -> None:
         """Release the leadership, and wait until the leader's tasks have ended."""
         self._resigned.set()
-        while self._leader_lock is not None and self._leader_lock.is_held:  # noqa: ASYNC110 - its task releases it soon
+        while any(leader.is_held for leader in self._leaders):  # noqa: ASYNC110 - its task releases it soon
             await asyncio.sleep(0.01)
 
     @property
+    def membership(self) -> Membership | None:
+        """The membership of this process; `None`: its database is a file of this machine."""
+        return None if self._nodes is None else self._nodes.membership
+
+    @property
     def _leads(self) -> bool:
-        return self._leader_lock is None or self._leader_lock.is_held
+        """Whether this process runs what has to run once for all."""
+        return self._cluster_leader is None or self._cluster_leader.is_held
+
+    @property
+    def _leaders(self) -> list[Leader]:
+        return [leader for leader in self._duties if leader is not None]
 
     def _list_tasks(self) -> list[Task]:
         services = self._services
@@ -116,34 +137,58 @@ class BackgroundTasks:
         settler = make_record_settler(services)
         if settler is not None:
             tasks.append(settler.run(self._sleep))
-        tasks += (
-            self._list_leader_tasks() if self._leader_lock is None else [self._lead_when_elected(self._leader_lock)]
-        )
+        for leader, make_tasks in self._duties.items():
+            tasks += make_tasks() if leader is None else [self._lead_when_elected(leader, make_tasks)]
         return tasks
 
-    def _list_leader_tasks(self) -> list[Task]:
-        outbox = [] if self._outbox_worker is None else [self._outbox_worker.run()]
-        remote = self._services.storage.remote
-        aborting = [] if remote is None else [_abort_unfinished_uploads(remote.bucket.client, self._sleep)]
-        return [self._services.jobs.run(), *outbox, *aborting]
+    def _list_node_tasks(self) -> list[Task]:
+        """List what has to run once on each machine: its fallback's images are on its disk."""
+        return [] if self._outbox_worker is None else [self._outbox_worker.run()]
 
-    async def _lead_when_elected(self, leader_lock: LeaderLock) -> None:
-        """Wait for the leadership, and run the leader's tasks until this worker resigns."""
-        while not (leader_lock.is_held or leader_lock.acquire()):
-            if await _is_set_within(self._resigned, LEADER_CHECK_INTERVAL_S):
-                return
-        log.info("leader elected")
-        tasks = [asyncio.create_task(task) for task in self._list_leader_tasks()]
-        try:
-            for _ in range(LATE_JOBS_S // LATE_JOBS_INTERVAL_S):
-                if await _is_set_within(self._resigned, LATE_JOBS_INTERVAL_S):
+    def _list_job_tasks(self) -> list[Task]:
+        return [self._services.jobs.run()]
+
+    def _list_cluster_tasks(self) -> list[Task]:
+        """List what has to run once for all."""
+        remote = self._services.storage.remote
+        return [] if remote is None else [_abort_unfinished_uploads(remote.bucket.client, self._sleep)]
+
+    def _assign_duties(self, cluster: ClusterParts) -> dict[Leader | None, Callable[[], list[Task]]]:
+        """Return which leader runs which tasks; `None`: every process does."""
+        if cluster.nodes is None:
+            leader = cluster.node_leader
+            return {leader: lambda: self._list_job_tasks() + self._list_node_tasks() + self._list_cluster_tasks()}
+        if cluster.node_leader is None:
+            # The database tells the links of jobs apart that each member saves.
+            return {
+                None: lambda: self._list_job_tasks() + self._list_node_tasks(),
+                cluster.nodes.leader: self._list_cluster_tasks,
+            }
+        return {
+            None: self._list_job_tasks,
+            cluster.node_leader: self._list_node_tasks,
+            cluster.nodes.leader: self._list_cluster_tasks,
+        }
+
+    async def _lead_when_elected(self, leader: Leader, make_tasks: Callable[[], list[Task]]) -> None:
+        """Wait for the leadership, and run the leader's tasks until this worker resigns, or loses it."""
+        while not self._resigned.is_set():
+            while not await leader.acquire():
+                if await _is_set_within(self._resigned, LEADER_CHECK_INTERVAL_S):
                     return
-                self._services.jobs.poll_now()
-            await self._resigned.wait()
-        finally:
-            for task in tasks:
-                await cancel(task)
-            leader_lock.release()
+            log.info("leader elected")
+            tasks = [asyncio.create_task(task) for task in make_tasks()]
+            try:
+                for _ in range(LATE_JOBS_S // LATE_JOBS_INTERVAL_S):
+                    if await _is_set_within(self._resigned, LATE_JOBS_INTERVAL_S):
+                        return
+                    self._services.jobs.poll_now()
+                while leader.is_held and not await _is_set_within(self._resigned, LATE_JOBS_INTERVAL_S):
+                    pass
+            finally:
+                for task in tasks:
+                    await cancel(task)
+                await leader.release()
 
     async def _count_stored(self) -> None:
         """Count the stored images, as the leader. Health does not wait for it: a count may take minutes."""

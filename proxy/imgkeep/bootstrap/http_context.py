@@ -11,9 +11,8 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.bootstrap.background import BackgroundTasks
+from imgkeep.bootstrap.cluster import open_cluster
 from imgkeep.bootstrap.services import make_link_selection, make_outbox_worker, open_services
-from imgkeep.cluster.leader import LeaderLock
-from imgkeep.cluster.peers import Peers
 from imgkeep.config import data_folder
 from imgkeep.core.signing import Signatures
 from imgkeep.images.lookup_rate_limit import MissLimiter
@@ -36,12 +35,14 @@ from imgkeep.web.responses import ImageResponses
 from imgkeep.web.static_files import make_module
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
+    from imgkeep.bootstrap.cluster import ClusterParts
     from imgkeep.bootstrap.platform import Platform
     from imgkeep.bootstrap.services import Services
-    from imgkeep.cluster.worker_info import WorkerInfo
+    from imgkeep.cluster.workers.worker_info import WorkerInfo
     from imgkeep.config import Config
+    from imgkeep.images.failure_history import RecentFailure
     from imgkeep.observability.metrics import Metrics
     from imgkeep.web.error_presentation import Placeholder
 
@@ -65,15 +66,12 @@ async def open_context(
     """
     placeholder = await asyncio.to_thread(read_placeholder, config.delivery.placeholder)
     async with AsyncExitStack() as stack:
-        peers = None
-        if worker is not None:
-            peers = Peers(worker)
-            stack.push_async_callback(peers.aclose)
+        parts = await stack.enter_async_context(open_cluster(config, platform, worker))
         cache = ResponseCache(BYTES_MAX // (1 if worker is None else worker.workers)) if has_fast_path else None
         services = await stack.enter_async_context(
-            open_services(config, platform, worker, peers, changed=_ignore if cache is None else cache.invalidate)
+            open_services(config, platform, parts, changed=_ignore if cache is None else cache.invalidate)
         )
-        background = _make_background(services, platform, worker)
+        background = BackgroundTasks(services, platform, make_outbox_worker(services, platform), parts)
         await stack.enter_async_context(background.running())
         _watch_response_cache(services.metrics, cache)
         rewrite_service = RewriteService(services.metrics.rewritten)
@@ -88,9 +86,9 @@ async def open_context(
                 auth=auth,
                 access_log=access_log,
                 images=images,
-                api=_make_api(config, services, rewrite_service, peers),
+                api=_make_api(config, services, rewrite_service, parts),
                 health=services.health,
-                metrics=MetricsPage(services.metrics, peers),
+                metrics=MetricsPage(services.metrics, parts.peers),
                 module=make_module(services.inspector.policy, auth.signature),
                 connections=ConnectionContext(
                     access_log,
@@ -101,11 +99,6 @@ async def open_context(
                 home_page=HomePage(_has_external_images(config)) if config.server.welcome else None,
             ),
         )
-
-
-def _make_background(services: Services, platform: Platform, worker: WorkerInfo | None) -> BackgroundTasks:
-    leader_lock = None if worker is None else LeaderLock(worker.shared_folder, worker.name)
-    return BackgroundTasks(services, platform, make_outbox_worker(services, platform), leader_lock)
 
 
 def _ignore(_key: str) -> None:
@@ -167,7 +160,11 @@ def _make_images(
     return ImageHandlers(services.image_service, auth, responses, services.inspector.public, miss_limiter)
 
 
-def _make_api(config: Config, services: Services, rewrite_service: RewriteService, peers: Peers | None) -> ApiContext:
+def _make_api(config: Config, services: Services, rewrite_service: RewriteService, parts: ClusterParts) -> ApiContext:
+    async def list_failures() -> Sequence[Sequence[RecentFailure]]:
+        own = services.failures.list()
+        return [own] if parts.peers is None else [own, *await parts.peers.failures()]
+
     return ApiContext(
         image_service=services.image_service,
         image_index=services.storage.database.image_index,
@@ -176,11 +173,11 @@ def _make_api(config: Config, services: Services, rewrite_service: RewriteServic
         remover=services.remover,
         refetcher=services.refetcher,
         jobs=services.jobs,
-        failures=services.failures,
+        list_failures=list_failures,
         link_selection=make_link_selection(config, services.inspector, services.storage),
         rewrite_service=rewrite_service,
         health=services.health,
-        peers=peers,
+        relay_peers=parts.relay_peers,
     )
 
 

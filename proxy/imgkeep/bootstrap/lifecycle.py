@@ -6,7 +6,7 @@ Rules:
 - Responses and fills that are running have `GRACE_S` to end; fills that peers follow end last.
 - A worker that another one replaces keeps its clients until their next response, which closes the connection.
 - A single process does not reload its configuration; with several workers the supervisor does
-  (`cluster/supervisor.py`).
+  (`cluster/workers/supervisor.py`).
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from imgkeep.bootstrap.server import (
     build,
     make_runner,
 )
-from imgkeep.cluster.control import SupervisorLink
 from imgkeep.cluster.peer_api import make_peer_api
+from imgkeep.cluster.workers.control import SupervisorLink
 from imgkeep.listening import BACKLOG, listen, listen_for_metrics
 from imgkeep.web.api_relay import receive_relayed
 from imgkeep.web.app import CONTEXT, add_api
@@ -47,8 +47,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
+    from imgkeep.bootstrap.background import BackgroundTasks
     from imgkeep.bootstrap.services import Services
-    from imgkeep.cluster.worker_info import WorkerInfo
+    from imgkeep.cluster.workers.worker_info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.database import DatabaseEngine
     from imgkeep.web.app import AppContext
@@ -97,7 +98,7 @@ async def serve(config: Config, platform: Platform = SYSTEM, *, stopping: Callab
         async with _metrics_apart(config, app[METRICS], await asyncio.to_thread(listen_for_metrics, config.server)):
             _tune_interpreter()
             tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[AUTH].local_token)
-            await _wait_for_end(stop, services.storage.database.engine)
+            await _wait_for_end(stop, app[BACKGROUND], services.storage.database.engine)
             stopping()
             await _drain(runner, services, stop)
     finally:
@@ -137,7 +138,7 @@ async def work(
                 _tune_interpreter()
                 link.announce_ready()
                 log.info("worker ready", extra={"worker": worker.name})
-                await _wait_for_end(link.stop, services.storage.database.engine)
+                await _wait_for_end(link.stop, app[BACKGROUND], services.storage.database.engine)
                 stopping()
                 if link.is_orphaned:
                     log.error("supervisor died")
@@ -147,7 +148,7 @@ async def work(
         await runner.cleanup()
         link.close()
         if link.is_orphaned:
-            # No supervisor deletes the folder; a worker that still runs does without it (`cluster/leases.py`).
+            # No supervisor deletes the folder; a worker that still runs does without it (`cluster/workers/leases.py`).
             await asyncio.to_thread(shutil.rmtree, worker.folder, ignore_errors=True)
     _log_end(services)
 
@@ -199,17 +200,22 @@ def _make_peer_app(context: AppContext, services: Services, worker: WorkerInfo) 
     return app
 
 
-async def _wait_for_end(stop: asyncio.Event, engine: DatabaseEngine) -> None:
+async def _wait_for_end(stop: asyncio.Event, background: BackgroundTasks, engine: DatabaseEngine) -> None:
     """
-    Wait until `stop` is set, or until the engine finds a database that it cannot use, which may be late if the database
-    was unreachable at start.
+    Wait until `stop` is set, or until this process finds a database that it cannot use, which may be late if the
+    database was unreachable at start.
     """
-    waits = [asyncio.create_task(event.wait()) for event in (stop, engine.found_incompatible)]
+    events = [stop, engine.found_incompatible]
+    if background.membership is not None:
+        events.append(background.membership.found_refused)
+    waits = [asyncio.create_task(event.wait()) for event in events]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for wait in waits:
             wait.cancel()
+    if background.membership is not None and engine.incompatible is None:
+        engine.incompatible = background.membership.refused
     if engine.incompatible is not None and not stop.is_set():
         log.error("database is incompatible; ending", extra={"reason": engine.incompatible.in_full})
         stop.set()

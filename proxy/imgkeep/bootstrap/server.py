@@ -17,7 +17,7 @@ from imgkeep.web.http_server import Runner
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from imgkeep.cluster.worker_info import WorkerInfo
+    from imgkeep.cluster.workers.worker_info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.web.app import AppContext
 

@@ -16,10 +16,10 @@ from platform import python_version
 from typing import TYPE_CHECKING, Final
 
 from imgkeep import __version__
+from imgkeep.bootstrap.cluster import ALONE
 from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_storage
 from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import objects_url, open_storage
-from imgkeep.cluster.leases import FillLeases
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.invalid_signature import make_invalid_signature
 from imgkeep.core.source_url import read_source
@@ -30,7 +30,6 @@ from imgkeep.images.dependencies import FillDependencies
 from imgkeep.images.failure_history import RecentFailures
 from imgkeep.images.fill_rate_limit import FillLimits, RateLimiter
 from imgkeep.images.inspect import Inspector, make_inspector
-from imgkeep.images.interfaces import Cluster
 from imgkeep.images.observer import FillObserver
 from imgkeep.images.operator_refetch import Refetcher
 from imgkeep.images.placeholder_suspects import PlaceholderSuspects
@@ -49,11 +48,11 @@ from imgkeep.storage.disk_cache import CacheShare
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 
+    from imgkeep.bootstrap.cluster import ClusterParts
     from imgkeep.bootstrap.storage import Storage
-    from imgkeep.cluster.worker_info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
-    from imgkeep.images.interfaces import Peers
+    from imgkeep.images.interfaces import Cluster
 
 __all__ = [
     "SYSTEM",
@@ -64,12 +63,6 @@ __all__ = [
     "make_record_settler",
     "open_services",
 ]
-
-LEASE_GRACE_S: Final = 10
-"""
-Time for which peers see a lease after its image was stored, beyond what `store.timeout_s` lets a lookup take: a lookup
-that began before the image was stored may end after it.
-"""
 
 NAME_THREADS_PER_FETCH: Final = 2
 """The system's resolver blocks its thread for half a minute when no name server answers; fetches time out sooner."""
@@ -122,8 +115,7 @@ class Services:
 async def open_services(
     config: Config,
     platform: Platform = SYSTEM,
-    worker: WorkerInfo | None = None,
-    peers: Peers | None = None,
+    parts: ClusterParts = ALONE,
     *,
     changed: Callable[[Key], None] = lambda _: None,
 ) -> AsyncGenerator[Services]:
@@ -133,8 +125,7 @@ async def open_services(
     Args:
         config: The configuration of the services.
         platform: The edges of the machine.
-        worker: This process among several workers; `None`: there is one.
-        peers: The other workers.
+        parts: How this process shares the work with others.
         changed: Called with every key under which another image is stored.
 
     Raises:
@@ -142,7 +133,7 @@ async def open_services(
     """
     metrics = Metrics()
     metrics.announce(version=__version__, python=python_version())
-    share = None
+    share, worker, peers = None, parts.worker, parts.peers
     if worker is not None and peers is not None:
         share = CacheShare(worker.slot, worker.workers, lambda copies: peers.notify(copies=copies))
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
@@ -159,8 +150,7 @@ async def open_services(
         AsyncExitStack() as stack,
     ):
         builder = _Builder(config, platform, storage, metrics, make_inspector(config, platform.clock), stack)
-        cluster = None if worker is None or peers is None else Cluster(builder.open_leases(worker), peers)
-        yield await builder.build(cluster, changed)
+        yield await builder.build(parts.cluster, changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,12 +210,6 @@ class _Builder:
         await health.check()
         await blocked_digests.load()
         return services
-
-    def open_leases(self, worker: WorkerInfo) -> FillLeases:
-        grace_s = LEASE_GRACE_S + self.config.store.timeout_s  # a lookup may go to a bucket
-        leases = FillLeases(worker.shared_folder.leases, worker.name, grace_s=grace_s, timer=self.platform.timer)
-        self.stack.callback(leases.aclose)
-        return leases
 
     def make_health(self) -> Health:
         local, database, remote = self.storage.local, self.storage.database, self.storage.remote

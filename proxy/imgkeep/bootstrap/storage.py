@@ -124,9 +124,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
             later.
     """
     place = read_store_url("store.url", config.store.url)
-    # While the bucket is unreachable, a lookup finds a copy by its row only, so these rows are written soon.
-    batch_delay_s = LOCAL_BATCH_DELAY_S if isinstance(place, Folder) else BATCH_DELAY_S
-    database = Database(read_database_url(config.database.url), clock, batch_delay_s=batch_delay_s, read_only=reading)
+    database = _make_database(config, clock, place, reading=reading)
     disk = Disk(
         data_folder(config), memory_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
     )
@@ -142,6 +140,14 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         if not isinstance(place, Folder):
             remote = await _open_remote(stack, config, place, local, memory, timer, sleep, observe, share, reading)
         yield Storage(local, database, memory, remote)
+
+
+def _make_database(config: Config, clock: Clock, place: StorePlace, *, reading: bool) -> Database:
+    # While the bucket is unreachable, a lookup finds a copy by its row only, so these rows are written soon.
+    batch_delay_s = LOCAL_BATCH_DELAY_S if isinstance(place, Folder) else BATCH_DELAY_S
+    node = config.cluster.node_name if config.database.is_shared else ""
+    url = read_database_url(config.database.url)
+    return Database(url, clock, node=node, batch_delay_s=batch_delay_s, read_only=reading)
 
 
 async def _open_parts(parts: Sequence[LocalStore | Database], *, reading: bool) -> None:

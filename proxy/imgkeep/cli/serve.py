@@ -36,7 +36,7 @@ async def _serve(config: Config) -> int:
 def _supervise(invocation: Invocation) -> int:
     """Run several processes that serve on one port."""
     from imgkeep.bootstrap import opening_log
-    from imgkeep.cluster.supervisor import Supervisor
+    from imgkeep.cluster.workers.supervisor import Supervisor
     from imgkeep.listening import listen_for_workers
 
     # Workers run the code of this process, even if their working folder holds another package of this name.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from imgkeep.cluster.worker_process import WorkerSetup
+    from imgkeep.cluster.workers.worker_process import WorkerSetup
 
 WORKER: Final = "worker"
 
@@ -40,7 +40,7 @@ def read_worker_setup(stdin: BinaryIO) -> WorkerSetup:
         signal.signal(number, signal.SIG_IGN)  # a terminal sends these to all processes; the supervisor decides
     import msgspec
 
-    from imgkeep.cluster.worker_process import WorkerSetup
+    from imgkeep.cluster.workers.worker_process import WorkerSetup
     from imgkeep.config import ConfigError
 
     try:
@@ -58,7 +58,7 @@ async def run_worker(arguments: argparse.Namespace, setup: WorkerSetup) -> int:
     from imgkeep.bootstrap import lifecycle
     from imgkeep.bootstrap.exit_deadline import start_exit_deadline
     from imgkeep.cli.file_limit import raise_file_limit
-    from imgkeep.cluster.worker_info import WorkerInfo
+    from imgkeep.cluster.workers.worker_info import WorkerInfo
 
     raise_file_limit()
     worker = msgspec.convert({**msgspec.json.decode(arguments.worker), "secret": setup.secret}, WorkerInfo)

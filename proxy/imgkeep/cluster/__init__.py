@@ -1,1 +1,1 @@
-"""Several processes that behave as one: supervisor, leases, peers."""
+"""Several processes that behave as one: workers of one machine, and nodes with one database."""

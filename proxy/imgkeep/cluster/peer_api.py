@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Final, cast
 import msgspec
 from aiohttp import web
 
-from imgkeep.cluster.peers import SECRET_FIELD, Notice
 from imgkeep.cluster.progress import SHARE_FILE, write_failure, write_fill
+from imgkeep.cluster.workers.peers import SECRET_FIELD, Notice
 from imgkeep.core.errors import ImgkeepError, StorageError
 from imgkeep.core.records import Digest, Key
 from imgkeep.images.peer_fill import FillFailure
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from aiohttp.typedefs import Middleware
 
-    from imgkeep.cluster.worker_info import WorkerInfo
+    from imgkeep.cluster.workers.worker_info import WorkerInfo
     from imgkeep.images.failure_history import RecentFailure
     from imgkeep.images.service import ImageService
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import ipaddress
 from contextlib import suppress
+from socket import gethostname
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -71,18 +73,7 @@ class Server(Section, frozen=True):
         Raises:
             ConfigError: The setting is not an address.
         """
-        if not self.metrics_address:
-            return None
-        host, _, port = self.metrics_address.rpartition(":")
-        bracketed = host.startswith("[") and host.endswith("]")
-        host = host[1:-1] if bracketed else host
-        is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535
-        if not host or not is_port or bracketed != (":" in host):
-            raise ConfigError(
-                'server.metrics_address: expected HOST:PORT, as in "127.0.0.1:9100" or "[::1]:9100", got '
-                f"{self.metrics_address!r}"
-            )
-        return host, int(port)
+        return read_address("server.metrics_address", self.metrics_address) if self.metrics_address else None
 
     @property
     def metrics_loopback(self) -> bool:
@@ -94,6 +85,22 @@ class Server(Section, frozen=True):
     def is_open(self) -> bool:
         """Whether other machines can reach the server: by its address, or through a proxy in front."""
         return not self.loopback or bool(self.public_url or self.trusted_proxies)
+
+
+def read_address(setting: str, text: str) -> tuple[str, int]:
+    """
+    Read `HOST:PORT`, with brackets around an IPv6 address.
+
+    Raises:
+        ConfigError: The text has another form.
+    """
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    is_port = port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535
+    if not host or not is_port or bracketed != (":" in host):
+        raise ConfigError(f'{setting}: expected HOST:PORT, as in "127.0.0.1:9100" or "[::1]:9100", got {text!r}')
+    return host, int(port)
 
 
 def _is_loopback(host: str) -> bool:
@@ -115,6 +122,47 @@ class Store(Section, frozen=True):
 
 class Database(Section, frozen=True):
     url: str = "sqlite:data/imgkeep.db"
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether processes of other machines can use the database: it is PostgreSQL."""
+        return self.url.partition(":")[0].lower() in {"postgresql", "postgres"}
+
+
+class Cluster(Section, frozen=True):
+    name: str = ""
+    secret: str = ""
+    advertise_url: str = ""
+    listen: str = ""
+    stale_max_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30
+    tls_certificate: str = ""
+    tls_key: str = ""
+    tls_ca: str = ""
+
+    def __repr__(self) -> str:
+        return f"Cluster(name={self.name!r}, advertise_url={self.advertise_url!r})"
+
+    @property
+    def node_name(self) -> str:
+        """The name of this node."""
+        return self.name or gethostname()
+
+    @property
+    def listen_host_and_port(self) -> tuple[str, int] | None:
+        """
+        The address of the listener for other nodes; `None`: there are none.
+
+        Raises:
+            ConfigError: A setting is not an address.
+        """
+        if self.listen:
+            return read_address("cluster.listen", self.listen)
+        if not self.advertise_url:
+            return None
+        try:
+            return "", urlsplit(self.advertise_url).port or 0
+        except ValueError:
+            raise ConfigError("cluster.advertise_url: expected a URL with a port, as http://10.0.0.5:8081") from None
 
 
 class Delivery(Section, frozen=True):
@@ -196,7 +244,9 @@ class Log(Section, frozen=True):
     access: bool = True
 
 
-SECRETS: Final = frozenset({("security", "signing_keys"), ("security", "api_tokens"), ("database", "url")})
+SECRETS: Final = frozenset(
+    {("security", "signing_keys"), ("security", "api_tokens"), ("database", "url"), ("cluster", "secret")}
+)
 """Settings with secrets: a variable with `_FILE` at its end names a file for each."""
 OLD_SECTIONS: Final = {"catalog": "database"}
 """Sections by their names before the first release; a mistake message has the new one."""
@@ -208,6 +258,7 @@ class Config(Section, frozen=True):
     server: Server = Server()
     store: Store = Store()
     database: Database = Database()
+    cluster: Cluster = Cluster()
     delivery: Delivery = Delivery()
     sources: Sources = Sources()
     fetch: Fetch = Fetch()

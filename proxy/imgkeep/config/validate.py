@@ -6,9 +6,11 @@ import ipaddress
 import re
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+from imgkeep.config.cluster_rules import cluster_rules
 from imgkeep.config.errors import ConfigError
+from imgkeep.config.rule import Rule
 from imgkeep.config.urls import read_database_url, read_store_url
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.http_headers import FORWARDED_HEADERS
@@ -88,66 +90,58 @@ def _checks(config: Config) -> Iterator[tuple[tuple[str, ...], Callable[[], obje
         yield (rule.setting, *rule.needs), partial(_require, rule)
 
 
-class _Rule(NamedTuple):
-    """A rule for one setting. `message`: the reason for its refusal; `needs`: the other settings that it reads."""
-
-    setting: str
-    is_honoured: Callable[[], bool]
-    message: str
-    needs: tuple[str, ...] = ()
-
-
-def _rules(config: Config) -> Iterator[_Rule]:
+def _rules(config: Config) -> Iterator[Rule]:
     fetch, security = config.fetch, config.security
-    yield _Rule(
+    yield Rule(
         "fetch.user_agent",
         lambda: not re.search(r"[\x00-\x1f\x7f]", fetch.user_agent),
         "must not hold control characters",
     )
-    yield _Rule(
+    yield Rule(
         "fetch.accept",
         lambda: _is_accept(fetch.accept),
         "expected media types with commas between them, as image/png,image/*;q=0.5",
     )
-    yield _Rule(
+    yield Rule(
         "fetch.total_timeout_s",
         lambda: fetch.total_timeout_s >= fetch.connect_timeout_s,
         "is less than fetch.connect_timeout_s, so nothing could be fetched",
         needs=("fetch.connect_timeout_s",),
     )
-    yield _Rule(
+    yield Rule(
         "server.forwarded_header",
         lambda: config.server.forwarded_header.lower() in {"", *FORWARDED_HEADERS},
         f"expected one of {', '.join(FORWARDED_HEADERS)}, or nothing",
     )
-    yield _Rule(
+    yield Rule(
         "security.signature",
         lambda: security.signature == "off" or bool(security.signing_keys),
         "needs security.signing_keys; `imgkeep token` makes one",
         needs=("security.signing_keys",),
     )
-    yield _Rule("security.signing_keys", lambda: _are_secret(security.signing_keys), _NO_SECRET)
-    yield _Rule("security.api_tokens", lambda: _are_secret(security.api_tokens), _NO_SECRET)
+    yield Rule("security.signing_keys", lambda: _are_secret(security.signing_keys), _NO_SECRET)
+    yield Rule("security.api_tokens", lambda: _are_secret(security.api_tokens), _NO_SECRET)
     yield from _store_rules(config)
     yield from _delivery_rules(config)
+    yield from cluster_rules(config)
 
 
-def _store_rules(config: Config) -> Iterator[_Rule]:
+def _store_rules(config: Config) -> Iterator[Rule]:
     store = config.store
-    yield _Rule(
+    yield Rule(
         "store.exclusive",
         lambda: not (store.exclusive and isinstance(_place(config), Folder)),
         "no image may stay on a local disk, and store.url is one; name a bucket there",
         needs=("store.url",),
     )
     for setting, value in (("store.fallback", store.fallback), ("store.cache_bytes_max", store.cache_bytes_max)):
-        yield _Rule(
+        yield Rule(
             setting,
             partial(_is_left_out, value, exclusive=store.exclusive),
             "puts images on a local disk, which store.exclusive forbids; leave it out",
             needs=("store.exclusive",),
         )
-    yield _Rule(
+    yield Rule(
         "store.hot_bytes_max",
         lambda: not store.exclusive or store.hot_bytes_max // config.server.workers >= config.fetch.body_bytes_max,
         "with store.exclusive images are in memory while clients read them, so each of server.workers needs the "
@@ -160,34 +154,34 @@ def _is_left_out(value: object, *, exclusive: bool) -> bool:
     return not (exclusive and value)
 
 
-def _delivery_rules(config: Config) -> Iterator[_Rule]:
+def _delivery_rules(config: Config) -> Iterator[Rule]:
     delivery = config.delivery
-    yield _Rule(
+    yield Rule(
         "delivery.mode",
         lambda: delivery.mode == "serve" or not isinstance(_place(config), Folder),
         "only 'serve' is supported by a local store",
         needs=("store.url",),
     )
-    yield _Rule(
+    yield Rule(
         "delivery.mode",
         lambda: delivery.mode != "presign" or not isinstance(_place(config), CloudinaryFolder),
         "Cloudinary has public links alone; use 'redirect' or 'serve'",
         needs=("store.url",),
     )
-    yield _Rule(
+    yield Rule(
         "delivery.base_url",
         lambda: not delivery.base_url or not isinstance(_place(config), Folder),
         "needs an object store, see store.url",
         needs=("store.url",),
     )
-    yield _Rule(
+    yield Rule(
         "delivery.base_url",
         lambda: not delivery.base_url or not isinstance(_place(config), CloudinaryFolder),
         "the links of Cloudinary have a form of their own; leave it empty, and put their host into CLOUDINARY_URL, see "
         "docs/cloudinary.md",
         needs=("store.url",),
     )
-    yield _Rule(
+    yield Rule(
         "sources.permanent",
         lambda: not _is_open_redirect(config),
         _OPEN_REDIRECT,
@@ -212,7 +206,7 @@ def _is_accept(text: str) -> bool:
     return printable and (not text or all(_MEDIA_RANGE.fullmatch(part) for part in text.split(",")))
 
 
-def _require(rule: _Rule) -> None:
+def _require(rule: Rule) -> None:
     if not rule.is_honoured():
         raise ConfigError(f"{rule.setting}: {rule.message}")
 

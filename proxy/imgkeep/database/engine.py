@@ -59,7 +59,7 @@ class DatabaseEngine:
     def __init__(self, url: str, clock: Clock, *, read_only: bool = False) -> None:
         require_driver(url)
         self.url = sa.make_url(url)
-        self.location = _describe_location(self.url)
+        self.location = describe_location(self.url)
         self.fault: str | None = None
         self.incompatible: IncompatibleDatabase | None = None
         self.found_incompatible = asyncio.Event()
@@ -192,7 +192,7 @@ class DatabaseEngine:
             path.parent.mkdir(parents=True, exist_ok=True)
             path = take_over(path)
         self.url = self.url.set(database=str(path))
-        self.location = _describe_location(self.url)
+        self.location = describe_location(self.url)
         return path
 
     @property
@@ -246,8 +246,9 @@ def require_driver(url: str) -> None:
         ) from None
 
 
-def _describe_location(url: sa.URL) -> str:
-    """Return which database a URL names, without the password."""
+def describe_location(url: sa.URL | str) -> str:
+    """Return which database a URL of SQLAlchemy names, without the password."""
+    url = sa.make_url(url)
     if url.get_backend_name() == "sqlite":
         return f"file {absolute(url.database or '')}"
     port = "" if url.port is None else f":{url.port}"

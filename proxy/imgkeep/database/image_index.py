@@ -54,8 +54,9 @@ _NOT_BLOCKED: Final = images.c.digest.not_in(sa.select(refused.c.digest))
 class ImageIndex:
     """The rows of the images, one a key. A crash loses the last `batch_delay_s` seconds of them; the store has them."""
 
-    def __init__(self, engine: DatabaseEngine, *, batch_delay_s: float = BATCH_DELAY_S) -> None:
+    def __init__(self, engine: DatabaseEngine, *, batch_delay_s: float = BATCH_DELAY_S, node: str = "") -> None:
         self._engine = engine
+        self._node = node
         self._batch_delay_s = batch_delay_s
         self._unwritten: dict[Key, Record] = {}
         self._has_dropped = False
@@ -73,7 +74,7 @@ class ImageIndex:
         unwritten = self._unwritten.get(key)
         if unwritten is not None:
             return unwritten
-        records = await self._select(_records().where(images.c.key == key), timeout_s=FIND_TIMEOUT_S)
+        records = await self._select(select_records(self._node).where(images.c.key == key), timeout_s=FIND_TIMEOUT_S)
         return records[0] if records else None
 
     async def find_all(self, keys: Collection[Key]) -> dict[Key, Record]:
@@ -81,7 +82,7 @@ class ImageIndex:
         await self.flush()
         wanted, found = list(keys), {}
         for start in range(0, len(wanted), BATCH):
-            query = _records().where(images.c.key.in_(wanted[start : start + BATCH]))
+            query = select_records(self._node).where(images.c.key.in_(wanted[start : start + BATCH]))
             found.update({record.key: record for record in await self._select(query)})
         return found
 
@@ -101,13 +102,13 @@ class ImageIndex:
 
         def work(connection: sa.Connection) -> None:
             connection.execute(sa.delete(images).where(images.c.key.in_(keys)))
-            delete_entries(connection, keys)
+            delete_entries(connection, self._node, keys)
 
         await self._engine.execute(work)
 
     async def page(self, *, limit: int, after: tuple[int, str] | None = None, wanted: Wanted = ANY) -> Sequence[Record]:
         """Return up to `limit` records, newest first, after epoch seconds and key of the last one before them."""
-        query = _records().order_by(images.c.stored_at.desc(), images.c.key.desc()).limit(limit)
+        query = select_records(self._node).order_by(images.c.stored_at.desc(), images.c.key.desc()).limit(limit)
         query = query.where(_NOT_BLOCKED)
         for column, value in (
             (images.c.host, wanted.host),
@@ -212,7 +213,7 @@ class ImageIndex:
 
     async def _write(self, batch: Sequence[Record]) -> int:
         if batch:
-            await self._engine.execute(lambda connection: _upsert(connection, batch, self._engine.now()))
+            await self._engine.execute(lambda connection: _upsert(connection, self._node, batch, self._engine.now()))
         return len(batch)
 
     async def _select(self, query: sa.Select[Any], **limits: float) -> list[Record]:
@@ -228,7 +229,7 @@ def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Record]:
         raise StorageError("the image index holds a damaged row; `imgkeep reindex` repairs it") from None
 
 
-def _upsert(connection: sa.Connection, records: Sequence[Record], now: int) -> None:
+def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now: int) -> None:
     # Delete and insert: the one way of upserting that every dialect has.
     connection.execute(sa.delete(images).where(images.c.key.in_([record.key for record in records])))
     # Compiled once and handed to the driver as it is: SQLAlchemy's handling of each row costs more than the row.
@@ -236,12 +237,13 @@ def _upsert(connection: sa.Connection, records: Sequence[Record], now: int) -> N
     rows = [{**_to_row(record), "indexed_at": now} for record in records]
     order = insert.positiontup
     connection.exec_driver_sql(insert.string, [tuple(map(row.__getitem__, order)) for row in rows] if order else rows)
-    update_entries(connection, records)
+    update_entries(connection, node, records)
 
 
-def _records() -> sa.Select[Any]:
-    """Select records, each with whether it waits for the primary."""
-    return sa.select(images, outbox.c.since).outerjoin(outbox, images.c.key == outbox.c.key)
+def select_records(node: str) -> sa.Select[Any]:
+    """Select records, each with whether the fallback of a node has it for the primary."""
+    mine = sa.and_(images.c.key == outbox.c.key, outbox.c.node == node)
+    return sa.select(images, outbox.c.since).outerjoin(outbox, mine)
 
 
 def _finish_rebuild(connection: sa.Connection, began: int) -> None:

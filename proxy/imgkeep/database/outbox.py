@@ -29,8 +29,10 @@ class Outbox:
         last_backlog: The last result of `backlog`; `None` before the first call.
     """
 
-    def __init__(self, engine: DatabaseEngine, flush: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, engine: DatabaseEngine, flush: Callable[[], Awaitable[None]], *, node: str = "") -> None:
         self._engine = engine
+        self._mine = outbox.c.node == node
+        self._node = node
         self._flush = flush
         """Waits until the image index has written all records that were put."""
         self.last_backlog: Backlog | None = None
@@ -40,7 +42,7 @@ class Outbox:
         await self._flush()
         query = (
             sa.select(outbox.c.key, outbox.c.attempts)
-            .where(outbox.c.due_at <= self._engine.now())
+            .where(self._mine, outbox.c.due_at <= self._engine.now())
             .order_by(outbox.c.since, outbox.c.key)
             .limit(limit)
         )
@@ -51,35 +53,36 @@ class Outbox:
         """Count a failed attempt, unless it does not count, and wait `delay_s` seconds before the next."""
         change = (
             sa.update(outbox)
-            .where(outbox.c.key == entry.key)
+            .where(self._mine, outbox.c.key == entry.key)
             .values(attempts=entry.attempts + counts, due_at=self._engine.now() + round(delay_s), error=error[:255])
         )
         await self._engine.execute(lambda connection: connection.execute(change))
 
     async def note_error(self, error: str) -> None:
         """Note the reason why the outbox worker uploads no image at the moment, for the operator."""
-        change = sa.update(outbox).values(error=error[:255])
+        change = sa.update(outbox).where(self._mine).values(error=error[:255])
         await self._engine.execute(lambda connection: connection.execute(change))
 
     async def remove(self, key: Key) -> None:
         """Remove a key for which nothing is left to do."""
-        await self._engine.execute(lambda connection: delete_entries(connection, [key]))
+        await self._engine.execute(lambda connection: delete_entries(connection, self._node, [key]))
 
     async def backlog(self) -> Backlog:
         await self._flush()
-        self.last_backlog = await self._engine.execute(_read_backlog)
+        self.last_backlog = await self._engine.execute(lambda connection: _read_backlog(connection, self._mine))
         return self.last_backlog
 
 
-def update_entries(connection: sa.Connection, records: Sequence[Record]) -> None:
+def update_entries(connection: sa.Connection, node: str, records: Sequence[Record]) -> None:
     """Add the records that are pending, and remove those that are not, in the transaction that writes their rows."""
     keys = [record.key for record in records]
-    known = set(connection.scalars(sa.select(outbox.c.key).where(outbox.c.key.in_(keys)))) if keys else set()
+    mine = sa.and_(outbox.c.node == node, outbox.c.key.in_(keys))
+    known = set(connection.scalars(sa.select(outbox.c.key).where(mine))) if keys else set()
     arrived = [record.key for record in records if not record.pending and record.key in known]
     if arrived:
-        delete_entries(connection, arrived)
+        delete_entries(connection, node, arrived)
     new = [
-        {"key": record.key, "since": int(record.stored_at.timestamp()), "attempts": 0, "due_at": 0}
+        {"node": node, "key": record.key, "since": int(record.stored_at.timestamp()), "attempts": 0, "due_at": 0}
         for record in records
         if record.pending and record.key not in known
     ]
@@ -87,12 +90,12 @@ def update_entries(connection: sa.Connection, records: Sequence[Record]) -> None
         connection.execute(sa.insert(outbox), new)
 
 
-def delete_entries(connection: sa.Connection, keys: Collection[Key]) -> None:
-    connection.execute(sa.delete(outbox).where(outbox.c.key.in_(keys)))
+def delete_entries(connection: sa.Connection, node: str, keys: Collection[Key]) -> None:
+    connection.execute(sa.delete(outbox).where(outbox.c.node == node, outbox.c.key.in_(keys)))
 
 
-def _read_backlog(connection: sa.Connection) -> Backlog:
-    count, oldest = connection.execute(sa.select(sa.func.count(), sa.func.min(outbox.c.since))).one()
-    last = sa.select(outbox.c.error).where(outbox.c.error.is_not(None)).order_by(outbox.c.due_at.desc()).limit(1)
+def _read_backlog(connection: sa.Connection, mine: sa.ColumnElement[bool]) -> Backlog:
+    count, oldest = connection.execute(sa.select(sa.func.count(), sa.func.min(outbox.c.since)).where(mine)).one()
+    last = sa.select(outbox.c.error).where(mine, outbox.c.error.is_not(None)).order_by(outbox.c.due_at.desc()).limit(1)
     since = None if oldest is None else datetime.fromtimestamp(oldest, UTC)
     return Backlog(count, since, connection.scalar(last) if count else None)

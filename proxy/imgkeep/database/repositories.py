@@ -15,14 +15,24 @@ if TYPE_CHECKING:
 
 
 class Database:
-    """One database. Only `jobs` has rows that are stored nowhere else."""
+    """
+    One database. Only `jobs` has rows that are stored nowhere else.
+
+    `node`: the name of this node of a cluster; empty: it is the only one.
+    """
 
     def __init__(
-        self, url: str, clock: Clock, *, batch_delay_s: float = BATCH_DELAY_S, read_only: bool = False
+        self,
+        url: str,
+        clock: Clock,
+        *,
+        node: str = "",
+        batch_delay_s: float = BATCH_DELAY_S,
+        read_only: bool = False,
     ) -> None:
         self.engine = DatabaseEngine(url, clock, read_only=read_only)
-        self.image_index = ImageIndex(self.engine, batch_delay_s=batch_delay_s)
-        self.outbox = Outbox(self.engine, self.image_index.flush)
+        self.image_index = ImageIndex(self.engine, batch_delay_s=batch_delay_s, node=node)
+        self.outbox = Outbox(self.engine, self.image_index.flush, node=node)
         self.removals = RemovalIndex(self.engine)
         self.jobs = DurableJobs(self.engine, self.image_index)
 

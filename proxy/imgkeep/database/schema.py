@@ -36,15 +36,17 @@ images = Table(
 outbox = Table(
     "outbox",
     metadata,
+    Column("node", String(63), primary_key=True, comment="whose fallback has it; empty: there is one node"),
     Column("key", String(64), primary_key=True),
     Column("since", BigInteger, nullable=False, comment="when the image was stored in the fallback"),
     Column("attempts", Integer, nullable=False),
     Column("due_at", BigInteger, nullable=False),
     Column("error", String(255)),
-    Index("outbox_by_time", "since", "key"),
+    Index("outbox_by_time", "node", "since", "key"),
+    Index("outbox_by_key", "key"),
     sqlite_with_rowid=False,
 )
-"""The images that wait for the primary store."""
+"""The images that wait for the primary store, in the fallback of each node."""
 
 refused = Table("refused", metadata, Column("digest", String(64), primary_key=True), sqlite_with_rowid=False)
 """The blocked digests, for a start without the store."""
@@ -61,6 +63,7 @@ jobs = Table(
     Column("webhook", Text, comment="URL of the webhook; null once it was delivered"),
     Column("webhook_attempts", Integer, nullable=False),
     Column("webhook_due_at", BigInteger, nullable=False),
+    Column("webhook_member", String(96), comment="which member of a cluster delivers it at the moment"),
     Index("jobs_by_webhook", "webhook_due_at"),
     Index("jobs_by_time", "created_at", "id"),
     sqlite_with_rowid=False,
@@ -81,6 +84,7 @@ items = Table(
     Column("created", Boolean),
     Column("code", String(32)),
     Column("detail", String(255)),
+    Column("member", String(96), comment="which member of a cluster saves it at the moment"),
     Index("items_by_expiry", "state", "expires_at", "job", "number"),
     sqlite_with_rowid=False,
 )

@@ -4,9 +4,9 @@ Coalescing of fills: concurrent requests for a key share one fill, in this worke
 Rules:
 - A request joins the running fill of its key, or starts one. There is no `await` between
   the result of its lookup and `join` (`images/singleflight.py`).
-- Among several workers the one that has the lease fetches; the others follow it there (`cluster/leases.py`). A lookup
-  that began before the grace period of a lease is too old: another worker may have stored the image since then and
-  released the lease.
+- Among several workers the one that has the lease fetches; the others follow it there (`cluster/workers/leases.py`).
+  A lookup that began before the grace period of a lease is too old: another worker may have stored the image since then
+  and released the lease.
 - A fill fails by its own link only: a follower with another link repeats its lookup, and may start its own fill.
 - The worker that has the client authorises the request. So this worker authorises no request of a peer, and starts no
   fill for one.

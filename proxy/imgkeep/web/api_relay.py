@@ -23,7 +23,7 @@ import msgspec
 from aiohttp import web
 from multidict import CIMultiDict
 
-from imgkeep.cluster.peers import RETRY_INTERVAL_S, UNREACHABLE_TIMEOUT_S
+from imgkeep.cluster.workers.peers import RETRY_INTERVAL_S, UNREACHABLE_TIMEOUT_S
 from imgkeep.core.errors import Busy, InvalidRequest
 from imgkeep.web.admission import API_PREFIX, reject_content_codings
 from imgkeep.web.aiohttp_adapter import STALL_TIMEOUT, STALL_TIMEOUT_S, as_aiohttp_response
@@ -37,7 +37,7 @@ from imgkeep.web.request_state import ADMISSION, REQUEST_LOG, Admission, Request
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from imgkeep.cluster.peers import Peers
+    from imgkeep.cluster.workers.peers import Peers
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -98,7 +98,7 @@ class _Body:
 @web.middleware
 async def relay(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Have the leader answer a request to the API: another worker, or this one."""
-    peers = request.app[API].peers
+    peers = request.app[API].relay_peers
     if peers is None or ADMISSION not in request:
         return await handler(request)
     loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from aiohttp import web
 from imgkeep.web.auth import AUTH
 
 if TYPE_CHECKING:
-    from imgkeep.cluster.peers import Peers
+    from imgkeep.cluster.workers.peers import Peers
     from imgkeep.observability.metrics import Metrics
 
 

@@ -13,13 +13,13 @@ from imgkeep.core.errors import InvalidRequest
 from imgkeep.web.request_state import ADMISSION
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
-    from imgkeep.cluster.peers import Peers
+    from imgkeep.cluster.workers.peers import Peers
     from imgkeep.core.records import Record
     from imgkeep.database import ImageIndex
     from imgkeep.health import Health
-    from imgkeep.images.failure_history import RecentFailures
+    from imgkeep.images.failure_history import RecentFailure
     from imgkeep.images.inspect import Inspector
     from imgkeep.images.operator_refetch import Refetcher
     from imgkeep.images.record_json import ImageFacts
@@ -37,7 +37,8 @@ class ApiContext:
 
     Attributes:
         health: Tells handlers that wait whether the server is about to end.
-        peers: The other workers; `None`: this process is the only one.
+        list_failures: Returns the recent failures of this process, and those of its peers.
+        relay_peers: The workers of which the leader answers the API; `None`: this process does.
     """
 
     image_service: ImageService
@@ -47,11 +48,11 @@ class ApiContext:
     remover: Remover
     refetcher: Refetcher
     jobs: JobRunner
-    failures: RecentFailures
+    list_failures: Callable[[], Awaitable[Sequence[Sequence[RecentFailure]]]]
     link_selection: LinkSelection
     rewrite_service: RewriteService
     health: Health
-    peers: Peers | None = None
+    relay_peers: Peers | None = None
 
 
 API: Final = web.AppKey("api", ApiContext)

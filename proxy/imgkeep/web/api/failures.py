@@ -20,11 +20,9 @@ async def list_failures(request: web.Request) -> web.Response:
     context = api_context(request)
     query = read_query(request, {"limit", "host", "code"})
     limit = _read_limit(query.get("limit"))
-    own = context.failures.list()
-    parts = [own] if context.peers is None else [own, *await context.peers.failures()]
     found = [
         entry
-        for entry in merge_failures(parts, ENTRIES_MAX)
+        for entry in merge_failures(await context.list_failures(), ENTRIES_MAX)
         if query.get("host") in {None, entry.host} and query.get("code") in {None, entry.code}
     ]
     return json_response(schemas.Failures(failures=found[:limit]))

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from imgkeep.cluster.control import DRAIN, HEARTBEAT, KILL_TIMEOUT_S, READY
+from imgkeep.cluster.workers.control import DRAIN, HEARTBEAT, KILL_TIMEOUT_S, READY
 from imgkeep.config import Config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from imgkeep.cluster.worker_info import WorkerInfo
+    from imgkeep.cluster.workers.worker_info import WorkerInfo
 
 READ_BYTES: Final = 4096
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from multidict import CIMultiDict
 
-    from imgkeep.cluster.worker_info import WorkerInfo
+    from imgkeep.cluster.workers.worker_info import WorkerInfo
     from imgkeep.core.records import Digest, Key
     from imgkeep.images.peer_fill import FillFailure, RemoteFill
 

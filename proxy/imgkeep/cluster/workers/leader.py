@@ -6,13 +6,14 @@ The leader holds the lock on a file, which the kernel takes from a dead process.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imgkeep.cluster.worker_info import SharedFolder
+    from imgkeep.cluster.workers.worker_info import SharedFolder
 
 
 class LeaderLock:
@@ -28,8 +29,17 @@ class LeaderLock:
         """Whether this worker is the leader."""
         return self._descriptor is not None
 
-    def acquire(self) -> bool:
+    async def acquire(self) -> bool:
         """Become the leader unless another worker is; return whether this worker is now."""
+        return await asyncio.to_thread(self._acquire)
+
+    async def release(self) -> None:
+        """Release the lock, so that another worker becomes the leader."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _acquire(self) -> bool:
         descriptor = os.open(self._folder.leader_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,9 +55,3 @@ class LeaderLock:
             raise
         self._descriptor = descriptor
         return True
-
-    def release(self) -> None:
-        """Release the lock, so that another worker becomes the leader."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None

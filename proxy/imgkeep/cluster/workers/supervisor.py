@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from imgkeep.cluster.control import HEARTBEAT_TIMEOUT_S
-from imgkeep.cluster.leases import remove_leases_of
-from imgkeep.cluster.worker_info import SharedFolder, WorkerInfo
-from imgkeep.cluster.worker_process import WorkerEvent, WorkerProcess, start_worker
+from imgkeep.cluster.workers.control import HEARTBEAT_TIMEOUT_S
+from imgkeep.cluster.workers.leases import remove_leases_of
+from imgkeep.cluster.workers.worker_info import SharedFolder, WorkerInfo
+from imgkeep.cluster.workers.worker_process import WorkerEvent, WorkerProcess, start_worker
 from imgkeep.config import Config, ConfigError
 from imgkeep.core.backoff import backoff_s
 

@@ -1,0 +1,153 @@
+"""
+Chooses how processes share the work: alone, as workers of one machine, as members of a cluster, or both.
+
+Services get the same three interfaces in every case: leases, peers and a leader. None of them asks which case it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from imgkeep import __version__
+from imgkeep.cluster.nodes.leader import ClusterLeader
+from imgkeep.cluster.nodes.membership import Membership, NodeIdentity
+from imgkeep.cluster.workers.leader import LeaderLock
+from imgkeep.cluster.workers.leases import FillLeases
+from imgkeep.cluster.workers.peers import Peers
+from imgkeep.config import data_folder, read_database_url, read_store_url
+from imgkeep.core.store_url import Folder
+from imgkeep.database.engine import describe_location, require_driver
+from imgkeep.database.session import DatabaseSession
+from imgkeep.images.interfaces import Cluster
+from imgkeep.storage.local.node_id import read_node_id
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from imgkeep.bootstrap.platform import Platform
+    from imgkeep.cluster.workers.worker_info import WorkerInfo
+    from imgkeep.config import Config
+
+LEASE_GRACE_S: Final = 10
+"""
+Time for which peers see a lease after its image was stored, beyond what `store.timeout_s` lets a lookup take: a lookup
+that began before the image was stored may end after it.
+"""
+
+Leader: TypeAlias = LeaderLock | ClusterLeader
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """The parts of a process whose database other machines may share."""
+
+    session: DatabaseSession
+    membership: Membership
+    leader: ClusterLeader
+
+    async def start(self) -> list[asyncio.Task[None]]:
+        """
+        Connect to the database and join the cluster, as far as it answers; return the tasks that go on with both.
+
+        Raises:
+            RefusedByCluster: The database belongs to another cluster.
+        """
+        tasks = [asyncio.create_task(self.session.run()), asyncio.create_task(self.membership.run())]
+        await self.session.attempted.wait()
+        if self.membership.refused is not None:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            raise self.membership.refused
+        return tasks
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterParts:
+    """
+    How this process shares the work with others.
+
+    Attributes:
+        worker: This process among several workers of the machine; `None`: there is one.
+        peers: The other workers of this machine; `None`: there are none.
+        leases: The leases among them.
+        node_leader: The lock of the process that runs the background tasks of this machine; `None`: this one.
+        nodes: `None`: the database is a file of this machine.
+    """
+
+    worker: WorkerInfo | None = None
+    peers: Peers | None = None
+    leases: FillLeases | None = None
+    node_leader: LeaderLock | None = None
+    nodes: Nodes | None = None
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """What fills need of it."""
+        return None if self.leases is None or self.peers is None else Cluster(self.leases, self.peers)
+
+    @property
+    def cluster_leader(self) -> Leader | None:
+        """The lock of the process that runs what has to run once for all; `None`: this one."""
+        return self.node_leader if self.nodes is None else self.nodes.leader
+
+    @property
+    def relay_peers(self) -> Peers | None:
+        """The workers one of which answers the API; `None`: this process does, because the database has every fact."""
+        return self.peers if self.nodes is None else None
+
+
+ALONE: Final = ClusterParts()
+"""One process with a database of its own."""
+
+
+@asynccontextmanager
+async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | None) -> AsyncGenerator[ClusterParts]:
+    """Open what this process shares with others; nothing connects before `Nodes.start`."""
+    nodes = await _make_nodes(config, platform) if config.database.is_shared else None
+    if worker is None:
+        yield ClusterParts(nodes=nodes)
+        return
+    peers = Peers(worker)
+    grace_s = LEASE_GRACE_S + config.store.timeout_s  # a lookup may go to a bucket
+    leases = FillLeases(worker.shared_folder.leases, worker.name, grace_s=grace_s, timer=platform.timer)
+    node_leader = LeaderLock(worker.shared_folder, worker.name)
+    try:
+        yield ClusterParts(worker, peers, leases, node_leader, nodes)
+    finally:
+        leases.aclose()
+        await peers.aclose()
+
+
+async def _make_nodes(config: Config, platform: Platform) -> Nodes:
+    url = read_database_url(config.database.url)
+    require_driver(url)
+    cluster = config.cluster
+    identity = NodeIdentity(
+        id=f"{cluster.node_name}/{secrets.token_hex(8)}",
+        node=cluster.node_name,
+        host=await asyncio.to_thread(read_node_id, data_folder(config)),
+        advertise_url=cluster.advertise_url.rstrip("/"),
+        version=__version__,
+        secret=cluster.secret,
+        store=describe_store(config),
+    )
+    session = DatabaseSession(
+        url.replace("postgresql+psycopg:", "postgresql:", 1), place=describe_location(url), draw=random.random
+    )
+    return Nodes(
+        session,
+        Membership(identity, session, timer=platform.timer, sleep=platform.sleep),
+        ClusterLeader(session),
+    )
+
+
+def describe_store(config: Config) -> str:
+    """Return the identity of a store, the same on each node of a cluster."""
+    place = read_store_url("store.url", config.store.url)
+    return "folder" if isinstance(place, Folder) else f"{place}/{place.prefix}".rstrip("/")

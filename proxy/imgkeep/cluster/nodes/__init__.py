@@ -1,0 +1,1 @@
+"""Several machines with one PostgreSQL: membership, and leases, leader and peers by its tables and by TCP."""

@@ -1,0 +1,56 @@
+"""
+The leader of a cluster: the one member that runs what has to run once for all nodes.
+
+It holds an advisory lock of its session. PostgreSQL releases the lock with the connection, so a dead leader has a
+successor as soon as the database has noticed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from imgkeep.core.errors import StorageError
+
+if TYPE_CHECKING:
+    from imgkeep.database.session import DatabaseSession
+
+_LEADER_LOCK: Final = 0x696D676B656C
+"""Advisory lock of the leader."""
+
+
+class ClusterLeader:
+    """The lock that makes this member the leader of the cluster."""
+
+    def __init__(self, session: DatabaseSession) -> None:
+        self._session = session
+        self._is_held = False
+        session.when_lost(self._note_lost)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this member is the leader."""
+        return self._is_held
+
+    async def acquire(self) -> bool:
+        """Become the leader unless another member is; return whether this member is now."""
+        if self._is_held:
+            return True
+        try:
+            rows = await self._session.execute("SELECT pg_try_advisory_lock(%s)", (_LEADER_LOCK,))
+        except StorageError:
+            return False
+        self._is_held = bool(rows[0][0])
+        return self._is_held
+
+    async def release(self) -> None:
+        """Release the lock, so that another member becomes the leader."""
+        if not self._is_held:
+            return
+        self._is_held = False
+        try:
+            await self._session.execute("SELECT pg_advisory_unlock(%s)", (_LEADER_LOCK,))
+        except StorageError:
+            return  # the lock ends with the session
+
+    def _note_lost(self) -> None:
+        self._is_held = False

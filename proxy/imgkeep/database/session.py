@@ -1,0 +1,276 @@
+"""
+A session of a PostgreSQL: two connections of psycopg, for what the event loop itself waits for.
+
+Leases, heartbeats and notices take a fraction of a millisecond each; the engine's thread (`engine.py`) may be busy with
+a long page of the image index meanwhile.
+
+Rules:
+- One connection runs statements, each in a transaction of its own unless `transaction` groups several. The other one
+  listens, because psycopg lets no statement run on a connection that waits for notifications.
+- Both belong together: when one is lost, the session closes the other one, and connects anew, at growing intervals. So
+  an advisory lock of the session, and the right to rely on notifications, end together.
+- No statement waits longer than its timeout, also when the server accepts packets and never answers. After a timeout
+  the connection is of unknown state, so the session closes it.
+- A statement that fails has a `StorageError`; its cause is the server's own message, without values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from imgkeep.core.backoff import backoff_s
+from imgkeep.core.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from typing import LiteralString
+
+    import psycopg
+
+    Parameters = Sequence[object] | Mapping[str, object]
+    Row = tuple[Any, ...]
+    Rows = list[Row]
+    Connection = psycopg.AsyncConnection[Row]
+    Listener = Callable[[str], None]
+
+CONNECT_TIMEOUT_S: Final = 5
+"""Timeout for a connection, name resolution included."""
+STATEMENT_TIMEOUT_S: Final = 5
+"""Timeout for one statement by default: a heartbeat that takes longer is as good as none."""
+RETRY_MIN_S: Final = 0.1
+RETRY_MAX_S: Final = 2.0
+"""Maximum delay between two attempts to connect: at most this long after its return a database is used again."""
+LISTEN_CHECK_INTERVAL_S: Final = 5.0
+"""Interval of checks of the listening connection, which otherwise would not notice a dead server."""
+OPTIONS: Final = {
+    "connect_timeout": str(CONNECT_TIMEOUT_S),
+    "application_name": "imgkeep",
+    # A dead server is noticed within some ten seconds also by a connection that only listens.
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+"""Parameters of both connections; those of `database.url` win."""
+
+log = logging.getLogger(__name__)
+
+
+class DatabaseSession:
+    """
+    The session of one process.
+
+    Attributes:
+        place: The place that a fault names, without a password.
+        statements: The number of statements that were sent.
+        attempted: Set once the first attempt to connect has ended, well or not.
+
+    Args:
+        url: `postgresql://...`, as libpq reads it.
+        place: As above.
+        draw: Returns a random number from 0 to 1, for delays.
+    """
+
+    def __init__(self, url: str, *, place: str, draw: Callable[[], float]) -> None:
+        self.place = place
+        self.statements = 0
+        self.attempted = asyncio.Event()
+        self._url = url
+        self._draw = draw
+        self._listeners: dict[str, list[Listener]] = {}
+        self._opened: list[Callable[[], Awaitable[None]]] = []
+        self._lost: list[Callable[[], None]] = []
+        self._connection: Connection | None = None
+        self._fault = asyncio.Event()
+        """Set when the connections have to be replaced."""
+        self._abandoned: set[asyncio.Future[Any]] = set()
+        self._connected = asyncio.Event()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether statements can be sent, and notifications arrive."""
+        return self._connected.is_set()
+
+    def listen(self, channel: str, listener: Listener) -> None:
+        """Call `listener` with the payload of each notification of a channel. Before `run`."""
+        self._listeners.setdefault(channel, []).append(listener)
+
+    def when_opened(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Await `callback` after each connection, once notifications arrive; its `StorageError` ends the connection."""
+        self._opened.append(callback)
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Call `callback` after the loss of a connection: notifications and advisory locks are gone."""
+        self._lost.append(callback)
+
+    async def wait_connected(self) -> None:
+        """Wait until the session is connected."""
+        await self._connected.wait()
+
+    async def execute(
+        self, statement: LiteralString, parameters: Parameters = (), *, timeout_s: float = STATEMENT_TIMEOUT_S
+    ) -> Rows:
+        """
+        Run a statement; return its rows.
+
+        Raises:
+            StorageError: The database is away, does not answer in time, or refuses the statement.
+        """
+
+        async def work(connection: Connection) -> Rows:
+            cursor = await connection.execute(statement, parameters)
+            return await cursor.fetchall() if cursor.description is not None else []
+
+        rows: Rows = await self._run(work, timeout_s)
+        return rows
+
+    async def transaction(
+        self, work: Callable[[Connection], Awaitable[Any]], *, timeout_s: float = STATEMENT_TIMEOUT_S
+    ) -> Any:
+        """Do `work` in one transaction; return its result. Raises as `execute`."""
+
+        async def run(connection: Connection) -> Any:
+            async with connection.transaction():
+                return await work(connection)
+
+        return await self._run(run, timeout_s)
+
+    async def run(self) -> None:
+        """Keep the session connected, for ever."""
+        attempts = 0
+        while True:
+            try:
+                async with self._connect():
+                    attempts = 0
+                    self.attempted.set()
+                    await self._fault.wait()
+            except StorageError as error:
+                self.attempted.set()
+                if attempts == 0:
+                    log.warning("database session not connected", extra={"reason": error.in_full})
+                attempts += 1
+            await asyncio.sleep(backoff_s(attempts, first_s=RETRY_MIN_S, longest_s=RETRY_MAX_S, draw=self._draw()))
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncGenerator[None]:
+        """Connect both connections until the end of the block."""
+        async with AsyncExitStack() as stack:
+            self._fault = asyncio.Event()
+            listening = await self._open_connection()
+            stack.push_async_callback(listening.close)
+            connection = await self._open_connection()
+            stack.push_async_callback(connection.close)
+            for channel in self._listeners:
+                await self._call(listening.execute(f'LISTEN "{channel}"'), listening, STATEMENT_TIMEOUT_S)
+            task = asyncio.create_task(self._listen(listening, self._fault))
+            stack.push_async_callback(_end, task)
+            self._connection = connection
+            stack.callback(self._forget_connection)
+            for callback in self._opened:
+                await callback()
+            self._connected.set()
+            log.info("database session connected")
+            yield
+
+    def _note_fault(self, fault: asyncio.Event) -> None:
+        """Have the connections of this fault replaced."""
+        fault.set()
+        if fault is self._fault and self._connected.is_set():
+            self._connected.clear()
+            log.warning("database session lost")
+
+    def _forget_connection(self) -> None:
+        self._connection = None
+        self._connected.clear()
+        for callback in self._lost:
+            callback()
+
+    async def _open_connection(self) -> Connection:
+        import psycopg  # noqa: PLC0415 - an extra
+        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
+
+        options = {**OPTIONS, **conninfo_to_dict(self._url)}
+        try:
+            async with asyncio.timeout(2 * CONNECT_TIMEOUT_S):
+                # Without prepared statements, which a pooler between may send to another server.
+                return await psycopg.AsyncConnection.connect(
+                    autocommit=True,
+                    prepare_threshold=None,
+                    **options,  # type: ignore[arg-type]  # all are texts
+                )
+        except TimeoutError:
+            raise StorageError("the database does not answer", place=self.place) from None
+        except (psycopg.Error, OSError) as error:
+            raise self._explain(error) from None
+
+    async def _listen(self, connection: Connection, fault: asyncio.Event) -> None:
+        """Pass notifications on, until the connection fails."""
+        try:
+            while True:
+                async for notification in connection.notifies(timeout=LISTEN_CHECK_INTERVAL_S):
+                    for listener in self._listeners.get(notification.channel, ()):
+                        listener(notification.payload)
+                await self._call(connection.execute("SELECT 1"), connection, STATEMENT_TIMEOUT_S)
+        except StorageError:
+            pass
+        except Exception as error:  # noqa: BLE001 - psycopg's, or an error of a listener; both end the session
+            log.warning("database notifications interrupted", extra={"reason": self._explain(error).in_full})
+        finally:
+            self._note_fault(fault)
+
+    async def _run(self, work: Callable[[Connection], Awaitable[Any]], timeout_s: float) -> Any:
+        connection = self._connection
+        if connection is None or self._fault.is_set():
+            raise StorageError("the database is not reachable", place=self.place)
+        self.statements += 1
+        return await self._call(work(connection), connection, timeout_s)
+
+    async def _call(self, call: Awaitable[Any], connection: Connection, timeout_s: float) -> Any:
+        """Await a call of psycopg, at most so long; a connection that it left in an unknown state is closed."""
+        import psycopg  # noqa: PLC0415 - an extra
+
+        task = asyncio.ensure_future(call)
+        try:
+            # psycopg answers a cancellation by asking the server to cancel, and waits for that server for seconds.
+            done, _ = await asyncio.wait([task], timeout=timeout_s)
+        except asyncio.CancelledError:
+            self._abandon(task, connection)
+            raise
+        if not done:
+            self._abandon(task, connection)
+            raise StorageError("the database does not answer", place=self.place)
+        try:
+            return task.result()
+        except psycopg.Error as error:
+            if connection.closed or connection.broken:
+                self._note_fault(self._fault)
+            raise self._explain(error) from None
+        except OSError as error:
+            self._note_fault(self._fault)
+            raise self._explain(error) from None
+
+    def _abandon(self, task: asyncio.Future[Any], connection: Connection) -> None:
+        self._note_fault(self._fault)
+        connection.pgconn.finish()
+        task.cancel()
+        self._abandoned.add(task)
+        task.add_done_callback(self._finish_abandoned)
+
+    def _finish_abandoned(self, task: asyncio.Future[Any]) -> None:
+        self._abandoned.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+    def _explain(self, error: BaseException) -> StorageError:
+        diagnosis = getattr(error, "diag", None)
+        text = getattr(diagnosis, "message_primary", None) or str(error) or type(error).__name__
+        return StorageError("the database failed", cause=" ".join(text.split()), place=self.place)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await asyncio.wait([task])

@@ -1,0 +1,83 @@
+"""The session of a PostgreSQL: statements, notifications, and what its loss does."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from imgkeep.core.errors import StorageError
+from imgkeep.database.session import DatabaseSession
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@asynccontextmanager
+async def running(session: DatabaseSession) -> AsyncIterator[DatabaseSession]:
+    task = asyncio.create_task(session.run())
+    try:
+        await session.attempted.wait()
+        yield session
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+def make(url: str) -> DatabaseSession:
+    return DatabaseSession(url, place="the test's database", draw=lambda: 0)
+
+
+async def test_notification_reaches_other_session(postgresql_url: str) -> None:
+    heard: list[str] = []
+    first, second = make(postgresql_url), make(postgresql_url)
+    first.listen("news", heard.append)
+    async with running(first), running(second):
+        await second.execute("SELECT pg_notify('news', %s)", ("a removal",))
+        await until(lambda: heard == ["a removal"])
+        assert await second.execute("SELECT 1, 'a'") == [(1, "a")]
+
+
+async def test_lost_connection_is_replaced_and_listens_again(postgresql_url: str) -> None:
+    heard: list[str] = []
+    lost: list[bool] = []
+    session, other = make(postgresql_url), make(postgresql_url)
+    session.listen("news", heard.append)
+    session.when_lost(lambda: lost.append(True))
+    async with running(session), running(other):
+        (row,) = await session.execute("SELECT pg_backend_pid()")
+        await other.execute("SELECT pg_terminate_backend(%s)", row)
+        with pytest.raises(StorageError):
+            await session.execute("SELECT 1")
+        await until(lambda: lost == [True])
+        await session.wait_connected()
+        await other.execute("SELECT pg_notify('news', 'again')")
+        await until(lambda: heard == ["again"])
+
+
+async def test_statement_without_an_answer_ends_at_its_timeout(postgresql_url: str) -> None:
+    session = make(postgresql_url)
+    async with running(session):
+        with pytest.raises(StorageError, match="does not answer"):
+            await session.execute("SELECT pg_sleep(60)", timeout_s=0.05)
+        await session.wait_connected()
+        assert await session.execute("SELECT 1") == [(1,)]
+
+
+async def test_refused_statement_leaves_the_session_connected(postgresql_url: str) -> None:
+    session = make(postgresql_url)
+    async with running(session):
+        with pytest.raises(StorageError) as fault:
+            await session.execute("SELECT 1 / %s", (0,))
+        assert fault.value.cause == "division by zero"
+        assert session.is_connected
+
+
+async def test_unreachable_database_is_a_fault_at_once() -> None:
+    session = make("postgresql://imgkeep@127.0.0.1:1/none")
+    async with running(session):
+        with pytest.raises(StorageError, match="not reachable"):
+            await session.execute("SELECT 1")
