@@ -67,6 +67,18 @@ async def test_statement_without_an_answer_ends_at_its_timeout(postgresql_url: s
         assert await session.execute("SELECT 1") == [(1,)]
 
 
+async def test_cancelled_caller_leaves_the_session_connected(postgresql_url: str) -> None:
+    session = make(postgresql_url)
+    async with running(session):
+        caller = asyncio.create_task(session.execute("SELECT pg_sleep(0.05)"))
+        await asyncio.sleep(0)
+        caller.cancel()
+        await asyncio.wait([caller])
+        assert caller.cancelled()
+        assert await session.execute("SELECT 1") == [(1,)]
+        assert session.is_connected
+
+
 async def test_refused_statement_leaves_the_session_connected(postgresql_url: str) -> None:
     session = make(postgresql_url)
     async with running(session):

@@ -25,6 +25,7 @@ import sqlalchemy as sa
 
 from imgkeep.config import ConfigError, absolute
 from imgkeep.core.errors import StorageError
+from imgkeep.database.postgresql import CONNECTION_PARAMETERS, SERVER_SETTINGS
 from imgkeep.database.schema import state
 from imgkeep.database.schema_upgrade import IncompatibleDatabase, prepare_tables
 from imgkeep.database.sqlite_file import find_file, quarantine, take_over
@@ -40,6 +41,8 @@ BUSY_TIMEOUT_S: Final = 5
 """Timeout for SQLite's write lock: another process's transaction is shorter."""
 CALL_TIMEOUT_S: Final = 30
 """Timeout for one call. A migration of a large database takes seconds."""
+IDLE_CHECK_S: Final = 1.0
+"""Idle time after which a connection to PostgreSQL is checked before it is used: a check is a request of its own."""
 
 T = TypeVar("T")
 
@@ -73,6 +76,7 @@ class DatabaseEngine:
         self._engine: sa.Engine | None = None
         self._file: tuple[int, int] | None = None
         self._latest = 0
+        self._used_at = 0.0
         self._hung_call: asyncio.Future[Any] | None = None
         """The call that ran into its timeout, and holds the thread until it returns."""
 
@@ -111,6 +115,10 @@ class DatabaseEngine:
         """
         return await self._run(timeout_s, self._in_transaction, work)
 
+    async def read(self, work: Callable[[sa.Connection], T], *, timeout_s: float = CALL_TIMEOUT_S) -> T:
+        """Do `work`, which is one statement that changes nothing: without a transaction where that saves requests."""
+        return await self._run(timeout_s, self._in_transaction, work, "AUTOCOMMIT")
+
     def now(self) -> int:
         """
         Return the time in whole seconds, never less than before: with a clock that is set back during a reindex the
@@ -146,21 +154,35 @@ class DatabaseEngine:
         self.fault = None
         return result
 
-    def _in_transaction(self, work: Callable[[sa.Connection], T]) -> T:
+    def _in_transaction(self, work: Callable[[sa.Connection], T], isolation: str | None = None) -> T:
         try:
-            return self._attempt(work)
+            return self._attempt(work, isolation)
         except sa.exc.DatabaseError as error:
             if self._read_only or not _is_corruption(error):
                 raise
         self._disconnect()
         quarantine(Path(self.url.database or ""), self.now())
-        return self._attempt(work)
+        return self._attempt(work, isolation)
 
-    def _attempt(self, work: Callable[[sa.Connection], T]) -> T:
+    def _attempt(self, work: Callable[[sa.Connection], T], isolation: str | None) -> T:
         if self._engine is None:
             self._engine = self._connect()
-        with self._engine.begin() as connection:
-            return work(connection)
+        if self._is_sqlite:
+            with self._engine.begin() as connection:
+                return work(connection)
+        self._replace_dead_connection(self._engine)
+        options: dict[str, Any] = {} if isolation is None else {"isolation_level": isolation}
+        with self._engine.connect().execution_options(**options) as connection, connection.begin():
+            result = work(connection)
+        self._used_at = time.monotonic()
+        return result
+
+    def _replace_dead_connection(self, engine: sa.Engine) -> None:
+        """Ask whether a connection that was idle still works: the pool replaces one that does not."""
+        if time.monotonic() - self._used_at < IDLE_CHECK_S:
+            return
+        with suppress(sa.exc.DBAPIError), engine.connect() as connection:
+            connection.exec_driver_sql("SELECT 1")
 
     def _connect(self) -> sa.Engine:
         options: dict[str, Any] = {}
@@ -169,8 +191,12 @@ class DatabaseEngine:
             # Another process may have renamed the file with the old name since: no new one may begin there.
             if self._read_only or path != self._configured:
                 options["creator"] = self._connect_to_existing_file
-        engine = sa.create_engine(self.url, pool_pre_ping=True, **options)
-        if self._is_sqlite:
+        else:
+            options["connect_args"] = {**CONNECTION_PARAMETERS, **self.url.query}
+        engine = sa.create_engine(self.url, **options)
+        if not self._is_sqlite:
+            sa.event.listen(engine, "connect", _prepare_postgresql)
+        else:
             sa.event.listen(engine, "connect", _prepare_sqlite)
             sa.event.listen(engine, "begin", _begin_sqlite)
         try:
@@ -258,6 +284,11 @@ def describe_location(url: sa.URL | str) -> str:
 def _single_line(text: str) -> str:
     """Join the lines of a driver's message."""
     return " ".join(text.split())
+
+
+def _prepare_postgresql(connection: Any, _record: object) -> None:
+    connection.execute(SERVER_SETTINGS)
+    connection.commit()
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

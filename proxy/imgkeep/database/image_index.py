@@ -217,7 +217,7 @@ class ImageIndex:
         return len(batch)
 
     async def _select(self, query: sa.Select[Any], **limits: float) -> list[Record]:
-        return await self._engine.execute(lambda connection: _read(connection, query), **limits)
+        return await self._engine.read(lambda connection: _read(connection, query), **limits)
 
 
 def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Record]:

@@ -10,7 +10,7 @@ Rules:
 - Both belong together: when one is lost, the session closes the other one, and connects anew, at growing intervals. So
   an advisory lock of the session, and the right to rely on notifications, end together.
 - No statement waits longer than its timeout, also when the server accepts packets and never answers. After a timeout
-  the connection is of unknown state, so the session closes it.
+  the connection is of unknown state, so the session replaces it.
 - A statement that fails has a `StorageError`; its cause is the server's own message, without values.
 """
 
@@ -18,11 +18,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from imgkeep.core.backoff import backoff_s
 from imgkeep.core.errors import StorageError
+from imgkeep.database.postgresql import CONNECT_TIMEOUT_S, CONNECTION_PARAMETERS, SERVER_SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -36,8 +39,6 @@ if TYPE_CHECKING:
     Connection = psycopg.AsyncConnection[Row]
     Listener = Callable[[str], None]
 
-CONNECT_TIMEOUT_S: Final = 5
-"""Timeout for a connection, name resolution included."""
 STATEMENT_TIMEOUT_S: Final = 5
 """Timeout for one statement by default: a heartbeat that takes longer is as good as none."""
 RETRY_MIN_S: Final = 0.1
@@ -45,16 +46,6 @@ RETRY_MAX_S: Final = 2.0
 """Maximum delay between two attempts to connect: at most this long after its return a database is used again."""
 LISTEN_CHECK_INTERVAL_S: Final = 5.0
 """Interval of checks of the listening connection, which otherwise would not notice a dead server."""
-OPTIONS: Final = {
-    "connect_timeout": str(CONNECT_TIMEOUT_S),
-    "application_name": "imgkeep",
-    # A dead server is noticed within some ten seconds also by a connection that only listens.
-    "keepalives_idle": "5",
-    "keepalives_interval": "2",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "10000",
-}
-"""Parameters of both connections; those of `database.url` win."""
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +77,8 @@ class DatabaseSession:
         self._connection: Connection | None = None
         self._fault = asyncio.Event()
         """Set when the connections have to be replaced."""
-        self._abandoned: set[asyncio.Future[Any]] = set()
+        self._unawaited: set[asyncio.Future[Any]] = set()
+        """Calls of psycopg whose callers have left."""
         self._connected = asyncio.Event()
 
     @property
@@ -152,6 +144,10 @@ class DatabaseSession:
                 if attempts == 0:
                     log.warning("database session not connected", extra={"reason": error.in_full})
                 attempts += 1
+            except Exception:  # no error of a callback may end this loop
+                self.attempted.set()
+                log.exception("database session failed unexpectedly")
+                attempts += 1
             await asyncio.sleep(backoff_s(attempts, first_s=RETRY_MIN_S, longest_s=RETRY_MAX_S, draw=self._draw()))
 
     @asynccontextmanager
@@ -192,15 +188,21 @@ class DatabaseSession:
         import psycopg  # noqa: PLC0415 - an extra
         from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
 
-        options = {**OPTIONS, **conninfo_to_dict(self._url)}
+        options = {**CONNECTION_PARAMETERS, **conninfo_to_dict(self._url)}
         try:
             async with asyncio.timeout(2 * CONNECT_TIMEOUT_S):
                 # Without prepared statements, which a pooler between may send to another server.
-                return await psycopg.AsyncConnection.connect(
+                connection = await psycopg.AsyncConnection.connect(
                     autocommit=True,
                     prepare_threshold=None,
                     **options,  # type: ignore[arg-type]  # all are texts
                 )
+                try:
+                    await connection.execute(SERVER_SETTINGS)
+                except BaseException:
+                    await connection.close()
+                    raise
+                return connection
         except TimeoutError:
             raise StorageError("the database does not answer", place=self.place) from None
         except (psycopg.Error, OSError) as error:
@@ -229,18 +231,25 @@ class DatabaseSession:
         return await self._call(work(connection), connection, timeout_s)
 
     async def _call(self, call: Awaitable[Any], connection: Connection, timeout_s: float) -> Any:
-        """Await a call of psycopg, at most so long; a connection that it left in an unknown state is closed."""
+        """
+        Await a call of psycopg, at most so long.
+
+        A caller that is cancelled leaves the call to its end, because others share the connection.
+        """
         import psycopg  # noqa: PLC0415 - an extra
 
         task = asyncio.ensure_future(call)
         try:
-            # psycopg answers a cancellation by asking the server to cancel, and waits for that server for seconds.
             done, _ = await asyncio.wait([task], timeout=timeout_s)
         except asyncio.CancelledError:
-            self._abandon(task, connection)
+            self._unawaited.add(task)
+            task.add_done_callback(self._finish_unawaited)
+            asyncio.get_running_loop().call_later(timeout_s, self._break_off, task, connection)
             raise
         if not done:
-            self._abandon(task, connection)
+            self._unawaited.add(task)
+            task.add_done_callback(self._finish_unawaited)
+            self._break_off(task, connection)
             raise StorageError("the database does not answer", place=self.place)
         try:
             return task.result()
@@ -252,15 +261,21 @@ class DatabaseSession:
             self._note_fault(self._fault)
             raise self._explain(error) from None
 
-    def _abandon(self, task: asyncio.Future[Any], connection: Connection) -> None:
-        self._note_fault(self._fault)
-        connection.pgconn.finish()
-        task.cancel()
-        self._abandoned.add(task)
-        task.add_done_callback(self._finish_abandoned)
+    def _break_off(self, task: asyncio.Future[Any], connection: Connection) -> None:
+        """
+        End a call that takes too long, with its connection.
 
-    def _finish_abandoned(self, task: asyncio.Future[Any]) -> None:
-        self._abandoned.discard(task)
+        A cancellation would have psycopg ask the server to cancel, and wait seconds for a server that does not answer.
+        The end of the socket ends the call at once, and leaves the descriptor to psycopg.
+        """
+        if task.done() or connection.closed:
+            return
+        self._note_fault(self._fault)
+        with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+            duplicate.shutdown(socket.SHUT_RDWR)
+
+    def _finish_unawaited(self, task: asyncio.Future[Any]) -> None:
+        self._unawaited.discard(task)
         if not task.cancelled():
             task.exception()
 
