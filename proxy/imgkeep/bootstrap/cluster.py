@@ -109,7 +109,7 @@ ALONE: Final = ClusterParts()
 @asynccontextmanager
 async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | None) -> AsyncGenerator[ClusterParts]:
     """Open what this process shares with others; nothing connects before `Nodes.start`."""
-    nodes = await _make_nodes(config, platform) if config.database.is_shared else None
+    nodes = await _make_nodes(config, platform, is_only_process=worker is None) if config.database.is_shared else None
     if worker is None:
         yield ClusterParts(nodes=nodes)
         return
@@ -124,7 +124,7 @@ async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | 
         await peers.aclose()
 
 
-async def _make_nodes(config: Config, platform: Platform) -> Nodes:
+async def _make_nodes(config: Config, platform: Platform, *, is_only_process: bool) -> Nodes:
     url = read_database_url(config.database.url)
     require_driver(url)
     cluster = config.cluster
@@ -136,6 +136,7 @@ async def _make_nodes(config: Config, platform: Platform) -> Nodes:
         version=__version__,
         secret=cluster.secret,
         store=describe_store(config),
+        is_only_process=is_only_process,
     )
     session = DatabaseSession(
         url.replace("postgresql+psycopg:", "postgresql:", 1), place=describe_location(url), draw=random.random

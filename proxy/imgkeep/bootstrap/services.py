@@ -146,6 +146,7 @@ async def open_services(
             sleep=platform.sleep,
             observe=metrics.called,
             share=share,
+            session=None if parts.nodes is None else parts.nodes.session,
         ) as storage,
         AsyncExitStack() as stack,
     ):

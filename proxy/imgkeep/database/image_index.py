@@ -21,12 +21,13 @@ from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import read_doubts, read_validator, write_doubts
 from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Totals, Trust, Wanted
 from imgkeep.database.outbox import delete_entries, update_entries
-from imgkeep.database.schema import images, outbox, refused, state
+from imgkeep.database.schema import images, refused, select_records, state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
 
     from imgkeep.database.engine import DatabaseEngine
+    from imgkeep.database.record_lookup import RecordLookup
 
 BATCH: Final = 2000
 """Maximum number of rows in one transaction: enough to be quick, few enough to let other transactions in between, a
@@ -54,8 +55,16 @@ _NOT_BLOCKED: Final = images.c.digest.not_in(sa.select(refused.c.digest))
 class ImageIndex:
     """The rows of the images, one a key. A crash loses the last `batch_delay_s` seconds of them; the store has them."""
 
-    def __init__(self, engine: DatabaseEngine, *, batch_delay_s: float = BATCH_DELAY_S, node: str = "") -> None:
+    def __init__(
+        self,
+        engine: DatabaseEngine,
+        *,
+        batch_delay_s: float = BATCH_DELAY_S,
+        node: str = "",
+        lookup: RecordLookup | None = None,
+    ) -> None:
         self._engine = engine
+        self._lookup = lookup
         self._node = node
         self._batch_delay_s = batch_delay_s
         self._unwritten: dict[Key, Record] = {}
@@ -74,6 +83,9 @@ class ImageIndex:
         unwritten = self._unwritten.get(key)
         if unwritten is not None:
             return unwritten
+        if self._lookup is not None and self._lookup.is_connected:
+            found = _to_records(await self._lookup.find(key, timeout_s=FIND_TIMEOUT_S))
+            return found[0] if found else None
         records = await self._select(select_records(self._node).where(images.c.key == key), timeout_s=FIND_TIMEOUT_S)
         return records[0] if records else None
 
@@ -221,7 +233,10 @@ class ImageIndex:
 
 
 def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Record]:
-    rows = connection.execute(query).all()
+    return _to_records(connection.execute(query).all())
+
+
+def _to_records(rows: Sequence[Any]) -> list[Record]:
     try:
         return [_to_record(row) for row in rows]
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
@@ -238,12 +253,6 @@ def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now
     order = insert.positiontup
     connection.exec_driver_sql(insert.string, [tuple(map(row.__getitem__, order)) for row in rows] if order else rows)
     update_entries(connection, node, records)
-
-
-def select_records(node: str) -> sa.Select[Any]:
-    """Select records, each with whether the fallback of a node has it for the primary."""
-    mine = sa.and_(images.c.key == outbox.c.key, outbox.c.node == node)
-    return sa.select(images, outbox.c.since).outerjoin(outbox, mine)
 
 
 def _finish_rebuild(connection: sa.Connection, began: int) -> None:
