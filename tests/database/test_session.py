@@ -15,6 +15,8 @@ from tests.support.waiting import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from imgkeep.database.session import Connection, Rows
+
 
 @asynccontextmanager
 async def running(session: DatabaseSession) -> AsyncIterator[DatabaseSession]:
@@ -56,6 +58,23 @@ async def test_lost_connection_is_replaced_and_listens_again(postgresql_url: str
         await session.wait_connected()
         await other.execute("SELECT pg_notify('news', 'again')")
         await until(lambda: heard == ["again"])
+
+
+async def test_transaction_is_closed_to_other_callers(postgresql_url: str) -> None:
+    session = make(postgresql_url)
+    async with running(session):
+        await session.execute("CREATE TABLE t (n int)")
+
+        async def fail(connection: Connection) -> None:
+            await connection.execute("INSERT INTO t VALUES (1)")
+            other.append(asyncio.create_task(session.execute("INSERT INTO t VALUES (2)")))
+            await connection.execute("SELECT 1 / 0")
+
+        other: list[asyncio.Task[Rows]] = []
+        with pytest.raises(StorageError):
+            await session.transaction(fail)
+        await other[0]
+        assert await session.execute("SELECT n FROM t") == [(2,)]
 
 
 async def test_impatient_caller_leaves_the_session_connected(postgresql_url: str) -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from imgkeep import __version__
 from imgkeep.cluster.nodes.leader import ClusterLeader
+from imgkeep.cluster.nodes.leases import NodeLeases
 from imgkeep.cluster.nodes.membership import Membership, NodeIdentity
 from imgkeep.cluster.workers.leader import LeaderLock
 from imgkeep.cluster.workers.leases import FillLeases
@@ -24,6 +25,7 @@ from imgkeep.core.store_url import Folder
 from imgkeep.database.engine import describe_location, require_driver
 from imgkeep.database.session import DatabaseSession
 from imgkeep.images.interfaces import Cluster
+from imgkeep.images.limit_share import LimitShare
 from imgkeep.storage.local.node_id import read_node_id
 
 if TYPE_CHECKING:
@@ -75,16 +77,24 @@ class ClusterParts:
     Attributes:
         worker: This process among several workers of the machine; `None`: there is one.
         peers: The other workers of this machine; `None`: there are none.
-        leases: The leases among them.
+        leases: The leases among them, and among all nodes; `None`: there are no others.
         node_leader: The lock of the process that runs the background tasks of this machine; `None`: this one.
         nodes: `None`: the database is a file of this machine.
+        limit_share: The part of this process in the limits per client.
     """
 
     worker: WorkerInfo | None = None
     peers: Peers | None = None
-    leases: FillLeases | None = None
+    leases: FillLeases | NodeLeases | None = None
     node_leader: LeaderLock | None = None
     nodes: Nodes | None = None
+    limit_share: LimitShare = field(default_factory=LimitShare)
+
+    def __post_init__(self) -> None:
+        if self.worker is not None:
+            self.limit_share.set_members(self.worker.workers)
+        if self.nodes is not None:
+            self.nodes.membership.when_count_changes(self.limit_share.set_members)
 
     @property
     def cluster(self) -> Cluster | None:
@@ -110,18 +120,30 @@ ALONE: Final = ClusterParts()
 async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | None) -> AsyncGenerator[ClusterParts]:
     """Open what this process shares with others; nothing connects before `Nodes.start`."""
     nodes = await _make_nodes(config, platform, is_only_process=worker is None) if config.database.is_shared else None
-    if worker is None:
-        yield ClusterParts(nodes=nodes)
-        return
-    peers = Peers(worker)
+    async with AsyncExitStack() as stack:
+        leases = _open_leases(config, platform, worker, nodes, stack)
+        if worker is None:
+            yield ClusterParts(leases=leases, nodes=nodes)
+            return
+        peers = Peers(worker)
+        stack.push_async_callback(peers.aclose)
+        yield ClusterParts(worker, peers, leases, LeaderLock(worker.shared_folder, worker.name), nodes)
+
+
+def _open_leases(
+    config: Config, platform: Platform, worker: WorkerInfo | None, nodes: Nodes | None, stack: AsyncExitStack
+) -> FillLeases | NodeLeases | None:
+    """Make the leases among the workers of this machine and among several nodes; `None`: this process is alone."""
     grace_s = LEASE_GRACE_S + config.store.timeout_s  # a lookup may go to a bucket
-    leases = FillLeases(worker.shared_folder.leases, worker.name, grace_s=grace_s, timer=platform.timer)
-    node_leader = LeaderLock(worker.shared_folder, worker.name)
-    try:
-        yield ClusterParts(worker, peers, leases, node_leader, nodes)
-    finally:
-        leases.aclose()
-        await peers.aclose()
+    local = None
+    if worker is not None:
+        local = FillLeases(worker.shared_folder.leases, worker.name, grace_s=grace_s, timer=platform.timer)
+        stack.callback(local.aclose)
+    if nodes is None or not config.cluster.secret:
+        return local
+    leases = NodeLeases(nodes.session, nodes.membership, local, grace_s=grace_s, timer=platform.timer)
+    stack.push_async_callback(leases.aclose)
+    return leases
 
 
 async def _make_nodes(config: Config, platform: Platform, *, is_only_process: bool) -> Nodes:

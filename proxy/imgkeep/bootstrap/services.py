@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep import __version__
 from imgkeep.bootstrap.cluster import ALONE
-from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_storage
+from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_storage
 from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import objects_url, open_storage
 from imgkeep.core.host_patterns import Globs
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.images.interfaces import Cluster
+    from imgkeep.images.limit_share import LimitShare
 
 __all__ = [
     "SYSTEM",
@@ -150,7 +151,9 @@ async def open_services(
         ) as storage,
         AsyncExitStack() as stack,
     ):
-        builder = _Builder(config, platform, storage, metrics, make_inspector(config, platform.clock), stack)
+        inspector = make_inspector(config, platform.clock)
+        builder = _Builder(config, platform, storage, metrics, inspector, parts.limit_share, stack)
+        watch_leases(metrics, parts.leases)
         yield await builder.build(parts.cluster, changed)
 
 
@@ -163,6 +166,7 @@ class _Builder:
     storage: Storage
     metrics: Metrics
     inspector: Inspector
+    limit_share: LimitShare
     stack: AsyncExitStack
 
     async def build(self, cluster: Cluster | None, changed: Callable[[Key], None]) -> Services:
@@ -287,6 +291,7 @@ class _Builder:
                 FillLimits(limits.fills_per_minute, limits.fills_concurrent, config.fill_bytes_per_day),
                 timer=platform.timer,
                 refused=self.metrics.refused,
+                share=self.limit_share,
             ),
             cluster=cluster,
             make_invalid_signature=lambda source: make_invalid_signature(

@@ -80,6 +80,8 @@ class DatabaseSession:
         self._connection: Connection | None = None
         self._fault = asyncio.Event()
         """Set when the connections have to be replaced."""
+        self._turn = asyncio.Lock()
+        """Keeps the statements of other callers out of a transaction; each connection has its own."""
         self._unawaited: set[asyncio.Future[Any]] = set()
         """Calls of psycopg whose callers have left."""
         self._connected = asyncio.Event()
@@ -157,7 +159,7 @@ class DatabaseSession:
     async def _connect(self) -> AsyncGenerator[None]:
         """Connect both connections until the end of the block."""
         async with AsyncExitStack() as stack:
-            self._fault = asyncio.Event()
+            self._fault, self._turn = asyncio.Event(), asyncio.Lock()
             listening = await self._open_connection()
             stack.push_async_callback(listening.close)
             connection = await self._open_connection()
@@ -231,7 +233,13 @@ class DatabaseSession:
         if connection is None or self._fault.is_set():
             raise StorageError("the database is not reachable", place=self.place)
         self.statements += 1
-        return await self._call(work(connection), connection, timeout_s)
+        turn = self._turn
+
+        async def work_alone() -> Any:
+            async with turn:
+                return await work(connection)
+
+        return await self._call(work_alone(), connection, timeout_s)
 
     async def _call(self, call: Awaitable[Any], connection: Connection, timeout_s: float) -> Any:
         """

@@ -14,12 +14,14 @@ from cachetools import LRUCache, TTLCache
 from imgkeep.core.confirmation import may_change
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import REMOVED
+from imgkeep.images.lease_preparation import NOTHING_TO_PREPARE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from imgkeep.core.records import Key, Record
     from imgkeep.database import ImageIndex
+    from imgkeep.images.lease_preparation import LeasePreparation
     from imgkeep.storage.interfaces import Store
 
 RECORDS_BYTES_MAX: Final = 67_108_864
@@ -85,9 +87,13 @@ class RecordCache:
         self._tombstones: TTLCache[Key, bool] = TTLCache(TOMBSTONES_MAX, TOMBSTONES_TTL_S, timer=timer)
         """Keys that have a tombstone in the store."""
 
-    async def find(self, key: Key) -> Record | None:
-        """Return the record under a key, whether its object is there or not. Raises as `Store.find`."""
-        record = self.cached(key) or await self._find(key)
+    async def find(self, key: Key, preparation: LeasePreparation = NOTHING_TO_PREPARE) -> Record | None:
+        """
+        Return the record under a key, whether its object is there or not. Raises as `Store.find`.
+
+        `preparation` begins where only the store can still have the record.
+        """
+        record = self.cached(key) or await self._find(key, preparation)
         return record or self.cached(key)  # a fill may have ended during this lookup
 
     def cached(self, key: Key) -> Record | None:
@@ -151,13 +157,13 @@ class RecordCache:
             return None
         return record
 
-    async def _find(self, key: Key) -> Record | None:
+    async def _find(self, key: Key, preparation: LeasePreparation) -> Record | None:
         if key in self._in_flight:
             return None  # the fill puts its record into memory
         lookup = _Lookup()
         self._lookups.setdefault(key, set()).add(lookup)
         try:
-            record = await self._look_up(key)
+            record = await self._look_up(key, preparation)
         finally:
             self._lookups[key].discard(lookup)
             if not self._lookups[key]:
@@ -166,7 +172,7 @@ class RecordCache:
             self._remember(record)
         return record
 
-    async def _look_up(self, key: Key) -> Record | None:
+    async def _look_up(self, key: Key, preparation: LeasePreparation) -> Record | None:
         # Where a record is a file on this disk, the image index is no shorter way to it.
         record = None if self._store.local_drafts_only else await self._find_in_index(key)
         if record is not None and may_change(record):
@@ -175,6 +181,7 @@ class RecordCache:
             except StorageError:
                 return record  # the known record is better than none
         if record is None and key not in self._in_flight:
+            preparation.begin()
             record = await self._find_in_store(key)
             if record is not None:
                 await self.index(record)
