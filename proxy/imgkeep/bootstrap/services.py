@@ -19,7 +19,7 @@ from imgkeep import __version__
 from imgkeep.bootstrap.cluster import ALONE
 from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_storage
 from imgkeep.bootstrap.platform import SYSTEM, Platform
-from imgkeep.bootstrap.storage import objects_url, open_storage
+from imgkeep.bootstrap.storage import StorageSharing, objects_url, open_storage
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.invalid_signature import make_invalid_signature
 from imgkeep.core.source_url import read_source
@@ -137,6 +137,8 @@ async def open_services(
     share, worker, peers = None, parts.worker, parts.peers
     if worker is not None and peers is not None:
         share = CacheShare(worker.slot, worker.workers, lambda copies: peers.notify(copies=copies))
+    if parts.node_peers is not None:
+        parts.node_peers.count_with(metrics.peer_asked)
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # the resolver looks names up there
     async with (
@@ -146,8 +148,7 @@ async def open_services(
             timer=platform.timer,
             sleep=platform.sleep,
             observe=metrics.called,
-            share=share,
-            session=None if parts.nodes is None else parts.nodes.session,
+            sharing=StorageSharing(share, None if parts.nodes is None else parts.nodes.session),
         ) as storage,
         AsyncExitStack() as stack,
     ):
@@ -334,7 +335,6 @@ def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker |
         await changes.notify_peers(record.key)
 
     async def note_dropped(key: Key) -> None:
-        await storage.database.image_index.drop([key])
         changes.forget(key)
         await changes.notify_peers(key)
 

@@ -15,12 +15,19 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from imgkeep.core.confirmation import LINK_MARK
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import read_doubts, read_validator, write_doubts
 from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Totals, Trust, Wanted
-from imgkeep.database.outbox import delete_entries, update_entries
+from imgkeep.database.outbox import (
+    FIND_TIMEOUT_S,
+    delete_entries,
+    hasten_entries,
+    update_entries,
+    waits_at_others,
+)
 from imgkeep.database.schema import images, refused, select_records, state
 
 if TYPE_CHECKING:
@@ -41,8 +48,6 @@ random, so each row is on a page of its own; a transaction of many rows writes a
 """
 UNWRITTEN_MAX: Final = 10_000
 """Maximum number of records that wait for an unreachable database; the next reindex adds the records beyond it."""
-FIND_TIMEOUT_S: Final = 1
-"""Timeout for a lookup: the store answers sooner than a database that takes longer."""
 SUSPECTS_MAX: Final = 100
 ANY: Final = Wanted()
 _COMPLETE: Final = "complete"
@@ -55,6 +60,12 @@ A record in doubt stays when its bytes are removed, because another link of its 
 Not `NOT IN`, for which PostgreSQL reads all blocked digests for every row once they exceed its `work_mem`: with 100,000
 of them a page took a second.
 """
+
+_INSERT: Final = postgresql.insert(images)
+_UPSERT: Final = _INSERT.on_conflict_do_update(
+    index_elements=[images.c.key],
+    set_={column.name: _INSERT.excluded[column.name] for column in images.c if column is not images.c.key},
+)
 
 
 class ImageIndex:
@@ -112,7 +123,7 @@ class ImageIndex:
         self.start_flush()
 
     async def drop(self, keys: Collection[Key]) -> None:
-        """Remove the rows of keys, here and in the outbox."""
+        """Remove the rows of keys, here and in the outbox; other nodes do so once they have deleted the bytes."""
         await self.flush()
         for key in keys:
             self._unwritten.pop(key, None)
@@ -120,6 +131,7 @@ class ImageIndex:
         def work(connection: sa.Connection) -> None:
             connection.execute(sa.delete(images).where(images.c.key.in_(keys)))
             delete_entries(connection, self._node, keys)
+            hasten_entries(connection, self._node, keys)
 
         await self._engine.execute(work)
 
@@ -182,11 +194,12 @@ class ImageIndex:
         """
         Bring in all `records` and drop the rows of others; return how many.
 
-        Fills may go on meanwhile: the index drops only rows that were written before the walk began.
+        Fills may go on meanwhile: the index drops only rows that were written before the walk began, and no rows of
+        images that wait in the fallback of another node, which this one cannot walk.
         """
         await self.flush()
         self._has_dropped = False
-        began = self._engine.now()
+        began = await self._engine.execute(self._now)
         total = 0
         batch: list[Record] = []
         async for record in records:
@@ -195,7 +208,7 @@ class ImageIndex:
                 total += await self._write(batch)
                 batch = []
         total += await self._write(batch)
-        await self._engine.execute(lambda connection: _finish_rebuild(connection, began))
+        await self._engine.execute(lambda connection: _finish_rebuild(connection, self._node, began))
         self._engine.marks[_COMPLETE] = str(began)
         return total
 
@@ -230,8 +243,14 @@ class ImageIndex:
 
     async def _write(self, batch: Sequence[Record]) -> int:
         if batch:
-            await self._engine.execute(lambda connection: _upsert(connection, self._node, batch, self._engine.now()))
+            await self._engine.execute(lambda connection: _upsert(connection, self._node, batch, self._now(connection)))
         return len(batch)
+
+    def _now(self, connection: sa.Connection) -> int:
+        """Return the time by which rows are old: that of the database, where several nodes with clocks share it."""
+        if not self._node:
+            return self._engine.now()
+        return int(connection.scalar(sa.select(sa.func.floor(sa.extract("epoch", sa.func.now())))) or 0)
 
     async def _select(self, query: sa.Select[Any], **limits: float) -> list[Record]:
         return await self._engine.read(lambda connection: _read(connection, query), **limits)
@@ -250,20 +269,31 @@ def _to_records(rows: Sequence[Any]) -> list[Record]:
 
 
 def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now: int) -> None:
-    # Delete and insert: the one way of upserting that every dialect has.
-    connection.execute(sa.delete(images).where(images.c.key.in_([record.key for record in records])))
+    # A key that waits and is in the primary, too, is read twice. In one order, so that no two nodes wait for each
+    # other's rows.
+    records = sorted({record.key: record for record in records}.values(), key=attrgetter("key"))
+    if connection.dialect.name == "postgresql":
+        statement: sa.Insert = _UPSERT
+    else:  # of SQLite, whose transactions come one after the other, this is the quicker way
+        statement = sa.insert(images)
+        connection.execute(sa.delete(images).where(images.c.key.in_([record.key for record in records])))
     # Compiled once and handed to the driver as it is: SQLAlchemy's handling of each row costs more than the row.
-    insert = sa.insert(images).compile(dialect=connection.dialect)
+    insert = statement.compile(dialect=connection.dialect)
     rows = [{**_to_row(record), "indexed_at": now} for record in records]
     order = insert.positiontup
     connection.exec_driver_sql(insert.string, [tuple(map(row.__getitem__, order)) for row in rows] if order else rows)
     update_entries(connection, node, records)
 
 
-def _finish_rebuild(connection: sa.Connection, began: int) -> None:
-    connection.execute(sa.delete(images).where(images.c.indexed_at < began))
-    connection.execute(sa.delete(state).where(state.c.name == _COMPLETE))
-    connection.execute(sa.insert(state), {"name": _COMPLETE, "value": str(began)})
+def _finish_rebuild(connection: sa.Connection, node: str, began: int) -> None:
+    old = sa.and_(images.c.indexed_at < began, ~waits_at_others(node))
+    if node:  # in the order of `_upsert`
+        locked = sa.select(images.c.key).where(old).order_by(images.c.key).with_for_update()
+        old = images.c.key.in_(locked)
+    connection.execute(sa.delete(images).where(old))
+    mark = {"name": _COMPLETE, "value": str(began)}
+    if not connection.execute(sa.update(state).where(state.c.name == _COMPLETE).values(mark)).rowcount:
+        connection.execute(sa.insert(state), mark)
 
 
 def _count(connection: sa.Connection) -> Totals:
@@ -320,7 +350,7 @@ def _to_record(row: sa.Row[Any]) -> Record:
         etag=row.etag,
         stored_at=datetime.fromtimestamp(row.stored_at, UTC),
         validator=read_validator(row.origin_etag, row.origin_modified),
-        pending=row.since is not None,
+        waits_at=row.node,
         provenance=Provenance(
             host=row.host, provider=row.provider, temporary=row.temporary, expires_at=_time(row.expires_at)
         ),

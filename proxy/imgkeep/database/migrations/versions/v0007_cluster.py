@@ -9,8 +9,19 @@ revision = "0007"
 down_revision = "0006"
 
 
+_IMAGES = {
+    "images_by_host_time": ["host", "stored_at"],
+    "images_by_provider_time": ["provider", "stored_at"],
+    "images_by_second": ["stored_at"],
+}
+"""Indexes of `images` by name."""
+_IMAGES_BEFORE = {"images_by_host": ["host"], "images_by_time": ["stored_at", "key"]}
+"""The indexes in whose place they come."""
+
+
 def upgrade() -> None:
     is_postgresql = op.get_context().dialect.name == "postgresql"
+    _replace_indexes("images", _IMAGES_BEFORE, _IMAGES)
     op.rename_table("outbox", "outbox_0006")
     op.drop_index("outbox_by_time")
     op.create_table(
@@ -21,14 +32,17 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("due_at", sa.BigInteger, nullable=False),
         sa.Column("error", sa.String(255)),
+        sa.Column("digest", sa.String(64), nullable=False, comment="of the object that waits"),
         sqlite_with_rowid=False,
     )
     op.create_index("outbox_by_time", "outbox", ["node", "since", "key"])
     op.create_index("outbox_by_key", "outbox", ["key"])
+    op.create_index("outbox_by_digest", "outbox", ["digest"])
     if not is_postgresql:  # the nodes of a PostgreSQL enlist what their fallbacks have, each under its name
         op.execute(
-            "INSERT INTO outbox (node, key, since, attempts, due_at, error) "
-            "SELECT '', key, since, attempts, due_at, error FROM outbox_0006"
+            "INSERT INTO outbox (node, key, since, attempts, due_at, error, digest) "
+            "SELECT '', waiting.key, since, attempts, due_at, error, COALESCE(digest, '') "
+            "FROM outbox_0006 AS waiting LEFT JOIN images ON images.key = waiting.key"
         )
     op.drop_table("outbox_0006")
     member = "which member of a cluster saves it at the moment"
@@ -40,6 +54,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    _replace_indexes("images", _IMAGES, _IMAGES_BEFORE)
     if op.get_context().dialect.name == "postgresql":
         cluster_metadata.drop_all(op.get_bind())
     op.drop_column("jobs", "webhook_member")
@@ -55,3 +70,10 @@ def downgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("outbox_by_time", "outbox", ["since", "key"])
+
+
+def _replace_indexes(table: str, old: dict[str, list[str]], new: dict[str, list[str]]) -> None:
+    for name in old:
+        op.drop_index(name, table)
+    for name, columns in new.items():
+        op.create_index(name, table, columns)
