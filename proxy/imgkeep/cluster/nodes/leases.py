@@ -48,6 +48,8 @@ LEASE_S: Final = 15
 """Seconds until a lease ends that no heartbeat renews: as long as a member without one counts as live."""
 ANSWER_TIMEOUT_S: Final = 1.0
 """Timeout for the answer to a request, from the request on: a fetch without the lease is better than a slow one."""
+ANSWER_LOOKS: Final = 10
+"""Number of parts of that timeout: an event loop that is late looks for the answer between two of them."""
 RELEASE_INTERVAL_S: Final = 0.05
 """Interval of collecting releases for one statement, unless one of them has a failure."""
 RELEASES_MAX: Final = 500
@@ -283,8 +285,10 @@ class NodeLeases:
     async def wait_for_answer(self, request: _Request) -> HeldByPeer | LinkFailure | None:
         """Return the answer to a request as the fill sees it; `None`: it may fetch, with the lease or without."""
         timeout_s = max(0.0, request.asked_at + ANSWER_TIMEOUT_S - asyncio.get_running_loop().time())
-        done, _ = await asyncio.wait([request.statement], timeout=timeout_s)
-        if not done or request.statement.cancelled() or request.statement.exception() is not None:
+        for _ in range(ANSWER_LOOKS):
+            if not request.statement.done():
+                await asyncio.wait([request.statement], timeout=timeout_s / ANSWER_LOOKS)
+        if not request.statement.done() or request.statement.cancelled() or request.statement.exception() is not None:
             self.unleased += 1
             return None
         answer = request.statement.result()
