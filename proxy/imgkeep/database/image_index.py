@@ -11,6 +11,7 @@ import asyncio
 import math
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,8 @@ from sqlalchemy.dialects import postgresql
 from imgkeep.core.confirmation import LINK_MARK
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import read_doubts, read_validator, write_doubts
-from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Totals, Trust, Wanted
+from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Trust, Wanted
+from imgkeep.database.image_counts import NOT_BLOCKED, Totals, count_images, count_totals, split_keys
 from imgkeep.database.outbox import (
     FIND_TIMEOUT_S,
     delete_entries,
@@ -28,7 +30,7 @@ from imgkeep.database.outbox import (
     update_entries,
     waits_at_others,
 )
-from imgkeep.database.schema import images, refused, select_records, state
+from imgkeep.database.schema import images, select_records, state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
@@ -49,17 +51,12 @@ random, so each row is on a page of its own; a transaction of many rows writes a
 UNWRITTEN_MAX: Final = 10_000
 """Maximum number of records that wait for an unreachable database; the next reindex adds the records beyond it."""
 SUSPECTS_MAX: Final = 100
+DELETED_MAX: Final = 1_000_000
+"""Maximum number of rows that one statement of a rebuild looks at: more could take longer than a call may."""
 ANY: Final = Wanted()
 _COMPLETE: Final = "complete"
 """The row of the table `state` that says that a reindex has brought in every record."""
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
-_NOT_BLOCKED: Final = ~sa.exists().where(refused.c.digest == images.c.digest)
-"""
-A record in doubt stays when its bytes are removed, because another link of its key may bring others.
-
-Not `NOT IN`, for which PostgreSQL reads all blocked digests for every row once they exceed its `work_mem`: with 100,000
-of them a page took a second.
-"""
 
 _INSERT: Final = postgresql.insert(images)
 _UPSERT: Final = _INSERT.on_conflict_do_update(
@@ -138,7 +135,7 @@ class ImageIndex:
     async def page(self, *, limit: int, after: tuple[int, str] | None = None, wanted: Wanted = ANY) -> Sequence[Record]:
         """Return up to `limit` records, newest first, after epoch seconds and key of the last one before them."""
         query = select_records(self._node).order_by(images.c.stored_at.desc(), images.c.key.desc()).limit(limit)
-        query = query.where(_NOT_BLOCKED)
+        query = query.where(NOT_BLOCKED)
         for column, value in (
             (images.c.host, wanted.host),
             (images.c.provider, wanted.provider),
@@ -163,13 +160,11 @@ class ImageIndex:
 
     async def count(self) -> Totals:
         await self.flush()
-        return await self._engine.execute(_count)
+        return await self._engine.execute(count_totals)
 
     async def count_images(self) -> tuple[int, int]:
         """Return the number of images, and the sum of their sizes in bytes."""
-        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(images.c.size), 0)).where(_NOT_BLOCKED)
-        number, size = await self._engine.read(lambda connection: connection.execute(query).one())
-        return int(number), int(size)
+        return await self._engine.execute(count_images)
 
     async def suspects(self, *, since: datetime, identities_min: int) -> Sequence[tuple[str, Digest, int]]:
         """
@@ -208,7 +203,9 @@ class ImageIndex:
                 total += await self._write(batch)
                 batch = []
         total += await self._write(batch)
-        await self._engine.execute(lambda connection: _finish_rebuild(connection, self._node, began))
+        for keys in split_keys(total // DELETED_MAX):
+            await self._engine.execute(partial(_delete_older, self._node, keys, began))
+        await self._engine.execute(partial(_mark_complete, str(began)))
         self._engine.marks[_COMPLETE] = str(began)
         return total
 
@@ -285,32 +282,18 @@ def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now
     update_entries(connection, node, records)
 
 
-def _finish_rebuild(connection: sa.Connection, node: str, began: int) -> None:
-    old = sa.and_(images.c.indexed_at < began, ~waits_at_others(node))
+def _delete_older(node: str, keys: sa.ColumnElement[bool], began: int, connection: sa.Connection) -> None:
+    old = sa.and_(keys, images.c.indexed_at < began, ~waits_at_others(node))
     if node:  # in the order of `_upsert`
         locked = sa.select(images.c.key).where(old).order_by(images.c.key).with_for_update()
         old = images.c.key.in_(locked)
     connection.execute(sa.delete(images).where(old))
-    mark = {"name": _COMPLETE, "value": str(began)}
+
+
+def _mark_complete(value: str, connection: sa.Connection) -> None:
+    mark = {"name": _COMPLETE, "value": value}
     if not connection.execute(sa.update(state).where(state.c.name == _COMPLETE).values(mark)).rowcount:
         connection.execute(sa.insert(state), mark)
-
-
-def _count(connection: sa.Connection) -> Totals:
-    sizes = sa.select(images.c.digest, sa.func.max(images.c.size).label("size")).where(_NOT_BLOCKED)
-    objects = sizes.group_by(images.c.digest).subquery()
-    times = sa.select(sa.func.count(), sa.func.min(images.c.stored_at), sa.func.max(images.c.stored_at))
-    total, oldest, newest = connection.execute(times.select_from(images).where(_NOT_BLOCKED)).one()
-    count, size = connection.execute(sa.select(sa.func.count(), sa.func.sum(objects.c.size))).one()
-    number = sa.func.count().label("number")
-    hosts = connection.execute(
-        sa.select(images.c.host, number)
-        .where(_NOT_BLOCKED)
-        .group_by(images.c.host)
-        .order_by(number.desc(), images.c.host)
-        .limit(10)
-    ).all()
-    return Totals(total, count, int(size or 0), _time(oldest), _time(newest), tuple((host, n) for host, n in hosts))
 
 
 def _time(seconds: int | None) -> datetime | None:
