@@ -31,6 +31,7 @@ class CountedOrigin:
         running: Number of requests under way, by host.
         running_max: The highest number so far, by host.
         answer_s: Seconds before the first byte.
+        gate: What the first byte waits for; `None`: nothing.
         bytes_per_s: Speed of a body; `None`: as fast as it goes.
         started_s: When the first byte of a path went out first, by the monotonic clock.
         messages: Bodies that were posted.
@@ -42,6 +43,7 @@ class CountedOrigin:
     running: Counter[str] = field(default_factory=Counter)
     running_max: Counter[str] = field(default_factory=Counter)
     answer_s: float = 0
+    gate: asyncio.Event | None = None
     bytes_per_s: int | None = None
     started_s: dict[str, float] = field(default_factory=dict)
     messages: list[bytes] = field(default_factory=list)
@@ -93,6 +95,8 @@ class CountedOrigin:
         self.running_max[host] = max(self.running_max[host], self.running[host])
         try:
             await self._wait(reader)
+            if self.gate is not None:
+                await self.gate.wait()
             await self._answer(path, writer)
         finally:
             self.running[host] -= 1
