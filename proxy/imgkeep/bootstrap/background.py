@@ -77,6 +77,8 @@ class BackgroundTasks:
         self._totals = StoredTotals(services.storage.database.image_index, platform.timer)
         self._outbox_worker = outbox_worker
         self._nodes = cluster.nodes
+        if cluster.nodes is not None:
+            cluster.nodes.reader.receiver = services
         self._cluster_leader = cluster.cluster_leader
         self._duties = self._assign_duties(cluster)
         self._resigned = asyncio.Event()
@@ -98,6 +100,7 @@ class BackgroundTasks:
             yield
         finally:
             if self._nodes is not None:
+                await self._nodes.writer.aclose()
                 await self._nodes.membership.leave()
             for task in reversed(tasks):
                 await cancel(task)
@@ -150,8 +153,9 @@ class BackgroundTasks:
 
     def _list_cluster_tasks(self) -> list[Task]:
         """List what has to run once for all."""
-        remote = self._services.storage.remote
-        return [] if remote is None else [_abort_unfinished_uploads(remote.bucket.client, self._sleep)]
+        remote, nodes = self._services.storage.remote, self._nodes
+        tasks = [] if remote is None else [_abort_unfinished_uploads(remote.bucket.client, self._sleep)]
+        return tasks if nodes is None else [*tasks, nodes.reader.clean_up()]
 
     def _assign_duties(self, cluster: ClusterParts) -> dict[Leader | None, Callable[[], list[Task]]]:
         """Return which leader runs which tasks; `None`: every process does."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from imgkeep import __version__
+from imgkeep.cluster.nodes.change_reader import ChangeReader
+from imgkeep.cluster.nodes.change_writer import ChangeWriter
 from imgkeep.cluster.nodes.leader import ClusterLeader
 from imgkeep.cluster.nodes.membership import Membership, NodeIdentity
 from imgkeep.cluster.workers.leader import LeaderLock
@@ -23,6 +25,7 @@ from imgkeep.config import data_folder, read_database_url, read_store_url
 from imgkeep.core.store_url import Folder
 from imgkeep.database.engine import describe_location, require_driver
 from imgkeep.database.session import DatabaseSession
+from imgkeep.images.cache_trust import CacheTrust
 from imgkeep.images.interfaces import Cluster
 from imgkeep.storage.local.node_id import read_node_id
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from imgkeep.bootstrap.platform import Platform
     from imgkeep.cluster.workers.worker_info import WorkerInfo
     from imgkeep.config import Config
+    from imgkeep.images.interfaces import Notifier
 
 LEASE_GRACE_S: Final = 10
 """
@@ -49,6 +53,9 @@ class Nodes:
     session: DatabaseSession
     membership: Membership
     leader: ClusterLeader
+    writer: ChangeWriter
+    reader: ChangeReader
+    trust: CacheTrust
 
     async def start(self) -> list[asyncio.Task[None]]:
         """
@@ -57,7 +64,9 @@ class Nodes:
         Raises:
             RefusedByCluster: The database belongs to another cluster.
         """
-        tasks = [asyncio.create_task(self.session.run()), asyncio.create_task(self.membership.run())]
+        tasks = [
+            asyncio.create_task(task) for task in (self.session.run(), self.membership.run(), self.reader.run())
+        ]
         await self.session.attempted.wait()
         if self.membership.refused is not None:
             for task in tasks:
@@ -78,6 +87,7 @@ class ClusterParts:
         leases: The leases among them.
         node_leader: The lock of the process that runs the background tasks of this machine; `None`: this one.
         nodes: `None`: the database is a file of this machine.
+        command_writer: Tells the nodes of a cluster what a command changes; `None`: this is no command, or no cluster.
     """
 
     worker: WorkerInfo | None = None
@@ -85,6 +95,17 @@ class ClusterParts:
     leases: FillLeases | None = None
     node_leader: LeaderLock | None = None
     nodes: Nodes | None = None
+    command_writer: ChangeWriter | None = None
+
+    @property
+    def notifier(self) -> Notifier | None:
+        """What tells the other processes of changes; `None`: there are none."""
+        return (self.command_writer or self.peers) if self.nodes is None else self.nodes.writer
+
+    @property
+    def trust(self) -> CacheTrust | None:
+        """Until when this process trusts its caches; `None`: always."""
+        return None if self.nodes is None else self.nodes.trust
 
     @property
     def cluster(self) -> Cluster | None:
@@ -109,11 +130,11 @@ ALONE: Final = ClusterParts()
 @asynccontextmanager
 async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | None) -> AsyncGenerator[ClusterParts]:
     """Open what this process shares with others; nothing connects before `Nodes.start`."""
-    nodes = await _make_nodes(config, platform) if config.database.is_shared else None
-    if worker is None:
+    peers = None if worker is None else Peers(worker)
+    nodes = await _make_nodes(config, platform, peers) if config.database.is_shared else None
+    if worker is None or peers is None:
         yield ClusterParts(nodes=nodes)
         return
-    peers = Peers(worker)
     grace_s = LEASE_GRACE_S + config.store.timeout_s  # a lookup may go to a bucket
     leases = FillLeases(worker.shared_folder.leases, worker.name, grace_s=grace_s, timer=platform.timer)
     node_leader = LeaderLock(worker.shared_folder, worker.name)
@@ -124,9 +145,26 @@ async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | 
         await peers.aclose()
 
 
-async def _make_nodes(config: Config, platform: Platform) -> Nodes:
-    url = read_database_url(config.database.url)
-    require_driver(url)
+@asynccontextmanager
+async def open_command_cluster(config: Config, platform: Platform) -> AsyncGenerator[ClusterParts]:
+    """Open what a command needs to tell the nodes of a cluster what it changes: it is no member."""
+    if not config.database.is_shared:
+        yield ALONE
+        return
+    session = _make_session(config)
+    writer = ChangeWriter(session, f"command/{secrets.token_hex(8)}", timer=platform.timer, sleep=platform.sleep)
+    task = asyncio.create_task(session.run())
+    try:
+        await session.attempted.wait()
+        yield ClusterParts(command_writer=writer)
+    finally:
+        await writer.aclose()
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def _make_nodes(config: Config, platform: Platform, peers: Peers | None) -> Nodes:
+    session = _make_session(config)
     cluster = config.cluster
     identity = NodeIdentity(
         id=f"{cluster.node_name}/{secrets.token_hex(8)}",
@@ -137,14 +175,26 @@ async def _make_nodes(config: Config, platform: Platform) -> Nodes:
         secret=cluster.secret,
         store=describe_store(config),
     )
-    session = DatabaseSession(
-        url.replace("postgresql+psycopg:", "postgresql:", 1), place=describe_location(url), draw=random.random
-    )
-    return Nodes(
+    membership = Membership(identity, session, timer=platform.timer, sleep=platform.sleep)
+    trust = CacheTrust(platform.timer)
+    writer = ChangeWriter(session, identity.id, local=peers, timer=platform.timer, sleep=platform.sleep)
+    reader = ChangeReader(
         session,
-        Membership(identity, session, timer=platform.timer, sleep=platform.sleep),
-        ClusterLeader(session),
+        membership,
+        writer=writer,
+        trust=trust,
+        stale_max_s=cluster.stale_max_s,
+        timer=platform.timer,
+        sleep=platform.sleep,
     )
+    return Nodes(session, membership, ClusterLeader(session), writer, reader, trust)
+
+
+def _make_session(config: Config) -> DatabaseSession:
+    url = read_database_url(config.database.url)
+    require_driver(url)
+    plain_url = url.replace("postgresql+psycopg:", "postgresql:", 1)
+    return DatabaseSession(plain_url, place=describe_location(url), draw=random.random)
 
 
 def describe_store(config: Config) -> str:

@@ -33,6 +33,7 @@ from imgkeep.images.inspect import Inspector, make_inspector
 from imgkeep.images.observer import FillObserver
 from imgkeep.images.operator_refetch import Refetcher
 from imgkeep.images.placeholder_suspects import PlaceholderSuspects
+from imgkeep.images.record_changes import RecordSharing
 from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from imgkeep.images.upload import Saver
@@ -103,12 +104,22 @@ class Services:
         copies: Mapping[str, int],
         unblocked: Collection[Digest] = (),
     ) -> None:
-        """Learn from a peer which images it blocked or unblocked, which records it changed, which copies it used."""
+        """Learn from a process which images it blocked or unblocked, which records it changed, which copies it used."""
         await self.remover.learn(blocked, unblocked)
         for key in changed:
             self.image_service.learn(key)
         if self.storage.remote is not None:
             await self.storage.remote.cache.count_copies(copies)
+
+    async def learn_everything(self) -> None:
+        """Forget every record, and read the removals anew: this process has missed changes."""
+        self.image_service.forget_all()
+        await self.remover.reload()
+
+    async def settle(self) -> None:
+        """Write the records that the database lacks, as far as it answers."""
+        self.storage.database.image_index.start_flush()
+        await self.storage.database.image_index.flush()
 
 
 @asynccontextmanager
@@ -118,6 +129,7 @@ async def open_services(
     parts: ClusterParts = ALONE,
     *,
     changed: Callable[[Key], None] = lambda _: None,
+    all_changed: Callable[[], None] = lambda: None,
 ) -> AsyncGenerator[Services]:
     """
     Open storage and services; no background task runs yet.
@@ -127,6 +139,7 @@ async def open_services(
         platform: The edges of the machine.
         parts: How this process shares the work with others.
         changed: Called with every key under which another image is stored.
+        all_changed: Called when that may be so for every key.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
@@ -150,7 +163,7 @@ async def open_services(
         AsyncExitStack() as stack,
     ):
         builder = _Builder(config, platform, storage, metrics, make_inspector(config, platform.clock), stack)
-        yield await builder.build(parts.cluster, changed)
+        yield await builder.build(parts, changed, all_changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,15 +177,26 @@ class _Builder:
     inspector: Inspector
     stack: AsyncExitStack
 
-    async def build(self, cluster: Cluster | None, changed: Callable[[Key], None]) -> Services:
+    async def build(
+        self, parts: ClusterParts, changed: Callable[[Key], None], all_changed: Callable[[], None]
+    ) -> Services:
+        cluster = parts.cluster
         config, platform, database = self.config, self.platform, self.storage.database
         failures = RecentFailures(platform.clock)
         health = self.make_health()
         own_ports: set[int] = set()
-        peers = None if cluster is None else cluster.peers
-        blocked_digests = BlockedDigests(self.storage.store, database.removals, _drop_of(self.storage), peers)
+        blocked_digests = BlockedDigests(self.storage.store, database.removals, _drop_of(self.storage), parts.notifier)
+        database.image_index.when_blocked(blocked_digests.learn_new)
         dependencies = self.open_dependencies(FillObserver(self.metrics, health, failures), blocked_digests, own_ports)
-        image_service = self.open_image_service(dependencies, cluster, changed)
+        sharing = RecordSharing(
+            changed=changed,
+            all_changed=all_changed,
+            remembered=(lambda _: None) if self.storage.remote is None else self.storage.remote.bucket.note_seen,
+            learn_blocked=blocked_digests.learn_new,
+            notifier=parts.notifier,
+            trust=parts.trust,
+        )
+        image_service = self.open_image_service(dependencies, cluster, sharing)
         remover = Remover(
             store=self.storage.store,
             image_index=database.image_index,
@@ -184,7 +208,6 @@ class _Builder:
             image_service,
             dependencies,
             policy=self.inspector.policy,
-            settle=database.image_index.flush,
             sleep=platform.sleep,
             leases=None if cluster is None else cluster.leases,
         )
@@ -267,7 +290,7 @@ class _Builder:
         )
 
     def open_image_service(
-        self, dependencies: FillDependencies, cluster: Cluster | None, changed: Callable[[Key], None]
+        self, dependencies: FillDependencies, cluster: Cluster | None, sharing: RecordSharing
     ) -> ImageService:
         config, platform, remote = self.config, self.platform, self.storage.remote
         provider_rules = config.read_provider_rules()
@@ -291,8 +314,7 @@ class _Builder:
             make_invalid_signature=lambda source: make_invalid_signature(
                 source, platform.clock(), provider_rules, secrets.randbelow
             ),
-            changed=changed,
-            remembered=(lambda _: None) if remote is None else remote.bucket.note_seen,
+            sharing=sharing,
             timer=platform.timer,
         )
         self.stack.push_async_callback(service.aclose)
@@ -325,7 +347,6 @@ def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker |
 
     async def note_uploaded(record: Record) -> None:
         await changes.note_stored(record)
-        await changes.notify_peers(record.key)
 
     async def note_dropped(key: Key) -> None:
         await storage.database.image_index.drop([key])

@@ -15,6 +15,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from imgkeep.core.confirmation import LINK_MARK
 from imgkeep.core.errors import StorageError
@@ -24,7 +25,7 @@ from imgkeep.database.outbox import delete_entries, update_entries
 from imgkeep.database.schema import images, outbox, refused, state
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
     from imgkeep.database.engine import DatabaseEngine
 
@@ -50,6 +51,14 @@ _FORMATS: Final = {format_.extension: format_ for format_ in Format}
 _NOT_BLOCKED: Final = images.c.digest.not_in(sa.select(refused.c.digest))
 """A record in doubt stays when its bytes are removed, because another link of its key may bring others."""
 
+_REMOVAL_LOCK: Final = 0x696D676B656F
+_LOCK_ALONE: Final = sa.select(sa.func.pg_advisory_xact_lock(_REMOVAL_LOCK))
+_LOCK_SHARED: Final = sa.select(sa.func.pg_advisory_xact_lock_shared(_REMOVAL_LOCK))
+
+
+async def _note_nothing(_digests: Collection[Digest]) -> None:
+    """Without a list of blocked digests there is nothing to add to."""
+
 
 class ImageIndex:
     """The rows of the images, one a key. A crash loses the last `batch_delay_s` seconds of them; the store has them."""
@@ -58,6 +67,7 @@ class ImageIndex:
         self._engine = engine
         self._node = node
         self._batch_delay_s = batch_delay_s
+        self._found_blocked: Callable[[Collection[Digest]], Awaitable[None]] = _note_nothing
         self._unwritten: dict[Key, Record] = {}
         self._has_dropped = False
         """Whether records were dropped that were too many to wait."""
@@ -101,6 +111,8 @@ class ImageIndex:
             self._unwritten.pop(key, None)
 
         def work(connection: sa.Connection) -> None:
+            if is_shared(connection):
+                connection.execute(_LOCK_ALONE)  # rows in another order than that of a write would be a deadlock
             connection.execute(sa.delete(images).where(images.c.key.in_(keys)))
             delete_entries(connection, self._node, keys)
 
@@ -125,6 +137,22 @@ class ImageIndex:
             query = query.where(sa.tuple_(images.c.stored_at, images.c.key) < sa.tuple_(*map(sa.literal, after)))
         await self.flush()
         return await self._select(query)
+
+    def when_blocked(self, callback: Callable[[Collection[Digest]], Awaitable[None]]) -> None:
+        """Await `callback` with digests of records that other processes had blocked before their rows were written."""
+        self._found_blocked = callback
+
+    async def block(self, digest: Digest) -> Sequence[Key]:
+        """
+        Block a digest for the processes that share this database, and return the keys of all records that point at it.
+
+        Both are one transaction, which is before or after every other one that writes records: this one returns the
+        key of a record, or the process that writes it is told of the block (`when_blocked`). A SQLite file is one
+        node's, whose processes block a digest in memory.
+        """
+        await self.flush()
+        keys = await self._engine.execute(lambda connection: _block(connection, digest))
+        return [Key(key) for key in keys]
 
     async def keys_of(self, digest: Digest) -> Sequence[Key]:
         """Return the keys of all records that point at an object."""
@@ -213,7 +241,10 @@ class ImageIndex:
 
     async def _write(self, batch: Sequence[Record]) -> int:
         if batch:
-            await self._engine.execute(lambda connection: _upsert(connection, self._node, batch, self._engine.now()))
+            now = self._engine.now()
+            blocked = await self._engine.execute(lambda connection: _upsert(connection, self._node, batch, now))
+            if blocked:
+                await self._found_blocked([*map(Digest, blocked)])
         return len(batch)
 
     async def _select(self, query: sa.Select[Any], **limits: float) -> list[Record]:
@@ -229,15 +260,46 @@ def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Record]:
         raise StorageError("the image index holds a damaged row; `imgkeep reindex` repairs it") from None
 
 
-def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now: int) -> None:
-    # Delete and insert: the one way of upserting that every dialect has.
-    connection.execute(sa.delete(images).where(images.c.key.in_([record.key for record in records])))
+def is_shared(connection: sa.Connection) -> bool:
+    """Tell whether processes of other machines can write at the same time."""
+    return connection.dialect.name == "postgresql"
+
+
+def _block(connection: sa.Connection, digest: Digest) -> Sequence[str]:
+    if is_shared(connection):
+        connection.execute(_LOCK_ALONE)
+        connection.execute(sa.delete(refused).where(refused.c.digest == digest))
+        connection.execute(sa.insert(refused), {"digest": digest})
+    return connection.scalars(sa.select(images.c.key).where(images.c.digest == digest)).all()
+
+
+def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now: int) -> Sequence[str]:
+    """Write rows; return which of their digests other processes have blocked."""
+    shared = is_shared(connection)
+    statement: sa.Insert
+    if shared:
+        # The lock in a statement before: the last one sees what was committed when it was granted.
+        connection.execute(_LOCK_SHARED)
+        given = postgresql.insert(images)
+        statement = given.on_conflict_do_update(
+            index_elements=[images.c.key],
+            set_={column.name: given.excluded[column.name] for column in images.c if not column.primary_key},
+        )
+        # In one order for all processes: rows in another one would be a deadlock.
+        records = sorted(records, key=attrgetter("key"))
+    else:
+        connection.execute(sa.delete(images).where(images.c.key.in_([record.key for record in records])))
+        statement = sa.insert(images)
     # Compiled once and handed to the driver as it is: SQLAlchemy's handling of each row costs more than the row.
-    insert = sa.insert(images).compile(dialect=connection.dialect)
+    insert = statement.compile(dialect=connection.dialect)
     rows = [{**_to_row(record), "indexed_at": now} for record in records]
     order = insert.positiontup
     connection.exec_driver_sql(insert.string, [tuple(map(row.__getitem__, order)) for row in rows] if order else rows)
     update_entries(connection, node, records)
+    if not shared:
+        return ()
+    digests = {record.digest for record in records}
+    return connection.scalars(sa.select(refused.c.digest).where(refused.c.digest.in_(digests))).all()
 
 
 def select_records(node: str) -> sa.Select[Any]:
