@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -180,7 +181,7 @@ async def test_dead_node_is_no_error_for_a_client(tmp_path: Path, name: str, nod
         for _ in range(3):
             assert set((await client.nodes_of(asked)).values()) == {"1", "2"}
             assert (await client.ask("/api/images"))[0] == 200
-            assert (await client.ask("/api/save-image", "POST", data=b"{}"))[0] == 200
+            assert (await client.ask("/api/save-image", "POST", data=BytesIO(bytes(2_000_000))))[0] == 200
 
 
 @each_balancer

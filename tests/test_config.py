@@ -473,18 +473,14 @@ def test_limits_are_divided_among_workers() -> None:
         {
             "server": {"workers": 3},
             "fetch": {"concurrent_max": 64, "per_host_max": 2},
-            "limits": {"fills_per_minute": 600, "fills_concurrent": 1, "fill_bytes_per_day": 0},
+            "limits": {"fills_per_minute": 600, "connections": 30},
             "store": {"cache_bytes_max": 0, "hot_bytes_max": 300},
         },
         {},
     )
     share = config.share()
     assert (share.fetch.concurrent_max, share.fetch.per_host_max) == (21, 1)
-    assert (share.limits.fills_per_minute, share.limits.fills_concurrent, share.limits.fill_bytes_per_day) == (
-        200,
-        1,
-        0,
-    )
+    assert (share.limits.fills_per_minute, share.limits.connections) == (600, 10)
     assert (share.store.cache_bytes_max, share.store.hot_bytes_max) == (0, 100)
     assert (share.server, share.fetch.total_timeout_s) == (config.server, config.fetch.total_timeout_s)
     assert Config().share() == Config()

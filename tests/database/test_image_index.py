@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import decode_record, encode_record
 from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record
-from imgkeep.database.image_index import UNWRITTEN_MAX, _to_record, _to_row, select_records
-from imgkeep.database.schema import images, metadata
+from imgkeep.database.image_index import UNWRITTEN_MAX, _to_record, _to_row
+from imgkeep.database.schema import images, metadata, select_records
 from tests.support.database import make_records, query, walk
 from tests.support.stores import NOON, record_of
 

@@ -140,6 +140,7 @@ async def test_check_reports_the_version_of_a_file(
     await database.open()
     await database.aclose()
     query(database, f"UPDATE alembic_version SET version_num = '{version}'")
+    query(database, f"UPDATE state SET value = '{version}' WHERE name = 'compatible_from'")
     fault = await asyncio.to_thread(find_fault, path)
     assert fault is None if says is None else fault is not None and says in fault
 

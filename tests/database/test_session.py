@@ -15,6 +15,8 @@ from tests.support.waiting import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from imgkeep.database.session import Connection, Rows
+
 
 @asynccontextmanager
 async def running(session: DatabaseSession) -> AsyncIterator[DatabaseSession]:
@@ -27,8 +29,8 @@ async def running(session: DatabaseSession) -> AsyncIterator[DatabaseSession]:
         await asyncio.wait([task])
 
 
-def make(url: str) -> DatabaseSession:
-    return DatabaseSession(url, place="the test's database", draw=lambda: 0)
+def make(url: str, *, break_off_s: float = 5) -> DatabaseSession:
+    return DatabaseSession(url, place="the test's database", draw=lambda: 0, break_off_s=break_off_s)
 
 
 async def test_notification_reaches_other_session(postgresql_url: str) -> None:
@@ -58,8 +60,34 @@ async def test_lost_connection_is_replaced_and_listens_again(postgresql_url: str
         await until(lambda: heard == ["again"])
 
 
-async def test_statement_without_an_answer_ends_at_its_timeout(postgresql_url: str) -> None:
+async def test_transaction_is_closed_to_other_callers(postgresql_url: str) -> None:
     session = make(postgresql_url)
+    async with running(session):
+        await session.execute("CREATE TABLE t (n int)")
+
+        async def fail(connection: Connection) -> None:
+            await connection.execute("INSERT INTO t VALUES (1)")
+            other.append(asyncio.create_task(session.execute("INSERT INTO t VALUES (2)")))
+            await connection.execute("SELECT 1 / 0")
+
+        other: list[asyncio.Task[Rows]] = []
+        with pytest.raises(StorageError):
+            await session.transaction(fail)
+        await other[0]
+        assert await session.execute("SELECT n FROM t") == [(2,)]
+
+
+async def test_impatient_caller_leaves_the_session_connected(postgresql_url: str) -> None:
+    session = make(postgresql_url)
+    async with running(session):
+        with pytest.raises(StorageError, match="does not answer"):
+            await session.execute("SELECT pg_sleep(0.1)", timeout_s=0.01)
+        assert session.is_connected
+        assert await session.execute("SELECT 1") == [(1,)]
+
+
+async def test_statement_without_an_answer_ends_with_its_connection(postgresql_url: str) -> None:
+    session = make(postgresql_url, break_off_s=0.05)
     async with running(session):
         with pytest.raises(StorageError, match="does not answer"):
             await session.execute("SELECT pg_sleep(60)", timeout_s=0.05)

@@ -93,13 +93,14 @@ def copy_checkout(folder: Path) -> Checkout:
 
 
 class Shell:
-    """What a person types in one checkout."""
+    """What a person types in one checkout, where these variables are set."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **variables: str) -> None:
         self._folder = folder
         own = {name: value for name, value in os.environ.items() if not name.startswith(("IMGKEEP_", "AWS_"))}  # noqa: TID251
         path = f"{Path(sys.executable).parent}:{own['PATH']}:/usr/sbin"
         self._environment = {**own, "PATH": path, "PYTHONPATH": str(ROOT / "proxy"), "TMPDIR": str(folder)}
+        self._environment |= variables
 
     async def _start(self, commands: str, log: Path) -> asyncio.subprocess.Process:
         with log.open("wb") as file:
@@ -113,17 +114,20 @@ class Shell:
                 start_new_session=True,
             )
 
-    async def run(self, commands: str, name: str) -> None:
-        """Run commands to their end."""
+    async def run(self, commands: str, name: str) -> str:
+        """Run commands to their end; return what they print."""
         log = self._folder / f"{name}.log"
         process = await self._start(commands, log)
         async with asyncio.timeout(PATIENCE_S):
             status = await process.wait()
         assert status == 0, f"{name}: {log.read_text()}"
+        return log.read_text()
 
     @asynccontextmanager
-    async def serving(self, commands: str, url: str, name: str) -> AsyncGenerator[None]:
-        """Run commands until the end of the block, which begins when `url` answers."""
+    async def serving(
+        self, commands: str, url: str, name: str, *, end: signal.Signals = signal.SIGTERM
+    ) -> AsyncGenerator[None]:
+        """Run commands until the end of the block, which begins when `url` answers, and then end them by a signal."""
         log = self._folder / f"{name}.log"
         process = await self._start(commands, log)
         try:
@@ -133,13 +137,13 @@ class Shell:
                     await asyncio.sleep(0.05)
             yield
         finally:
-            await _end(process)
+            await _end(process, end)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """End a shell and all that it started, as Ctrl-C ends them: each has time to clean up."""
+async def _end(process: asyncio.subprocess.Process, first: signal.Signals) -> None:
+    """End a shell and all that it started: after SIGTERM each has time to clean up, as after Ctrl-C."""
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, first)
         await process.wait()
         with suppress(TimeoutError):
             async with asyncio.timeout(20):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
 import signal
@@ -56,7 +57,8 @@ async def nginx(folder: Path, site: str, upstream: str) -> AsyncGenerator[str]:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     (folder / "site.conf").write_text(site.replace("127.0.0.1:8080", upstream).replace("PORT", str(port)))
-    (folder / "nginx.conf").write_text(_MAIN)
+    # Bodies of requests are in the folder, which belongs to the user of the tests.
+    (folder / "nginx.conf").write_text(f"user root;{_MAIN}" if os.geteuid() == 0 else _MAIN)
     process = await asyncio.create_subprocess_exec(
         *(program, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-e", "stderr"), start_new_session=True
     )

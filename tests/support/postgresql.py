@@ -7,11 +7,13 @@ For `pytest_plugins`; nothing starts before a test asks for it.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _PROGRAMS: Final = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
-_READY: Final = "ready to accept connections"
+_READY: Final = re.compile("ready to accept (read-only )?connections")
 _QUICK: Final = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "unix_socket_directories": ""}
 """Settings of a server that is thrown away."""
 
@@ -113,7 +115,7 @@ class PostgresqlServer:
                 cwd=self._folder,
                 start_new_session=True,
             )
-        block_until(lambda: _READY in log.read_text("utf-8", "replace") or not self.is_running)
+        block_until(lambda: _READY.search(log.read_text("utf-8", "replace")) or not self.is_running)
         assert self.is_running, log.read_text("utf-8", "replace")
 
     def stop(self) -> None:
@@ -121,6 +123,33 @@ class PostgresqlServer:
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
             self._process.wait()
+
+    @contextmanager
+    def requiring_password(self, role: str) -> Iterator[None]:
+        """Let a role in by its password alone, until the end of the block."""
+        rules = self._folder / "data" / "pg_hba.conf"
+        before = rules.read_text()
+        self._configure(rules, f"host all {role} all scram-sha-256\n{before}")
+        try:
+            yield
+        finally:
+            self._configure(rules, before)
+
+    def _configure(self, file: Path, text: str) -> None:
+        """Change a configuration file of the running server, and wait until the server has read it."""
+        loaded = self.execute("SELECT pg_conf_load_time()")
+        file.write_text(text)
+        self.execute("SELECT pg_reload_conf()")
+        block_until(lambda: self.execute("SELECT pg_conf_load_time()") != loaded)
+
+    def begin_standby(self) -> None:
+        """Start the stopped server as a standby, which takes no writes."""
+        (self._folder / "data" / "standby.signal").touch()
+        self.start()
+
+    def promote(self) -> None:
+        """Let a standby take writes."""
+        self.execute("SELECT pg_promote() WHERE pg_is_in_recovery()")
 
     def remove(self) -> None:
         """End the server for good, with its data."""

@@ -10,7 +10,7 @@ import asyncio
 import random
 import secrets
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from imgkeep import __version__
@@ -27,6 +27,7 @@ from imgkeep.database.engine import describe_location, require_driver
 from imgkeep.database.session import DatabaseSession
 from imgkeep.images.cache_trust import CacheTrust
 from imgkeep.images.interfaces import Cluster
+from imgkeep.images.limit_share import LimitShare
 from imgkeep.storage.local.node_id import read_node_id
 
 if TYPE_CHECKING:
@@ -64,9 +65,7 @@ class Nodes:
         Raises:
             RefusedByCluster: The database belongs to another cluster.
         """
-        tasks = [
-            asyncio.create_task(task) for task in (self.session.run(), self.membership.run(), self.reader.run())
-        ]
+        tasks = [asyncio.create_task(task) for task in (self.session.run(), self.membership.run(), self.reader.run())]
         await self.session.attempted.wait()
         if self.membership.refused is not None:
             for task in tasks:
@@ -88,6 +87,7 @@ class ClusterParts:
         node_leader: The lock of the process that runs the background tasks of this machine; `None`: this one.
         nodes: `None`: the database is a file of this machine.
         command_writer: Tells the nodes of a cluster what a command changes; `None`: this is no command, or no cluster.
+        limit_share: The part of this process in the limits per client.
     """
 
     worker: WorkerInfo | None = None
@@ -96,6 +96,13 @@ class ClusterParts:
     node_leader: LeaderLock | None = None
     nodes: Nodes | None = None
     command_writer: ChangeWriter | None = None
+    limit_share: LimitShare = field(default_factory=LimitShare)
+
+    def __post_init__(self) -> None:
+        if self.worker is not None:
+            self.limit_share.set_members(self.worker.workers)
+        if self.nodes is not None:
+            self.nodes.membership.when_count_changes(self.limit_share.set_members)
 
     @property
     def notifier(self) -> Notifier | None:
@@ -145,26 +152,8 @@ async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | 
         await peers.aclose()
 
 
-@asynccontextmanager
-async def open_command_cluster(config: Config, platform: Platform) -> AsyncGenerator[ClusterParts]:
-    """Open what a command needs to tell the nodes of a cluster what it changes: it is no member."""
-    if not config.database.is_shared:
-        yield ALONE
-        return
-    session = _make_session(config)
-    writer = ChangeWriter(session, f"command/{secrets.token_hex(8)}", timer=platform.timer, sleep=platform.sleep)
-    task = asyncio.create_task(session.run())
-    try:
-        await session.attempted.wait()
-        yield ClusterParts(command_writer=writer)
-    finally:
-        await writer.aclose()
-        task.cancel()
-        await asyncio.wait([task])
-
-
 async def _make_nodes(config: Config, platform: Platform, peers: Peers | None) -> Nodes:
-    session = _make_session(config)
+    session = make_session(config)
     cluster = config.cluster
     identity = NodeIdentity(
         id=f"{cluster.node_name}/{secrets.token_hex(8)}",
@@ -174,6 +163,7 @@ async def _make_nodes(config: Config, platform: Platform, peers: Peers | None) -
         version=__version__,
         secret=cluster.secret,
         store=describe_store(config),
+        is_only_process=peers is None,
     )
     membership = Membership(identity, session, timer=platform.timer, sleep=platform.sleep)
     trust = CacheTrust(platform.timer)
@@ -190,7 +180,8 @@ async def _make_nodes(config: Config, platform: Platform, peers: Peers | None) -
     return Nodes(session, membership, ClusterLeader(session), writer, reader, trust)
 
 
-def _make_session(config: Config) -> DatabaseSession:
+def make_session(config: Config) -> DatabaseSession:
+    """Make the session of the configured PostgreSQL; it connects later."""
     url = read_database_url(config.database.url)
     require_driver(url)
     plain_url = url.replace("postgresql+psycopg:", "postgresql:", 1)

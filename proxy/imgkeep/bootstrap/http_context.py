@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from imgkeep.cluster.workers.worker_info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.images.failure_history import RecentFailure
+    from imgkeep.images.limit_share import LimitShare
     from imgkeep.observability.metrics import Metrics
     from imgkeep.web.error_presentation import Placeholder
 
@@ -81,7 +82,9 @@ async def open_context(
         stack.callback(rewrite_service.close)
         auth = _make_auth(config, platform, await _open_token(config))
         access_log = AccessLog(services.metrics, auth, platform.timer, enabled=config.log.access)
-        images = _make_images(config, platform, services, auth, cache)
+        miss_limiter = _make_miss_limiter(config, platform, services, parts.limit_share)
+        responses = _make_responses(config, platform, services, auth, cache)
+        images = ImageHandlers(services.image_service, auth, responses, services.inspector.public, miss_limiter)
         yield (
             services,
             background,
@@ -144,10 +147,10 @@ def _make_auth(config: Config, platform: Platform, local_token: str | None) -> A
     )
 
 
-def _make_images(
+def _make_responses(
     config: Config, platform: Platform, services: Services, auth: Auth, cache: ResponseCache | None
-) -> ImageHandlers:
-    responses = ImageResponses(
+) -> ImageResponses:
+    return ImageResponses(
         services.image_service,
         cache,
         public_base_url=auth.public_base_url,
@@ -155,8 +158,6 @@ def _make_images(
         clock=platform.clock,
         timer=platform.timer,
     )
-    miss_limiter = _make_miss_limiter(config, platform, services)
-    return ImageHandlers(services.image_service, auth, responses, services.inspector.public, miss_limiter)
 
 
 def _make_api(config: Config, services: Services, rewrite_service: RewriteService, parts: ClusterParts) -> ApiContext:
@@ -191,11 +192,12 @@ async def _open_token(config: Config) -> str | None:
         return None
 
 
-def _make_miss_limiter(config: Config, platform: Platform, services: Services) -> MissLimiter | None:
+def _make_miss_limiter(config: Config, platform: Platform, services: Services, share: LimitShare) -> MissLimiter | None:
     """Return the limiter where lookups may be requests to a bucket; on a disk they cost next to nothing."""
     if services.storage.remote is None or not config.limits.misses_per_minute:
         return None
-    return MissLimiter(config.limits.misses_per_minute, timer=platform.timer, refused=services.metrics.refused)
+    limit = config.limits.misses_per_minute
+    return MissLimiter(limit, timer=platform.timer, refused=services.metrics.refused, share=share)
 
 
 def _has_external_images(config: Config) -> bool:

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.images.interfaces import Cluster
+    from imgkeep.images.limit_share import LimitShare
 
 __all__ = [
     "SYSTEM",
@@ -159,10 +160,12 @@ async def open_services(
             sleep=platform.sleep,
             observe=metrics.called,
             share=share,
+            session=None if parts.nodes is None else parts.nodes.session,
         ) as storage,
         AsyncExitStack() as stack,
     ):
-        builder = _Builder(config, platform, storage, metrics, make_inspector(config, platform.clock), stack)
+        inspector = make_inspector(config, platform.clock)
+        builder = _Builder(config, platform, storage, metrics, inspector, parts.limit_share, stack)
         yield await builder.build(parts, changed, all_changed)
 
 
@@ -175,6 +178,7 @@ class _Builder:
     storage: Storage
     metrics: Metrics
     inspector: Inspector
+    limit_share: LimitShare
     stack: AsyncExitStack
 
     async def build(
@@ -309,6 +313,7 @@ class _Builder:
                 FillLimits(limits.fills_per_minute, limits.fills_concurrent, config.fill_bytes_per_day),
                 timer=platform.timer,
                 refused=self.metrics.refused,
+                share=self.limit_share,
             ),
             cluster=cluster,
             make_invalid_signature=lambda source: make_invalid_signature(

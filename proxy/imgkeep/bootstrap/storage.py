@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.core.records import Record
     from imgkeep.core.store_url import RemotePlace, StorePlace
+    from imgkeep.database.session import DatabaseSession
     from imgkeep.storage.interfaces import ListableStore, Spool, Store
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     observe: Callable[[str, str, float], None] = lambda *_: None,
     share: CacheShare | None = None,
     reading: bool = False,
+    session: DatabaseSession | None = None,
 ) -> AsyncGenerator[Storage]:
     """
     Open store and database.
@@ -116,6 +118,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         share: The share of the disk cache that one of several workers counts. That worker calls `cache.open` as soon as
             its peers can reach it.
         reading: Whether to create no file, folder or table.
+        session: The session of a PostgreSQL, for lookups; `None`: the engine does them.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
@@ -124,7 +127,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
             later.
     """
     place = read_store_url("store.url", config.store.url)
-    database = _make_database(config, clock, place, reading=reading)
+    database = _make_database(config, clock, place, session, reading=reading)
     disk = Disk(
         data_folder(config), memory_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
     )
@@ -142,12 +145,14 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         yield Storage(local, database, memory, remote)
 
 
-def _make_database(config: Config, clock: Clock, place: StorePlace, *, reading: bool) -> Database:
+def _make_database(
+    config: Config, clock: Clock, place: StorePlace, session: DatabaseSession | None, *, reading: bool
+) -> Database:
     # While the bucket is unreachable, a lookup finds a copy by its row only, so these rows are written soon.
     batch_delay_s = LOCAL_BATCH_DELAY_S if isinstance(place, Folder) else BATCH_DELAY_S
     node = config.cluster.node_name if config.database.is_shared else ""
     url = read_database_url(config.database.url)
-    return Database(url, clock, node=node, batch_delay_s=batch_delay_s, read_only=reading)
+    return Database(url, clock, node=node, session=session, batch_delay_s=batch_delay_s, read_only=reading)
 
 
 async def _open_parts(parts: Sequence[LocalStore | Database], *, reading: bool) -> None:

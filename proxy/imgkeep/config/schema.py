@@ -270,12 +270,11 @@ class Config(Section, frozen=True):
     def share(self) -> Config:
         """
         Return the configuration of one of `server.workers`: limits for all of them are divided, at least 1 for each; a
-        0 stays.
+        0 stays. The limits on fills and lookups are divided as they are used (`images/limit_share.py`).
         """
         workers = self.server.workers
         if workers == 1:
             return self
-        limits = msgspec.structs.replace(self.limits, fill_bytes_per_day=self.fill_bytes_per_day)
 
         def divide(section: T, *names: str) -> T:
             parts = {name: max(1, getattr(section, name) // workers) for name in names if getattr(section, name)}
@@ -285,7 +284,7 @@ class Config(Section, frozen=True):
             self,
             store=divide(self.store, "hot_bytes_max", "cache_bytes_max"),
             fetch=divide(self.fetch, "concurrent_max", "per_host_max"),
-            limits=divide(limits, *limits.__struct_fields__),
+            limits=divide(self.limits, "connections"),
         )
 
     @property

@@ -7,6 +7,8 @@ Rules:
 - The engine quarantines a damaged SQLite file and begins a new one, whose image index is incomplete until `reindex`
   fills it. It closes a file that an operator has removed or replaced, and opens what is there now.
 - The engine changes nothing in a database of an unknown schema: that is an error at start.
+- A PostgreSQL that hangs holds the thread for `HANG_MAX_S`; then the engine breaks the connection, except in a
+  migration, and the next call connects anew.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import sqlalchemy as sa
 
 from imgkeep.config import ConfigError, absolute
 from imgkeep.core.errors import StorageError
-from imgkeep.database.postgresql import CONNECTION_PARAMETERS, SERVER_SETTINGS
+from imgkeep.database import postgresql
 from imgkeep.database.schema import state
 from imgkeep.database.schema_upgrade import IncompatibleDatabase, prepare_tables
 from imgkeep.database.sqlite_file import find_file, quarantine, take_over
@@ -41,8 +43,8 @@ BUSY_TIMEOUT_S: Final = 5
 """Timeout for SQLite's write lock: another process's transaction is shorter."""
 CALL_TIMEOUT_S: Final = 30
 """Timeout for one call. A migration of a large database takes seconds."""
-IDLE_CHECK_S: Final = 1.0
-"""Idle time after which a connection to PostgreSQL is checked before it is used: a check is a request of its own."""
+HANG_MAX_S: Final = CALL_TIMEOUT_S + 5
+"""Maximum time that a call holds the thread while a PostgreSQL does not answer, although it accepts packets."""
 
 T = TypeVar("T")
 
@@ -59,7 +61,7 @@ class DatabaseEngine:
         marks: The rows of the table `state`, as of the last connection.
     """
 
-    def __init__(self, url: str, clock: Clock, *, read_only: bool = False) -> None:
+    def __init__(self, url: str, clock: Clock, *, read_only: bool = False, hang_max_s: float = HANG_MAX_S) -> None:
         require_driver(url)
         self.url = sa.make_url(url)
         self.location = describe_location(self.url)
@@ -75,8 +77,11 @@ class DatabaseEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._engine: sa.Engine | None = None
         self._file: tuple[int, int] | None = None
+        self._hang_max_s = hang_max_s
+        self._session: postgresql.Connection | None = None
+        """The connection to a PostgreSQL, which `_interrupt` may break."""
+        self._is_migrating = False
         self._latest = 0
-        self._used_at = 0.0
         self._hung_call: asyncio.Future[Any] | None = None
         """The call that ran into its timeout, and holds the thread until it returns."""
 
@@ -91,6 +96,8 @@ class DatabaseEngine:
         await self.execute(lambda _: None)
 
     async def aclose(self) -> None:
+        if self._hung_call is not None:
+            self._interrupt(self._hung_call)  # the end of the process would wait for the thread
         if self._engine is not None:
             with suppress(StorageError):
                 await self._run(CALL_TIMEOUT_S, self._disconnect)
@@ -137,6 +144,7 @@ class DatabaseEngine:
         except TimeoutError:
             self._hung_call = future
             future.add_done_callback(lambda late: late.cancelled() or late.exception())
+            asyncio.get_running_loop().call_later(max(0, self._hang_max_s - timeout_s), self._interrupt, future)
             self.fault = "it does not answer"
             raise StorageError("the database does not answer", place=self.location) from None
         except IncompatibleDatabase as error:
@@ -146,8 +154,8 @@ class DatabaseEngine:
             raise
         except sa.exc.SQLAlchemyError as error:
             # The driver's words describe the failure; SQLAlchemy's own would add the statement and its values.
-            self.fault = str(getattr(error, "orig", None) or type(error).__name__)
-            raise StorageError("the database failed", cause=_single_line(self.fault), place=self.location) from None
+            self.fault = self._explain(getattr(error, "orig", None) or error)
+            raise StorageError("the database failed", cause=self.fault, place=self.location) from None
         except OSError as error:
             self.fault = os.strerror(error.errno or errno.EIO)
             raise StorageError("the database failed", cause=self.fault, place=self.location) from None
@@ -165,24 +173,15 @@ class DatabaseEngine:
         return self._attempt(work, isolation)
 
     def _attempt(self, work: Callable[[sa.Connection], T], isolation: str | None) -> T:
+        if self._session is not None and postgresql.is_lost(self._session):
+            self._disconnect()  # as after a restart of the server; the next statement would fail
         if self._engine is None:
             self._engine = self._connect()
-        if self._is_sqlite:
+        if isolation is None or self._is_sqlite:
             with self._engine.begin() as connection:
                 return work(connection)
-        self._replace_dead_connection(self._engine)
-        options: dict[str, Any] = {} if isolation is None else {"isolation_level": isolation}
-        with self._engine.connect().execution_options(**options) as connection, connection.begin():
-            result = work(connection)
-        self._used_at = time.monotonic()
-        return result
-
-    def _replace_dead_connection(self, engine: sa.Engine) -> None:
-        """Ask whether a connection that was idle still works: the pool replaces one that does not."""
-        if time.monotonic() - self._used_at < IDLE_CHECK_S:
-            return
-        with suppress(sa.exc.DBAPIError), engine.connect() as connection:
-            connection.exec_driver_sql("SELECT 1")
+        with self._engine.connect().execution_options(isolation_level=isolation) as connection, connection.begin():
+            return work(connection)
 
     def _connect(self) -> sa.Engine:
         options: dict[str, Any] = {}
@@ -191,23 +190,42 @@ class DatabaseEngine:
             # Another process may have renamed the file with the old name since: no new one may begin there.
             if self._read_only or path != self._configured:
                 options["creator"] = self._connect_to_existing_file
-        else:
-            options["connect_args"] = {**CONNECTION_PARAMETERS, **self.url.query}
         engine = sa.create_engine(self.url, **options)
-        if not self._is_sqlite:
-            sa.event.listen(engine, "connect", _prepare_postgresql)
-        else:
+        if self._is_sqlite:
             sa.event.listen(engine, "connect", _prepare_sqlite)
             sa.event.listen(engine, "begin", _begin_sqlite)
+        else:
+            sa.event.listen(engine, "do_connect", self._connect_to_postgresql)
         try:
             with engine.execution_options(begin="IMMEDIATE").begin() as connection:
-                prepare_tables(connection, read_only=self._read_only)
+                prepare_tables(connection, self._note_migration, read_only=self._read_only)
                 self.marks = {row.name: row.value for row in connection.execute(sa.select(state))}
         except BaseException:
             engine.dispose()
             raise
+        finally:
+            self._is_migrating = False
         self._file = self._identify_file()
         return engine
+
+    def _connect_to_postgresql(self, _dialect: object, _r: object, _a: object, parameters: dict[str, Any]) -> object:
+        self._session = postgresql.connect(
+            parameters, read_only=self._read_only, statement_timeout_s=CALL_TIMEOUT_S, place=self.location
+        )
+        return self._session
+
+    def _interrupt(self, call: asyncio.Future[Any]) -> None:
+        """End a call that a PostgreSQL does not answer. A migration may take its time."""
+        if self._session is not None and not call.done() and not self._is_migrating:
+            postgresql.interrupt(self._session)
+
+    def _note_migration(self) -> None:
+        self._is_migrating = True
+
+    def _explain(self, error: BaseException) -> str:
+        if self._is_sqlite:
+            return _single_line(str(error) or type(error).__name__)
+        return postgresql.explain(error, user=self.url.username or "", name=self.url.database or "")
 
     def _choose_file(self) -> Path:
         """Return the file to open, which has the old name as long as another process has it open."""
@@ -234,6 +252,7 @@ class DatabaseEngine:
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None
+        self._session = None
 
     def _disconnect_from_lost_file(self) -> None:
         # A process that has a removed file open can go on using it, and would lose everything at the next start.
@@ -284,11 +303,6 @@ def describe_location(url: sa.URL | str) -> str:
 def _single_line(text: str) -> str:
     """Join the lines of a driver's message."""
     return " ".join(text.split())
-
-
-def _prepare_postgresql(connection: Any, _record: object) -> None:
-    connection.execute(SERVER_SETTINGS)
-    connection.commit()
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -22,12 +22,13 @@ from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import read_doubts, read_validator, write_doubts
 from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Totals, Trust, Wanted
 from imgkeep.database.outbox import delete_entries, update_entries
-from imgkeep.database.schema import images, outbox, refused, state
+from imgkeep.database.schema import images, refused, select_records, state
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
     from imgkeep.database.engine import DatabaseEngine
+    from imgkeep.database.record_lookup import RecordLookup
 
 BATCH: Final = 2000
 """Maximum number of rows in one transaction: enough to be quick, few enough to let other transactions in between, a
@@ -48,8 +49,13 @@ ANY: Final = Wanted()
 _COMPLETE: Final = "complete"
 """The row of the table `state` that says that a reindex has brought in every record."""
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
-_NOT_BLOCKED: Final = images.c.digest.not_in(sa.select(refused.c.digest))
-"""A record in doubt stays when its bytes are removed, because another link of its key may bring others."""
+_NOT_BLOCKED: Final = ~sa.exists().where(refused.c.digest == images.c.digest)
+"""
+A record in doubt stays when its bytes are removed, because another link of its key may bring others.
+
+Not `NOT IN`, for which PostgreSQL reads all blocked digests for every row once they exceed its `work_mem`: with 100,000
+of them a page took a second.
+"""
 
 _REMOVAL_LOCK: Final = 0x696D676B656F
 _LOCK_ALONE: Final = sa.select(sa.func.pg_advisory_xact_lock(_REMOVAL_LOCK))
@@ -63,8 +69,16 @@ async def _note_nothing(_digests: Collection[Digest]) -> None:
 class ImageIndex:
     """The rows of the images, one a key. A crash loses the last `batch_delay_s` seconds of them; the store has them."""
 
-    def __init__(self, engine: DatabaseEngine, *, batch_delay_s: float = BATCH_DELAY_S, node: str = "") -> None:
+    def __init__(
+        self,
+        engine: DatabaseEngine,
+        *,
+        batch_delay_s: float = BATCH_DELAY_S,
+        node: str = "",
+        lookup: RecordLookup | None = None,
+    ) -> None:
         self._engine = engine
+        self._lookup = lookup
         self._node = node
         self._batch_delay_s = batch_delay_s
         self._found_blocked: Callable[[Collection[Digest]], Awaitable[None]] = _note_nothing
@@ -84,6 +98,9 @@ class ImageIndex:
         unwritten = self._unwritten.get(key)
         if unwritten is not None:
             return unwritten
+        if self._lookup is not None and self._lookup.is_connected:
+            found = _to_records(await self._lookup.find(key, timeout_s=FIND_TIMEOUT_S))
+            return found[0] if found else None
         records = await self._select(select_records(self._node).where(images.c.key == key), timeout_s=FIND_TIMEOUT_S)
         return records[0] if records else None
 
@@ -158,7 +175,7 @@ class ImageIndex:
         """Return the keys of all records that point at an object."""
         await self.flush()
         query = sa.select(images.c.key).where(images.c.digest == digest)
-        return [Key(key) for key in await self._engine.execute(lambda connection: connection.scalars(query).all())]
+        return [Key(key) for key in await self._engine.read(lambda connection: connection.scalars(query).all())]
 
     async def count(self) -> Totals:
         await self.flush()
@@ -167,7 +184,7 @@ class ImageIndex:
     async def count_images(self) -> tuple[int, int]:
         """Return the number of images, and the sum of their sizes in bytes."""
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(images.c.size), 0)).where(_NOT_BLOCKED)
-        number, size = await self._engine.execute(lambda connection: connection.execute(query).one())
+        number, size = await self._engine.read(lambda connection: connection.execute(query).one())
         return int(number), int(size)
 
     async def suspects(self, *, since: datetime, identities_min: int) -> Sequence[tuple[str, Digest, int]]:
@@ -186,7 +203,7 @@ class ImageIndex:
             .order_by(number.desc(), images.c.host, images.c.digest)
             .limit(SUSPECTS_MAX)
         )
-        rows = await self._engine.execute(lambda connection: connection.execute(query).all())
+        rows = await self._engine.read(lambda connection: connection.execute(query).all())
         return [(row.host, Digest(row.digest), row.number) for row in rows]
 
     async def rebuild(self, records: AsyncIterator[Record]) -> int:
@@ -252,7 +269,10 @@ class ImageIndex:
 
 
 def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Record]:
-    rows = connection.execute(query).all()
+    return _to_records(connection.execute(query).all())
+
+
+def _to_records(rows: Sequence[Any]) -> list[Record]:
     try:
         return [_to_record(row) for row in rows]
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
@@ -300,12 +320,6 @@ def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now
         return ()
     digests = {record.digest for record in records}
     return connection.scalars(sa.select(refused.c.digest).where(refused.c.digest.in_(digests))).all()
-
-
-def select_records(node: str) -> sa.Select[Any]:
-    """Select records, each with whether the fallback of a node has it for the primary."""
-    mine = sa.and_(images.c.key == outbox.c.key, outbox.c.node == node)
-    return sa.select(images, outbox.c.since).outerjoin(outbox, mine)
 
 
 def _finish_rebuild(connection: sa.Connection, began: int) -> None:

@@ -12,26 +12,35 @@ from imgkeep.database.outbox import Outbox
 
 if TYPE_CHECKING:
     from imgkeep.clock import Clock
+    from imgkeep.database.session import DatabaseSession
 
 
 class Database:
     """
     One database. Only `jobs` has rows that are stored nowhere else.
 
-    `node`: the name of this node of a cluster; empty: it is the only one.
+    Args:
+        node: The name of this node of a cluster; empty: it is the only one.
+        session: The session of a PostgreSQL, for lookups; `None`: the engine does them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but two by keyword
         self,
         url: str,
         clock: Clock,
         *,
         node: str = "",
+        session: DatabaseSession | None = None,
         batch_delay_s: float = BATCH_DELAY_S,
         read_only: bool = False,
     ) -> None:
         self.engine = DatabaseEngine(url, clock, read_only=read_only)
-        self.image_index = ImageIndex(self.engine, batch_delay_s=batch_delay_s, node=node)
+        lookup = None
+        if session is not None:
+            from imgkeep.database.record_lookup import RecordLookup  # noqa: PLC0415 - a dialect that SQLite does without
+
+            lookup = RecordLookup(session, node)
+        self.image_index = ImageIndex(self.engine, batch_delay_s=batch_delay_s, node=node, lookup=lookup)
         self.outbox = Outbox(self.engine, self.image_index.flush, node=node)
         self.removals = RemovalIndex(self.engine)
         self.jobs = DurableJobs(self.engine, self.image_index)

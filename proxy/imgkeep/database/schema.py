@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table, Text
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table, Text, and_, select
+
+if TYPE_CHECKING:
+    from sqlalchemy import BindParameter, Select
 
 metadata = MetaData()
 
@@ -96,3 +101,9 @@ state = Table(
     Column("name", String(32), primary_key=True),
     Column("value", String(255), nullable=False),
 )
+
+
+def select_records(node: str | BindParameter[str]) -> Select[Any]:
+    """Select the rows of records, each with whether the fallback of a node has it for the primary."""
+    mine = and_(images.c.key == outbox.c.key, outbox.c.node == node)
+    return select(images, outbox.c.since).outerjoin(outbox, mine)

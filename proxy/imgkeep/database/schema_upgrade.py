@@ -9,13 +9,17 @@ this module import Alembic, which takes a fifth of the time of a start.
 from __future__ import annotations
 
 import re
-from typing import Final
+import threading
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
 from imgkeep.core.errors import StorageError
 from imgkeep.database.cluster_schema import cluster_metadata
 from imgkeep.database.schema import metadata, state
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NEWEST: Final = "0007"
 """The last of the migrations."""
@@ -24,6 +28,8 @@ RELEASED: Final = frozenset({"0006", NEWEST})
 _UNRELEASED: Final = frozenset({"0001", "0002", "0003", "0004", "0005"})
 """Versions of the months before the first release. Their migrations are gone."""
 
+_migrating: Final = threading.Lock()
+"""Held during a migration. A thread takes it last, after every lock of its database."""
 _version: Final = sa.Table("alembic_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True))
 
 
@@ -33,17 +39,21 @@ class IncompatibleDatabase(StorageError):
 
 COMPATIBLE_FROM: Final = "0007"
 """The oldest version that can use the tables of this one."""
-_COMPATIBLE_FROM_MARK: Final = "compatible_from"
+COMPATIBLE_FROM_MARK: Final = "compatible_from"
+"""The row of the table `state` that has it."""
 _MIGRATION_LOCK: Final = 0x696D676B6565
 """Advisory lock of PostgreSQL: nodes that start at once make the tables one after the other."""
 
 
-def prepare_tables(connection: sa.Connection, *, read_only: bool = False) -> None:
+def prepare_tables(
+    connection: sa.Connection, before_migration: Callable[[], None] = lambda: None, *, read_only: bool = False
+) -> None:
     """
     Make or migrate the tables, within the transaction that `connection` is in.
 
     Args:
         connection: To the database.
+        before_migration: Called before a migration, which may take minutes.
         read_only: Whether to make no tables; a migration is made all the same.
 
     Raises:
@@ -55,9 +65,10 @@ def prepare_tables(connection: sa.Connection, *, read_only: bool = False) -> Non
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
     if sa.inspect(connection).has_table(_version.name):
         version = connection.scalar(sa.select(_version))
-        if version != NEWEST and not _is_compatible_newer(connection, version):
+        if version != NEWEST and not is_compatible_newer(version, _read_compatible_from(connection)):
             if version not in RELEASED:
                 raise IncompatibleDatabase(f"the database {describe_mismatch(version)}")
+            before_migration()
             migrate(connection)
             _mark_compatible(connection)
     elif read_only:
@@ -71,28 +82,47 @@ def prepare_tables(connection: sa.Connection, *, read_only: bool = False) -> Non
         connection.execute(_version.insert().values(version_num=NEWEST))
 
 
-def _is_compatible_newer(connection: sa.Connection, version: str | None) -> bool:
+def is_compatible_newer(version: str | None, compatible_from: str | None) -> bool:
     """Tell whether a newer version made the tables, and says that this one can use them."""
     if version is None or not re.fullmatch(r"[0-9]{4}", version) or version < NEWEST:
         return False
-    oldest = connection.scalar(sa.select(state.c.value).where(state.c.name == _COMPATIBLE_FROM_MARK))
-    return oldest is not None and oldest <= NEWEST
+    return compatible_from is not None and compatible_from <= NEWEST
+
+
+def _read_compatible_from(connection: sa.Connection) -> str | None:
+    return connection.scalar(sa.select(state.c.value).where(state.c.name == COMPATIBLE_FROM_MARK))
 
 
 def _mark_compatible(connection: sa.Connection) -> None:
-    connection.execute(sa.delete(state).where(state.c.name == _COMPATIBLE_FROM_MARK))
-    connection.execute(sa.insert(state), {"name": _COMPATIBLE_FROM_MARK, "value": COMPATIBLE_FROM})
+    connection.execute(sa.delete(state).where(state.c.name == COMPATIBLE_FROM_MARK))
+    connection.execute(sa.insert(state), {"name": COMPATIBLE_FROM_MARK, "value": COMPATIBLE_FROM})
 
 
 def migrate(connection: sa.Connection, version: str = "head") -> None:
-    """Run each migration up to `version` that the database has not seen."""
+    """
+    Run each migration up to `version` that the database has not seen.
+
+    One database after the other: Alembic's `context` and `op` are proxies of the whole process. Of two migrations at
+    once, in two threads, each may run on the connection of the other:
+
+    1. Thread A makes `alembic_version` on its connection, and does not commit yet.
+    2. Thread B installs its proxies.
+    3. Thread A goes on through the proxies, so on B's connection, and makes a table there that A's own connection has
+       made or locked. The server lets it wait for A's transaction.
+    4. Only thread A could end that transaction. PostgreSQL sees an idle client and no deadlock: both threads hang.
+
+    With two SQLite files the migrations of one run in the other one.
+    """
     from alembic import command  # noqa: PLC0415 - see above
     from alembic.config import Config  # noqa: PLC0415
 
     config = Config()
     config.set_main_option("script_location", "imgkeep.database:migrations")
     config.attributes["connection"] = connection
-    command.upgrade(config, version)
+    with _migrating:
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+        command.upgrade(config, version)
 
 
 def describe_mismatch(version: str | None) -> str:
@@ -102,4 +132,7 @@ def describe_mismatch(version: str | None) -> str:
             f"was written before the first release (schema {version}): move it away; "
             "`imgkeep reindex` fills a new one from the records, jobs are lost"
         )
-    return f"was written by a newer version of imgkeep (schema {version}), or by another program"
+    return (
+        f"was written by a newer version of imgkeep (schema {version}), or by another program: run that version, or "
+        "name another database in database.url"
+    )

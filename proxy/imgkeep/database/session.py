@@ -29,7 +29,6 @@ from imgkeep.database.postgresql import CONNECT_TIMEOUT_S, CONNECTION_PARAMETERS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-    from typing import LiteralString
 
     import psycopg
 
@@ -63,20 +62,26 @@ class DatabaseSession:
         url: `postgresql://...`, as libpq reads it.
         place: As above.
         draw: Returns a random number from 0 to 1, for delays.
+        break_off_s: Timeout for any statement, after which its connection is replaced. A caller may wait less long.
     """
 
-    def __init__(self, url: str, *, place: str, draw: Callable[[], float]) -> None:
+    def __init__(
+        self, url: str, *, place: str, draw: Callable[[], float], break_off_s: float = STATEMENT_TIMEOUT_S
+    ) -> None:
         self.place = place
         self.statements = 0
         self.attempted = asyncio.Event()
         self._url = url
         self._draw = draw
+        self._break_off_s = break_off_s
         self._listeners: dict[str, list[Listener]] = {}
         self._opened: list[Callable[[], Awaitable[None]]] = []
         self._lost: list[Callable[[], None]] = []
         self._connection: Connection | None = None
         self._fault = asyncio.Event()
         """Set when the connections have to be replaced."""
+        self._turn = asyncio.Lock()
+        """Keeps the statements of other callers out of a transaction; each connection has its own."""
         self._unawaited: set[asyncio.Future[Any]] = set()
         """Calls of psycopg whose callers have left."""
         self._connected = asyncio.Event()
@@ -103,7 +108,7 @@ class DatabaseSession:
         await self._connected.wait()
 
     async def execute(
-        self, statement: LiteralString, parameters: Parameters = (), *, timeout_s: float = STATEMENT_TIMEOUT_S
+        self, statement: str, parameters: Parameters = (), *, timeout_s: float = STATEMENT_TIMEOUT_S
     ) -> Rows:
         """
         Run a statement; return its rows.
@@ -154,7 +159,7 @@ class DatabaseSession:
     async def _connect(self) -> AsyncGenerator[None]:
         """Connect both connections until the end of the block."""
         async with AsyncExitStack() as stack:
-            self._fault = asyncio.Event()
+            self._fault, self._turn = asyncio.Event(), asyncio.Lock()
             listening = await self._open_connection()
             stack.push_async_callback(listening.close)
             connection = await self._open_connection()
@@ -228,13 +233,19 @@ class DatabaseSession:
         if connection is None or self._fault.is_set():
             raise StorageError("the database is not reachable", place=self.place)
         self.statements += 1
-        return await self._call(work(connection), connection, timeout_s)
+        turn = self._turn
+
+        async def work_alone() -> Any:
+            async with turn:
+                return await work(connection)
+
+        return await self._call(work_alone(), connection, timeout_s)
 
     async def _call(self, call: Awaitable[Any], connection: Connection, timeout_s: float) -> Any:
         """
         Await a call of psycopg, at most so long.
 
-        A caller that is cancelled leaves the call to its end, because others share the connection.
+        A caller that leaves, or waits no longer, leaves the call to its end, because others share the connection.
         """
         import psycopg  # noqa: PLC0415 - an extra
 
@@ -242,14 +253,10 @@ class DatabaseSession:
         try:
             done, _ = await asyncio.wait([task], timeout=timeout_s)
         except asyncio.CancelledError:
-            self._unawaited.add(task)
-            task.add_done_callback(self._finish_unawaited)
-            asyncio.get_running_loop().call_later(timeout_s, self._break_off, task, connection)
+            self._leave(task, connection, self._break_off_s)
             raise
         if not done:
-            self._unawaited.add(task)
-            task.add_done_callback(self._finish_unawaited)
-            self._break_off(task, connection)
+            self._leave(task, connection, self._break_off_s - timeout_s)
             raise StorageError("the database does not answer", place=self.place)
         try:
             return task.result()
@@ -260,6 +267,15 @@ class DatabaseSession:
         except OSError as error:
             self._note_fault(self._fault)
             raise self._explain(error) from None
+
+    def _leave(self, task: asyncio.Future[Any], connection: Connection, patience_s: float) -> None:
+        """Give a call that no caller awaits so long to end."""
+        self._unawaited.add(task)
+        task.add_done_callback(self._finish_unawaited)
+        if patience_s > 0:
+            asyncio.get_running_loop().call_later(patience_s, self._break_off, task, connection)
+        else:
+            self._break_off(task, connection)
 
     def _break_off(self, task: asyncio.Future[Any], connection: Connection) -> None:
         """

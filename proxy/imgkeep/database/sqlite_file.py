@@ -9,7 +9,7 @@ import sqlite3
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.database.schema_upgrade import RELEASED, describe_mismatch
+from imgkeep.database.schema_upgrade import COMPATIBLE_FROM_MARK, RELEASED, describe_mismatch, is_compatible_newer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,10 +85,14 @@ def _find_version_fault(path: Path) -> str | None:
         # A reader would make the two companions, where there is nothing to read in them.
         in_use = all(path.with_name(f"{path.name}{suffix}").exists() for suffix in ("-wal", "-shm"))
         with closing(_connect(path, "mode=ro" if in_use else "mode=ro&immutable=1")) as connection:
-            version = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            (version,) = connection.execute("SELECT version_num FROM alembic_version").fetchone() or (None,)
+            query = "SELECT value FROM state WHERE name = ?"
+            (compatible_from,) = connection.execute(query, [COMPATIBLE_FROM_MARK]).fetchone() or (None,)
     except sqlite3.Error:
         return None  # damaged, locked or of another program: the start reports what it finds
-    return None if version is None or version[0] in RELEASED else describe_mismatch(version[0])
+    if version is None or version in RELEASED or is_compatible_newer(version, compatible_from):
+        return None
+    return describe_mismatch(version)
 
 
 def _connect(path: Path, options: str) -> sqlite3.Connection:

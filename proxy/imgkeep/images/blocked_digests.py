@@ -4,7 +4,8 @@ The digests of removed images, in the memory of each worker.
 Rules:
 - No worker shows or stores the bytes of a blocked digest, whichever link brings them.
 - Nodes that share a database tell each other at once. Others learn from the store: each node lists its blocks once a
-  minute; a bucket answers from its memory while none has changed (`storage/bucket/blocked_digests.py`). The database keeps the list for the next start.
+  minute; a bucket answers from its memory while none has changed (`storage/bucket/blocked_digests.py`). The database
+  keeps the list for the next start.
 - Bytes that this node has put shortly before it learned of their removal are deleted after it (`late`).
 - No list and no notice of another worker ends a block in memory: the worker asks the store for that very block before
   it forgets the digest (`recheck`). So the store alone decides what is blocked, no clock of any node counts, and a

@@ -99,7 +99,7 @@ class Refetcher:
         leases: The right to fetch, among several workers; `None`: there is one.
     """
 
-    def __init__(  # noqa: PLR0913 - all but two by keyword
+    def __init__(
         self,
         image_service: ImageService,
         dependencies: FillDependencies,

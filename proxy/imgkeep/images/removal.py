@@ -13,16 +13,15 @@ Rules:
 
 The durable steps of a removal, in their order:
 
-0. where several nodes share the database: the database's list of blocked digests, and in the same transaction the keys
-   of the digest. A node that writes a record into the database is before this step, and the key gets a tombstone; or it
-   is after it, and the node is told of the block
+0. where nodes share the database: its list of blocked digests, and in the same transaction the keys of the digest. A
+   node that writes a record there does so before this step, and the key gets a tombstone; or it is told of the block
 1. the block of the digest, with the keys that are going to get a tombstone
 2. the deletion of the object; from here on this worker's memory holds the block
 3. the memory of the other processes; then the database's list of blocked digests
 4. the tombstones, some at a time; then the rows of the image index
 
-Without the shared database a removal is refused before step 0. If the database fails later, the removal fails, and the
-same removal completes it. If the store does not take the block of step 1, step 0 is taken back.
+Without the shared database a removal is refused before step 0; if that fails later, the same removal completes it. If
+the store does not take the block of step 1, step 0 is taken back.
 
 The durable steps of an undo, in their order; after a crash between any two of them the same undo completes the rest:
 
@@ -31,8 +30,7 @@ The durable steps of an undo, in their order; after a crash between any two of t
 3. the tombstone of the key that the operator named: last, because it alone says which digest that key had
 4. memory, the database's list, the other processes
 
-Nodes that share a database are told at once, and keep a removal and an undo of the same digest apart. Other nodes learn
-of both from the store: see `blocked_digests.py`. Until then a node may put the same bytes again, by
+Nodes that share a database learn of both at once; the others, from the store (`blocked_digests.py`). Until then a node may put the same bytes again, by
 another link or from its outbox. A public bucket would show them, so every put ends with a look for the block (`put` of
 `storage/bucket/store.py`):
 
@@ -320,18 +318,18 @@ class Remover:
             if fault is not None:
                 raise fault
 
-    async def _block_in_store(self, digest: Digest, keys: Collection[Key]) -> set[Key]:
+    async def _block_in_store(self, digest: Digest, keys: Collection[Key]) -> Collection[Key]:
         """Block a digest durably; return the keys that are going to get a tombstone."""
         before: Collection[Key] | None = None
         try:
             before = await self._store.find_block(digest)
-            every = {*keys, *(before or ())}
-            await self._store.block(digest, self._now(), every)
+            keys = {*keys, *(before or ())}
+            await self._store.block(digest, self._now(), keys)
         except StorageError:
             if before is None and digest not in self._blocked:
                 await self._blocked.unblock_in_database(digest)
             raise
-        return every
+        return keys
 
     async def _put_tombstone_unless_provisional(self, key: Key, digest: Digest, *, named: bool, force: bool) -> bool:
         """

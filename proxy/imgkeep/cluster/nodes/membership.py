@@ -11,6 +11,7 @@ Rules:
   (`before_joining`) before it joins again, and until then it is `is_current` no more.
 - The database belongs to one cluster: it remembers the store and the secret of its members. Another store is refused
   for ever, another secret as long as any member lives.
+- A process that is the only one of its node replaces an earlier one at once: what that had claimed is free.
 - Two machines with one `cluster.name` would take each other's outbox for their own: the later one waits until the
   earlier one is dead, and is refused if it is not.
 """
@@ -53,6 +54,10 @@ _JOIN: Final = """
 INSERT INTO cluster_members (id, node, host, advertise_url, version, applied)
 VALUES (%s, %s, %s, %s, %s, %s)
 ON CONFLICT (id) DO UPDATE SET heartbeat_at = now(), applied = excluded.applied
+"""
+_REPLACE: Final = """
+WITH gone AS (DELETE FROM cluster_members WHERE node = %s AND host = %s AND id <> %s RETURNING id)
+DELETE FROM cluster_leases WHERE member IN (SELECT id FROM gone)
 """
 _HEARTBEAT: Final = """
 WITH beat AS (
@@ -108,6 +113,7 @@ class NodeIdentity:
         advertise_url: As `Member.advertise_url`.
         secret: `cluster.secret`; empty: this node alone uses the database.
         store: The store, as one text without credentials.
+        is_only_process: Whether the node has no other process: an earlier one of this data folder is dead.
     """
 
     id: str
@@ -117,6 +123,7 @@ class NodeIdentity:
     version: str
     secret: str
     store: str
+    is_only_process: bool
 
     def __repr__(self) -> str:
         return f"NodeIdentity({self.id!r})"
@@ -342,6 +349,8 @@ class Membership:
                 "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
                 (name, value),
             )
+        if me.is_only_process:
+            await connection.execute(_REPLACE, (me.node, me.host, me.id))
         rivals = [row[2] or row[1] for row in others if row[0] == me.node]
         return rivals[0] if rivals else None
 
