@@ -394,11 +394,8 @@ def in_doubt(record: Record, *, named: bool) -> bool:
     Tell whether an untrusted client may have brought the bytes of a record to its key.
 
     If the operator `named` the key and a plain link filled it, the operator has seen the image of that link and wants
-    it removed. For a key that the removal found by its bytes, the operator has made no such decision, so every doubt
-    counts.
+    it removed. Of a key that the removal found by its bytes the operator has seen none, so every doubt counts.
     """
-    if not named:
-        return bool(record.doubts)
     # A second link that brought the same bytes is no doubt about the plain link.
     agreed = {Doubt.SCHEME} if Doubt.UNSIGNED in record.doubts else set()
-    return bool(record.doubts - PLAIN_DOUBTS - agreed)
+    return bool(record.doubts - PLAIN_DOUBTS - agreed) if named else bool(record.doubts)
