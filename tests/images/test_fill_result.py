@@ -12,6 +12,7 @@ from imgkeep.images.interfaces import Cluster
 from tests.support.fakes import World
 from tests.support.fills import IMAGE, URL
 from tests.support.images import make_image
+from tests.support.leases import LocalLeases
 from tests.support.temporary_links import FRESH, by_provider_rules
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import pytest
 
     from imgkeep.core.records import Key, Record, Source, SourceInfo
+    from imgkeep.images.interfaces import LinkFailure
     from imgkeep.images.peer_fill import FillFailure, RemoteFill
 
 
@@ -33,21 +35,19 @@ class NoPeers:
         raise AssertionError(f"{holder} has no lease on {key}")
 
 
-class OwnLeases:
+class OwnLeases(LocalLeases):
     """Leases that no other worker wants."""
-
-    grace_s: float = 0
 
     def __init__(self) -> None:
         self.held: set[str] = set()
 
-    def acquire(self, key: str) -> str | None:
-        self.held.add(key)
+    def acquire(self, name: str) -> str | None:
+        self.held.add(name)
         return None
 
-    def release(self, key: str, *, stored: bool = False) -> None:
-        del stored
-        self.held.remove(key)
+    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
+        del stored, failure
+        self.held.remove(name)
 
 
 async def test_cancelled_listener_leaves_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,11 +35,13 @@ from tests.support.fills import (
     midway,
     store_image,
 )
+from tests.support.leases import LocalLeases
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from imgkeep.images.interfaces import LinkFailure
     from imgkeep.images.shared_body import SharedBody
 
 
@@ -76,19 +78,20 @@ async def along(fill: SharedBody[FillHead]) -> AsyncIterator[tuple[int, bytes]]:
 
 
 @dataclass
-class Elsewhere:
+class Elsewhere(LocalLeases):
     """Says that another worker fetches everything, as long as `holds`."""
 
     holds: bool = True
     grace_s: float = 10
     released: list[str] = field(default_factory=list)
 
-    def acquire(self, _key: str) -> str | None:
+    def acquire(self, name: str) -> str | None:
+        del name
         return "1.1" if self.holds else None
 
-    def release(self, key: str, *, stored: bool = False) -> None:
-        del stored
-        self.released.append(key)
+    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
+        del stored, failure
+        self.released.append(name)
 
 
 def beside(world: World, *, memory_bytes: int = 100_000_000) -> tuple[World, FakePeers]:

@@ -27,16 +27,17 @@ from imgkeep.core.identity import identify
 from imgkeep.core.records import Digest, Doubt, Key, Record, Refetches
 from imgkeep.core.source_url import read_source
 from imgkeep.images.operator_refetch import LEASE_POLLS_MAX, REFETCHES_MAX, Refetcher
-from imgkeep.images.record_changes import RecordSharing
+from imgkeep.images.record_sharing import RecordSharing
 from tests.support.fakes import OPEN_POLICY, FakeResponse, World, settle, without_query
 from tests.support.images import make_image
+from tests.support.leases import LocalLeases
 from tests.support.temporary_links import EXPIRED, FRESH, FRESHER, NOW, PLAIN, by_provider_rules, exactly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgkeep.core.records import Source, SourceInfo
-    from imgkeep.images.interfaces import Leases
+    from imgkeep.images.interfaces import Leases, LinkFailure
     from imgkeep.images.operator_refetch import Refetched
 
 OLD, NEW = make_image(seed=1), make_image(seed=2)
@@ -48,7 +49,7 @@ def digest_of(body: bytes) -> Digest:
 
 
 @dataclass
-class FakeLeases:
+class FakeLeases(LocalLeases):
     """Leases, which another worker has for a number of attempts."""
 
     grace_s: float = 0
@@ -56,16 +57,16 @@ class FakeLeases:
     taken: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
 
-    def acquire(self, key: str) -> str | None:
+    def acquire(self, name: str) -> str | None:
         if self.held_for:
             self.held_for -= 1
             return "other"
-        self.taken.append(key)
+        self.taken.append(name)
         return None
 
-    def release(self, key: str, *, stored: bool = False) -> None:
-        del stored
-        self.released.append(key)
+    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
+        del stored, failure
+        self.released.append(name)
 
 
 class Setup:

@@ -15,7 +15,7 @@ from imgkeep.core.records import Digest, Doubt, Key, Tombstone
 from imgkeep.database import Database, RemovalIndex
 from imgkeep.images.blocked_digests import RECHECKS_MAX, REFRESH_INTERVAL_S, BlockedDigests
 from imgkeep.images.record_cache import TOMBSTONES_TTL_S, RecordCache
-from imgkeep.images.record_changes import RecordSharing
+from imgkeep.images.record_sharing import RecordSharing
 from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from tests.support.fakes import Timer

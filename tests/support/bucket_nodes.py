@@ -9,7 +9,8 @@ from imgkeep.core.errors import Conflict, Removed
 from imgkeep.database import RemovalIndex
 from imgkeep.images.blocked_digests import BlockedDigests
 from imgkeep.images.record_cache import RecordCache
-from imgkeep.images.record_changes import RecordChanges, RecordSharing
+from imgkeep.images.record_changes import RecordChanges
+from imgkeep.images.record_sharing import RecordSharing
 from imgkeep.images.removal import Remover
 from imgkeep.replication.record_settler import RecordSettler
 from imgkeep.storage.bucket.store import BucketStore

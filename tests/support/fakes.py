@@ -24,7 +24,7 @@ from imgkeep.images.dependencies import FillDependencies
 from imgkeep.images.fill_result import Failed, NotStored, Stored, Unchanged
 from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.observer import FillObserver
-from imgkeep.images.record_changes import RecordSharing
+from imgkeep.images.record_sharing import RecordSharing
 from imgkeep.images.request_context import Delivery, RequestContext
 from imgkeep.images.service import ImageService
 from imgkeep.origin.client import OriginClient

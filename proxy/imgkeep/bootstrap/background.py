@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.bootstrap.gauges import watch_totals
 from imgkeep.bootstrap.services import make_record_settler
 from imgkeep.bootstrap.storage import cancel
+from imgkeep.cluster.nodes.change_reader import Receiver
 from imgkeep.core.errors import Busy, StorageError
 from imgkeep.health import CHECK_INTERVAL_S
 from imgkeep.images.stored_totals import StoredTotals
@@ -78,7 +79,7 @@ class BackgroundTasks:
         self._outbox_worker = outbox_worker
         self._nodes = cluster.nodes
         if cluster.nodes is not None:
-            cluster.nodes.reader.receiver = services
+            cluster.nodes.reader.receiver = Receiver(services.learn, services.learn_everything, services.settle)
         self._cluster_leader = cluster.cluster_leader
         self._duties = self._assign_duties(cluster)
         self._resigned = asyncio.Event()

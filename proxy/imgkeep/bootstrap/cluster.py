@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -17,6 +17,7 @@ from imgkeep import __version__
 from imgkeep.cluster.nodes.change_reader import ChangeReader
 from imgkeep.cluster.nodes.change_writer import ChangeWriter
 from imgkeep.cluster.nodes.leader import ClusterLeader
+from imgkeep.cluster.nodes.leases import NodeLeases
 from imgkeep.cluster.nodes.membership import Membership, NodeIdentity
 from imgkeep.cluster.workers.leader import LeaderLock
 from imgkeep.cluster.workers.leases import FillLeases
@@ -28,15 +29,19 @@ from imgkeep.database.session import DatabaseSession
 from imgkeep.images.cache_trust import CacheTrust
 from imgkeep.images.interfaces import Cluster
 from imgkeep.images.limit_share import LimitShare
+from imgkeep.images.record_sharing import RecordSharing
 from imgkeep.storage.local.node_id import read_node_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from imgkeep.bootstrap.platform import Platform
+    from imgkeep.bootstrap.storage import Storage
     from imgkeep.cluster.workers.worker_info import WorkerInfo
     from imgkeep.config import Config
+    from imgkeep.images.blocked_digests import BlockedDigests
     from imgkeep.images.interfaces import Notifier
+    from imgkeep.web.fastpath.response_cache import ResponseCache
 
 LEASE_GRACE_S: Final = 10
 """
@@ -83,7 +88,7 @@ class ClusterParts:
     Attributes:
         worker: This process among several workers of the machine; `None`: there is one.
         peers: The other workers of this machine; `None`: there are none.
-        leases: The leases among them.
+        leases: The leases among them, and among all nodes; `None`: there are no others.
         node_leader: The lock of the process that runs the background tasks of this machine; `None`: this one.
         nodes: `None`: the database is a file of this machine.
         command_writer: Tells the nodes of a cluster what a command changes; `None`: this is no command, or no cluster.
@@ -92,7 +97,7 @@ class ClusterParts:
 
     worker: WorkerInfo | None = None
     peers: Peers | None = None
-    leases: FillLeases | None = None
+    leases: FillLeases | NodeLeases | None = None
     node_leader: LeaderLock | None = None
     nodes: Nodes | None = None
     command_writer: ChangeWriter | None = None
@@ -139,17 +144,29 @@ async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | 
     """Open what this process shares with others; nothing connects before `Nodes.start`."""
     peers = None if worker is None else Peers(worker)
     nodes = await _make_nodes(config, platform, peers) if config.database.is_shared else None
-    if worker is None or peers is None:
-        yield ClusterParts(nodes=nodes)
-        return
+    async with AsyncExitStack() as stack:
+        leases = _open_leases(config, platform, worker, nodes, stack)
+        if worker is None or peers is None:
+            yield ClusterParts(leases=leases, nodes=nodes)
+            return
+        stack.push_async_callback(peers.aclose)
+        yield ClusterParts(worker, peers, leases, LeaderLock(worker.shared_folder, worker.name), nodes)
+
+
+def _open_leases(
+    config: Config, platform: Platform, worker: WorkerInfo | None, nodes: Nodes | None, stack: AsyncExitStack
+) -> FillLeases | NodeLeases | None:
+    """Make the leases among the workers of this machine and among several nodes; `None`: this process is alone."""
     grace_s = LEASE_GRACE_S + config.store.timeout_s  # a lookup may go to a bucket
-    leases = FillLeases(worker.shared_folder.leases, worker.name, grace_s=grace_s, timer=platform.timer)
-    node_leader = LeaderLock(worker.shared_folder, worker.name)
-    try:
-        yield ClusterParts(worker, peers, leases, node_leader, nodes)
-    finally:
-        leases.aclose()
-        await peers.aclose()
+    local = None
+    if worker is not None:
+        local = FillLeases(worker.shared_folder.leases, worker.name, grace_s=grace_s, timer=platform.timer)
+        stack.callback(local.aclose)
+    if nodes is None or not config.cluster.secret:
+        return local
+    leases = NodeLeases(nodes.session, nodes.membership, local, grace_s=grace_s, timer=platform.timer)
+    stack.push_async_callback(leases.aclose)
+    return leases
 
 
 async def _make_nodes(config: Config, platform: Platform, peers: Peers | None) -> Nodes:
@@ -178,6 +195,24 @@ async def _make_nodes(config: Config, platform: Platform, peers: Peers | None) -
         sleep=platform.sleep,
     )
     return Nodes(session, membership, ClusterLeader(session), writer, reader, trust)
+
+
+def share_records(
+    parts: ClusterParts, storage: Storage, blocked_digests: BlockedDigests, responses: ResponseCache | None
+) -> RecordSharing:
+    """Return how the records in the memory of this process stay those of the store."""
+    return RecordSharing(
+        changed=_ignore if responses is None else responses.invalidate,
+        all_changed=_ignore if responses is None else responses.clear,
+        remembered=_ignore if storage.remote is None else storage.remote.bucket.note_seen,
+        learn_blocked=blocked_digests.learn_new,
+        notifier=parts.notifier,
+        trust=parts.trust,
+    )
+
+
+def _ignore(*_what: object) -> None:
+    """Without a fast path, or without a bucket, there is nothing to tell."""
 
 
 def make_session(config: Config) -> DatabaseSession:

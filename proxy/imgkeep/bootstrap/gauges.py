@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from imgkeep.cluster.nodes.leases import NodeLeases
+
 if TYPE_CHECKING:
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
+    from imgkeep.cluster.workers.leases import FillLeases
     from imgkeep.database import Outbox
     from imgkeep.health import Health
     from imgkeep.images.format_checker import FormatChecker
@@ -25,6 +28,16 @@ def watch_fills(
     metrics.watch("fetches_waiting", "Fetches that wait for a place", lambda: origin.limiter.waiting)
     metrics.watch("fetches_under_way", "Fetches that hold a place", lambda: origin.limiter.used)
     metrics.watch("format_checks_in_flight", "Images that threads check", lambda: format_checker.under_way)
+
+
+def watch_leases(metrics: Metrics, leases: FillLeases | NodeLeases | None) -> None:
+    """Show the fills that other nodes could not know of."""
+    if isinstance(leases, NodeLeases):
+        metrics.watch_count(
+            "cluster_unleased_fills",
+            "Fills without the lease of their key, because the database or the lease's holder could not be reached",
+            lambda: leases.unleased,
+        )
 
 
 def watch_jobs(metrics: Metrics, jobs: JobRunner) -> None:

@@ -70,11 +70,7 @@ async def open_context(
         parts = await stack.enter_async_context(open_cluster(config, platform, worker))
         share = BYTES_MAX // (1 if worker is None else worker.workers)
         cache = ResponseCache(share, parts.trust) if has_fast_path else None
-        services = await stack.enter_async_context(
-            open_services(config, platform, parts)
-            if cache is None
-            else open_services(config, platform, parts, changed=cache.invalidate, all_changed=cache.clear)
-        )
+        services = await stack.enter_async_context(open_services(config, platform, parts, responses=cache))
         background = BackgroundTasks(services, platform, make_outbox_worker(services, platform), parts)
         await stack.enter_async_context(background.running())
         _watch_response_cache(services.metrics, cache)

@@ -16,8 +16,8 @@ from platform import python_version
 from typing import TYPE_CHECKING, Final
 
 from imgkeep import __version__
-from imgkeep.bootstrap.cluster import ALONE
-from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_storage
+from imgkeep.bootstrap.cluster import ALONE, share_records
+from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_storage
 from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import objects_url, open_storage
 from imgkeep.core.host_patterns import Globs
@@ -33,7 +33,6 @@ from imgkeep.images.inspect import Inspector, make_inspector
 from imgkeep.images.observer import FillObserver
 from imgkeep.images.operator_refetch import Refetcher
 from imgkeep.images.placeholder_suspects import PlaceholderSuspects
-from imgkeep.images.record_changes import RecordSharing
 from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from imgkeep.images.upload import Saver
@@ -55,6 +54,8 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.limit_share import LimitShare
+    from imgkeep.images.record_sharing import RecordSharing
+    from imgkeep.web.fastpath.response_cache import ResponseCache
 
 __all__ = [
     "SYSTEM",
@@ -129,8 +130,7 @@ async def open_services(
     platform: Platform = SYSTEM,
     parts: ClusterParts = ALONE,
     *,
-    changed: Callable[[Key], None] = lambda _: None,
-    all_changed: Callable[[], None] = lambda: None,
+    responses: ResponseCache | None = None,
 ) -> AsyncGenerator[Services]:
     """
     Open storage and services; no background task runs yet.
@@ -139,8 +139,7 @@ async def open_services(
         config: The configuration of the services.
         platform: The edges of the machine.
         parts: How this process shares the work with others.
-        changed: Called with every key under which another image is stored.
-        all_changed: Called when that may be so for every key.
+        responses: The cached responses of this process; `None`: it has none.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
@@ -166,7 +165,8 @@ async def open_services(
     ):
         inspector = make_inspector(config, platform.clock)
         builder = _Builder(config, platform, storage, metrics, inspector, parts.limit_share, stack)
-        yield await builder.build(parts, changed, all_changed)
+        watch_leases(metrics, parts.leases)
+        yield await builder.build(parts, responses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +181,7 @@ class _Builder:
     limit_share: LimitShare
     stack: AsyncExitStack
 
-    async def build(
-        self, parts: ClusterParts, changed: Callable[[Key], None], all_changed: Callable[[], None]
-    ) -> Services:
-        cluster = parts.cluster
+    async def build(self, parts: ClusterParts, responses: ResponseCache | None) -> Services:
         config, platform, database = self.config, self.platform, self.storage.database
         failures = RecentFailures(platform.clock)
         health = self.make_health()
@@ -192,15 +189,8 @@ class _Builder:
         blocked_digests = BlockedDigests(self.storage.store, database.removals, _drop_of(self.storage), parts.notifier)
         database.image_index.when_blocked(blocked_digests.learn_new)
         dependencies = self.open_dependencies(FillObserver(self.metrics, health, failures), blocked_digests, own_ports)
-        sharing = RecordSharing(
-            changed=changed,
-            all_changed=all_changed,
-            remembered=(lambda _: None) if self.storage.remote is None else self.storage.remote.bucket.note_seen,
-            learn_blocked=blocked_digests.learn_new,
-            notifier=parts.notifier,
-            trust=parts.trust,
-        )
-        image_service = self.open_image_service(dependencies, cluster, sharing)
+        sharing = share_records(parts, self.storage, blocked_digests, responses)
+        image_service = self.open_image_service(dependencies, parts.cluster, sharing)
         remover = Remover(
             store=self.storage.store,
             image_index=database.image_index,
@@ -213,7 +203,7 @@ class _Builder:
             dependencies,
             policy=self.inspector.policy,
             sleep=platform.sleep,
-            leases=None if cluster is None else cluster.leases,
+            leases=None if parts.cluster is None else parts.cluster.leases,
         )
         self.stack.push_async_callback(refetcher.aclose)
         saver = Saver(image_service, dependencies, body_bytes_max=config.fetch.body_bytes_max)

@@ -87,6 +87,20 @@ def write_failure(failure: FillFailure) -> bytes:
     return _encode(Failed(failure.link, type(error).__name__, str(error), facts, image, place, cause))
 
 
+def read_failure(data: bytes) -> FillFailure:
+    """
+    Read what `write_failure` returned.
+
+    Raises:
+        ValueError: It is no failure, or one of another version.
+    """
+    try:
+        message = msgspec.msgpack.decode(data[_SIZE.size :], type=Failed)
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from None
+    return FillFailure(message.link, _make_error(message))
+
+
 async def read_fill(stream: aiohttp.StreamReader) -> RemoteFill | FillFailure:
     """
     Read the body of an answer.

@@ -111,6 +111,23 @@ class Yielded(Busy):
     """
 
 
+class FilledByPeer(Busy):
+    """
+    A fill did not begin, because another node fetches the image.
+
+    A client's request follows that node; so no response contains this failure.
+
+    Attributes:
+        holder: The member that has the lease.
+        lease: The name of the lease.
+    """
+
+    def __init__(self, message: str = "another node fetches the image", *, holder: str = "", lease: str = "") -> None:
+        super().__init__(message)
+        self.holder = holder
+        self.lease = lease
+
+
 class OriginError(ImgkeepError):
     """
     The origin failed: 5xx, connection, TLS, protocol error, body cut short, too many redirects.

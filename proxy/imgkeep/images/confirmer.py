@@ -41,6 +41,7 @@ from imgkeep.core.confirmation import (
 from imgkeep.core.errors import Conflict, ImgkeepError
 from imgkeep.core.probe_result import ProbeResult
 from imgkeep.core.records import Digest, Doubt
+from imgkeep.images.interfaces import NO_LINK
 from imgkeep.images.signature_probe import SecondFill, SignatureProbe
 from imgkeep.images.singleflight import SingleFlight
 
@@ -248,9 +249,13 @@ class Confirmer:
             return
         if self._leases is not None and self._leases.acquire(name) is not None:
             return
+        request = None if self._leases is None else self._leases.request(name, NO_LINK)
         release = partial(self._release, name)
         self._probes.join(
-            name, lambda: SignatureProbe(second_fill, self._dependencies, self._alter, self._conclude, release)
+            name,
+            lambda: SignatureProbe(
+                second_fill, self._dependencies, self._alter, self._conclude, request=request, release=release
+            ),
         )
 
     def _release(self, name: str) -> None:

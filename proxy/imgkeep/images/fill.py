@@ -41,7 +41,7 @@ from imgkeep.core.formats import Ending
 from imgkeep.core.layout import REMOVED
 from imgkeep.core.records import OWN, Doubt, Provenance, Record, Subject, Trust
 from imgkeep.images.fill_checks import ERROR_IMAGE_BYTES_MAX, FillChecks
-from imgkeep.images.fill_result import Failed, FillResult, NotStored, Skipped, Stored, Unchanged
+from imgkeep.images.fill_result import Failed, FillResult, NotBegun, NotStored, Skipped, Stored, Unchanged
 from imgkeep.images.ingest import undo_put
 from imgkeep.images.shared_body import SharedBody
 from imgkeep.images.singleflight import Call
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from imgkeep.origin.response import OriginResponse
     from imgkeep.storage.interfaces import Draft
 
+    FirstStep = Callable[[], Awaitable[Skipped | NotBegun | None]]
+    """Runs before the fetch; a result ends the fill."""
     PutImage = Callable[[Draft, Record], Awaitable[Record]]
     """Stores a whole image, and returns the record under which it is found from now on. Raises as `Store.put`."""
 
@@ -119,7 +121,7 @@ class Fill(Call):
         known: The stored record, if this fill checks whether the image has changed. Such a fill has no readers.
         client: The client whose share of the fetch slots the fill takes.
         background: Whether the fill starts without readers: it yields, and checks what it brings to the last byte.
-        is_due: Asked before the fetch; `False`: the fill ends at once.
+        first_step: What comes before the fetch; `None`: nothing does.
     """
 
     def __init__(  # noqa: PLR0913 - the last ones are for rare kinds of fill
@@ -136,7 +138,7 @@ class Fill(Call):
         known: Record | None = None,
         client: Client = OWN,
         background: bool = False,
-        is_due: Callable[[], Awaitable[bool]] | None = None,
+        first_step: FirstStep | None = None,
     ) -> None:
         self.source = source
         self.link = read_link(source, info, dependencies.clock())
@@ -151,7 +153,7 @@ class Fill(Call):
         self._fault = None if isinstance(lookup_fault, Unreachable) else lookup_fault
         self._known = known
         self._checks = FillChecks(dependencies, client, background=background)
-        self._is_due = is_due
+        self._first_step = first_step
         yields = (background or known is not None) and not client.own
         # No bound method of the fill in these two: a cycle would hold what failed until the garbage collector runs.
         self._demand = Demand(client, yields=yields, refusal_size=partial(_refusal_size, info, dependencies))
@@ -168,6 +170,8 @@ class Fill(Call):
         except BaseException as error:
             await self._end(Failed(self._explain(error)))
             raise
+        if isinstance(outcome, NotBegun):
+            raise copy.copy(outcome.error)  # `SingleFlight` gives it to `fail`
         if isinstance(outcome, Unchanged | Skipped):
             self.body.end()
         else:
@@ -175,7 +179,7 @@ class Fill(Call):
 
     def fail(self, error: BaseException) -> None:
         outcome = None if self.result is None else self.result.outcome
-        self.body.fail(outcome.error if isinstance(outcome, Failed) else self._explain(error))
+        self.body.fail(outcome.error if isinstance(outcome, Failed | NotBegun) else self._explain(error))
 
     async def aclose(self) -> None:
         await self.body.aclose()
@@ -197,8 +201,8 @@ class Fill(Call):
             raise first
 
     async def _fetch_and_store(self) -> FillOutcome:
-        if self._is_due is not None and not await self._is_due():
-            return Skipped()
+        if self._first_step is not None and (ending := await self._first_step()) is not None:
+            return ending
         try:
             fetched = await self._fetch()
         except NotModified:

@@ -7,6 +7,8 @@ Rules:
 - Among several workers the one that has the lease fetches; the others follow it there (`cluster/workers/leases.py`).
   A lookup that began before the grace period of a lease is too old: another worker may have stored the image since then
   and released the lease.
+- Whether another node has the lease is the first step of a fill (`images/fill_starter.py`); its requests follow the
+  holder. If a node cannot be reached, this one fetches without the lease: two fetches are better than none.
 - A fill fails by its own link only: a follower with another link repeats its lookup, and may start its own fill.
 - The worker that has the client authorises the request. So this worker authorises no request of a peer, and starts no
   fill for one.
@@ -20,7 +22,16 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from imgkeep.core.confirmation import is_immutable_for, read_link
-from imgkeep.core.errors import ImgkeepError, OriginError, Removed, SourceForbidden, StorageError, Yielded
+from imgkeep.core.errors import (
+    Busy,
+    FilledByPeer,
+    ImgkeepError,
+    OriginError,
+    Removed,
+    SourceForbidden,
+    StorageError,
+    Yielded,
+)
 from imgkeep.core.records import Key, Record
 from imgkeep.images.fill_result import NotStored, Stored
 from imgkeep.images.fill_starter import SECOND_FILL_PREFIX, neither_available
@@ -106,6 +117,9 @@ class FillCoalescer:
         fill.body.hold()
         try:
             return await follow(fill, source, info, starts)
+        except FilledByPeer as elsewhere:
+            await fill.body.aclose()
+            return HeldByPeer(elsewhere.holder, elsewhere.lease)
         except Yielded:
             await fill.body.aclose()
             return None  # the fill yielded just before this request joined, because all its readers had left
@@ -145,6 +159,9 @@ class FillCoalescer:
             fill.body.hold()
             try:
                 return await follow(fill, source, info, starts)
+            except FilledByPeer as elsewhere:
+                await fill.body.aclose()
+                return HeldByPeer(elsewhere.holder, elsewhere.lease)
             except BaseException:
                 await fill.body.aclose()
                 raise
@@ -187,6 +204,7 @@ class FillCoalescer:
 
     async def wait_for_fill(self, key: Key) -> None:
         """Wait until this worker runs no fill of a key, whether the fill succeeds or fails."""
+        await self._wait_for_preparation(key)
         fill = self._fills.running.find(key)
         if fill is None:
             return
@@ -199,6 +217,7 @@ class FillCoalescer:
 
     async def join_for_peer(self, name: str) -> tuple[SharedBody[FillHead], FillHead] | FillFailure | None:
         """Follow a fill by the name of its lease for a peer, which closes the body; `None`: there is no fill."""
+        await self._wait_for_preparation(name)
         fill = self._fills.running.find(name)
         if fill is None:
             await self._release_unused(name)
@@ -206,6 +225,9 @@ class FillCoalescer:
         fill.body.hold()
         try:
             return fill.body, await fill.body.wait_head()
+        except FilledByPeer:
+            await fill.body.aclose()
+            return None
         except ImgkeepError as error:
             await fill.body.aclose()
             if not isinstance(error, OriginError | SourceForbidden | Removed):
@@ -231,8 +253,8 @@ class FillCoalescer:
             ImgkeepError: The fill failed because of this link, or because of a cause that every link shares.
         """
         assert self._cluster is not None
-        peers, memory = self._cluster.peers, self._fills.dependencies.memory
-        follow = partial(peers.follow, held.holder, held.lease)
+        memory = self._fills.dependencies.memory
+        follow = partial(self._cluster.peers.follow, held.holder, held.lease)
         peer_fill, _ = self._peer_fills.join(
             held.lease, lambda: PeerFill(follow, self._fills.dependencies.disk, memory)
         )
@@ -240,13 +262,15 @@ class FillCoalescer:
         body.hold()
         try:
             head: FillHead | FillFailure | None = await request_context.wait(body.wait_head())
-        except BaseException:
+        except BaseException as error:
             await body.aclose()
+            if self._gives_up(held, error):
+                return None
             raise
         if head is None or isinstance(head, FillFailure):
             await body.aclose()
         if head is None:
-            await request_context.wait(peers.wait(held.holder, held.lease))
+            await request_context.wait(self.wait_for_peer(held))
             return None
         if isinstance(head, FillFailure):
             if head.link not in {None, hash_link(source)}:
@@ -257,9 +281,23 @@ class FillCoalescer:
         return _deliver(info.key, head, body, CacheStatus.COLLAPSED, self._read_link(source, info))
 
     async def wait_for_peer(self, held: HeldByPeer) -> None:
-        """Wait until the fill in another worker has ended. Raises as `Peers.wait`."""
+        """Wait until the fill in another worker has ended, or that worker is given up. Raises as `Peers.wait`."""
         assert self._cluster is not None
-        await self._cluster.peers.wait(held.holder, held.lease)
+        try:
+            await self._cluster.peers.wait(held.holder, held.lease)
+        except ImgkeepError as error:
+            if not self._gives_up(held, error):
+                raise
+
+    def _gives_up(self, held: HeldByPeer, error: BaseException) -> bool:
+        """Tell whether this worker goes on without the leases of a holder, which it could not follow."""
+        assert self._cluster is not None
+        return isinstance(error, Busy | StorageError) and self._cluster.leases.give_up_on(held.holder)
+
+    async def _wait_for_preparation(self, name: str) -> None:
+        """Wait until this worker either runs the fill of a lease that it has prepared, or has released it."""
+        if self._fills.preparations is not None:
+            await self._fills.preparations.wait(name)
 
     async def _release_unused(self, name: str) -> None:
         """Release a lease of this worker that has no fill and no stored image, so that a peer can acquire it."""

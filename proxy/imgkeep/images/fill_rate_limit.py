@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache
 
 from imgkeep.core.errors import RateLimited
+from imgkeep.images.fill_result import NotBegun
 from imgkeep.images.limit_share import LimitShare
 
 if TYPE_CHECKING:
@@ -83,10 +84,12 @@ class Permit:
     _share: LimitShare
 
     async def fill_ended(self, result: FillResult) -> None:
-        """Take the bytes of the fill from its buckets. A `FillListener`."""
+        """Take the bytes of the fill from its buckets; a fill that did not begin costs nothing. A `FillListener`."""
         for network in self._networks:
             network.running -= 1
             network.bytes.take(result.size * self._share.members)
+            if isinstance(result.outcome, NotBegun):
+                network.fills.take(-self._share.cost_of_one(network.fills.size))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imgkeep.core.errors import StorageError
+    from imgkeep.core.errors import ImgkeepError, StorageError
     from imgkeep.core.records import Record, Subject
 
 
@@ -36,13 +36,27 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class NotBegun:
+    """
+    Another node fetches the image, or has failed by the same link a moment ago. So nothing was fetched.
+
+    Attributes:
+        error: A `FilledByPeer`, or that failure.
+        ttl_s: Seconds for which the link is still answered with that failure.
+    """
+
+    error: ImgkeepError
+    ttl_s: float = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """There is no image by this link, or not all of it."""
 
     error: BaseException
 
 
-FillOutcome = Stored | NotStored | Unchanged | Skipped | Failed
+FillOutcome = Stored | NotStored | Unchanged | Skipped | NotBegun | Failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,10 @@
 """
 The fill starter: starts one fill at a time for each name in this process, and for each lease among all workers.
 
+Among the workers of a machine a lease decides before a fill starts, and takes microseconds. What the other nodes answer
+takes a round trip to the database, so it is the first step of the fill: local requests join the fill meanwhile. If
+another node has the lease, the fill ends with that answer, and each request follows the holder.
+
 A fill has the name of its lease: the key of its image for a fill of a miss, or one of the prefixes below and a key or
 the hash of a link.
 """
@@ -11,11 +15,21 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.core.errors import ImgkeepError, LoopDetected, RateLimited, SourceRejected, StorageError
+from imgkeep.core.errors import (
+    FilledByPeer,
+    ImgkeepError,
+    LoopDetected,
+    RateLimited,
+    Removed,
+    SourceRejected,
+    StorageError,
+)
 from imgkeep.core.policy import judge
 from imgkeep.images.fill import Fill
-from imgkeep.images.fill_result import Failed, Stored
-from imgkeep.images.negative_cache import NegativeCache
+from imgkeep.images.fill_result import Failed, NotBegun, Skipped, Stored
+from imgkeep.images.interfaces import LinkFailure
+from imgkeep.images.lease_preparation import NOTHING_TO_PREPARE, LeasePreparation, LeasePreparations
+from imgkeep.images.negative_cache import NegativeCache, failure_ttl_s, hash_link
 from imgkeep.images.request_context import INTERNAL
 from imgkeep.images.source_order import SourceOrder
 
@@ -25,10 +39,10 @@ if TYPE_CHECKING:
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Record, Source, SourceInfo
     from imgkeep.images.dependencies import FillDependencies
-    from imgkeep.images.fill import PutImage
+    from imgkeep.images.fill import FirstStep, PutImage
     from imgkeep.images.fill_rate_limit import RateLimiter
     from imgkeep.images.fill_result import FillListener, FillResult
-    from imgkeep.images.interfaces import Leases
+    from imgkeep.images.interfaces import LeaseRequest, Leases
     from imgkeep.images.record_changes import RecordChanges
     from imgkeep.images.request_context import RequestContext
     from imgkeep.images.singleflight import SingleFlight
@@ -50,6 +64,7 @@ class FillStarter:
     Attributes:
         running: The fills of this process by name.
         leases: `None`: this is the only worker.
+        preparations: Requests for leases that run beside lookups; `None`: likewise.
     """
 
     def __init__(  # noqa: PLR0913 - all but one by keyword
@@ -68,6 +83,7 @@ class FillStarter:
         self.running = running
         self.changes = changes
         self.leases = leases
+        self.preparations = None if leases is None else LeasePreparations(leases, running)
         self.negative_cache = NegativeCache(timer)
         self.source_order = SourceOrder(policy, timer)
         self._rate_limiter = rate_limiter
@@ -98,6 +114,12 @@ class FillStarter:
         except SourceRejected:
             return False
         return True
+
+    def prepare(self, name: str, source: Source, request_context: RequestContext) -> LeasePreparation:
+        """Return the context of a lookup that may end in a fill of this name."""
+        if self.preparations is None:
+            return NOTHING_TO_PREPARE
+        return LeasePreparation(self.preparations, name, partial(self._find_link, source, request_context))
 
     def acquire(self, name: str) -> str | None:
         """Acquire a lease, unless a fill here has it; `None`: this worker has it. Else the worker that has it."""
@@ -166,6 +188,10 @@ class FillStarter:
             return False
         return True
 
+    def _find_link(self, source: Source, request_context: RequestContext) -> bytes | None:
+        """Return the hash of a link, or `None` where the request may cause no fill by it."""
+        return hash_link(source) if self.may_start(source, request_context) else None
+
     def _start(  # noqa: PLR0913 - what fills differ in
         self,
         name: str,
@@ -181,16 +207,17 @@ class FillStarter:
         background: bool = False,
         is_due: Callable[[], Awaitable[bool]] | None = None,
     ) -> Fill:
+        all_listeners: tuple[FillListener, ...] = (
+            partial(self._update_memory, source, put is None and known is None and lookup_fault is None),
+            self.dependencies.observer.fill_ended,
+            *listeners,
+            *self._release_after(name, source, request_context),
+        )
         return Fill(
             source,
             info,
             self.dependencies,
-            listeners=(
-                partial(self._update_memory, source, put is None and known is None and lookup_fault is None),
-                self.dependencies.observer.fill_ended,
-                *listeners,
-                *self._release_after(name, request_context),
-            ),
+            listeners=all_listeners,
             sources=self.source_order.find(source, info) if sources is None else sources,
             source_unreachable=self.source_order.note_unreachable,
             put=put,
@@ -198,12 +225,22 @@ class FillStarter:
             known=known,
             client=request_context.client,
             background=background,
-            is_due=is_due,
+            first_step=self._find_first_step(name, source, is_due),
         )
 
-    def _release_after(self, name: str, request_context: RequestContext) -> Sequence[FillListener]:
+    def _find_first_step(
+        self, name: str, source: Source, is_due: Callable[[], Awaitable[bool]] | None
+    ) -> FirstStep | None:
+        """Return what a fill does before the fetch: it waits for its lease, and finds out whether it is due."""
+        request = None
+        if self.leases is not None and self.preparations is not None:
+            request = self.leases.request(name, hash_link(source))
+            self.preparations.take(name)
+        return None if request is None and is_due is None else partial(_run_first_step, request, is_due)
+
+    def _release_after(self, name: str, source: Source, request_context: RequestContext) -> Sequence[FillListener]:
         """Charge the client; return the listeners that release the lease and the permit."""
-        release = partial(self._release_lease, name)
+        release = partial(self._release_lease, name, source)
         if self._rate_limiter is None or request_context.client.own:
             return (release,)
         try:
@@ -229,9 +266,35 @@ class FillStarter:
             else:
                 # Its readers report it as well, but all of them may have left.
                 log.error("fill failed unexpectedly", exc_info=outcome.error)
+        elif isinstance(outcome, NotBegun) and outcome.ttl_s > 0:
+            self.negative_cache.add(source, outcome.error, outcome.ttl_s)
 
-    async def _release_lease(self, name: str, result: FillResult) -> None:
-        self.release(name, stored=isinstance(result.outcome, Stored))
+    async def _release_lease(self, name: str, source: Source, result: FillResult) -> None:
+        if self.leases is not None:
+            failure = _failure_for_peers(source, result)
+            self.leases.release(name, stored=isinstance(result.outcome, Stored), failure=failure)
+
+
+async def _run_first_step(
+    request: LeaseRequest | None, is_due: Callable[[], Awaitable[bool]] | None
+) -> Skipped | NotBegun | None:
+    answer = None if request is None else await request.answer()
+    if isinstance(answer, LinkFailure):
+        return NotBegun(answer.error, answer.ttl_s)
+    if answer is not None:
+        return NotBegun(FilledByPeer(holder=answer.holder, lease=answer.lease))
+    return None if is_due is None or await is_due() else Skipped()
+
+
+def _failure_for_peers(source: Source, result: FillResult) -> LinkFailure | None:
+    """Return the failure that other nodes remember; not of blocked bytes, which an operator may unblock."""
+    if not isinstance(result.outcome, Failed):
+        return None
+    error = result.outcome.error
+    if not isinstance(error, ImgkeepError) or isinstance(error, Removed):
+        return None
+    ttl_s = failure_ttl_s(error)
+    return LinkFailure(hash_link(source), error, ttl_s) if ttl_s > 0 else None
 
 
 def neither_available(fault: StorageError) -> StorageError:

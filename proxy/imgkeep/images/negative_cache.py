@@ -70,16 +70,19 @@ class NegativeCache:
     """A short memory of failed fetches; `timer` gives monotonic seconds."""
 
     def __init__(self, timer: Callable[[], float]) -> None:
-        self._errors: TLRUCache[bytes, ImgkeepError] = TLRUCache(
-            FAILURES_MAX, ttu=lambda _, error, now: now + failure_ttl_s(error), timer=timer
+        self._errors: TLRUCache[bytes, tuple[ImgkeepError, float]] = TLRUCache(
+            FAILURES_MAX, ttu=lambda _, entry, now: now + entry[1], timer=timer
         )
+        """Failures, and for how many seconds each is remembered."""
         self._images: LRUCache[bytes, tuple[str, bytes]] = LRUCache(
             IMAGES_BYTES_MAX, getsizeof=lambda image: len(image[1])
         )
 
-    def add(self, source: Source, error: ImgkeepError) -> None:
-        """Remember a failure, if its cause is one to remember."""
-        if failure_ttl_s(error) > 0:
+    def add(self, source: Source, error: ImgkeepError, ttl_s: float | None = None) -> None:
+        """Remember a failure for as long as its cause tells, or as another node, which had it first, still does."""
+        if ttl_s is None:
+            ttl_s = failure_ttl_s(error)
+        if ttl_s > 0:
             # A copy, for the traceback of what was raised keeps the whole request alive.
             error = copy.copy(error)
             link = hash_link(source)
@@ -87,11 +90,11 @@ class NegativeCache:
             if isinstance(error, OriginError) and error.image is not None:
                 self._images[link] = error.image
                 error.image = None
-            self._errors[link] = error
+            self._errors[link] = error, ttl_s
 
     def forget_removals(self) -> None:
         """Forget which links brought removed bytes: an operator undid a removal, and its links are not known."""
-        for link in [link for link, error in self._errors.items() if isinstance(error, Removed)]:
+        for link in [link for link, (error, _) in self._errors.items() if isinstance(error, Removed)]:
             self._errors.pop(link, None)
 
     def find(self, source: Source) -> ImgkeepError | None:
@@ -102,7 +105,7 @@ class NegativeCache:
         known = self._errors.get(link)
         if known is None:
             return None
-        error = copy.copy(known)
+        error = copy.copy(known[0])
         if isinstance(error, OriginError):
             error.image = self._images.get(link)
         return error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from imgkeep.core.errors import Conflict, RemoteFault, WrittenByNewer
 from imgkeep.images.failure_history import POLICY_SHARE
-from imgkeep.images.fill_result import Failed, NotStored, Skipped, Stored, Unchanged
+from imgkeep.images.fill_result import Failed, NotBegun, NotStored, Skipped, Stored, Unchanged
 
 if TYPE_CHECKING:
     from imgkeep.core.errors import SourceForbidden, StorageError
@@ -44,7 +44,7 @@ class FillObserver:
             case Failed(error):
                 self._metrics.failed(subject.label, error)
                 self._failures.note(subject, error)
-            case Skipped():
+            case Skipped() | NotBegun():
                 pass
             case outcome:
                 assert_never(outcome)

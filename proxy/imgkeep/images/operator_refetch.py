@@ -41,6 +41,7 @@ from imgkeep.core.source_url import read_source
 from imgkeep.images.fill_result import Failed, FillResult, Stored, Unchanged
 from imgkeep.images.fill_starter import REFRESH_PREFIX
 from imgkeep.images.ingest import begin_draft, check_image, require_complete
+from imgkeep.images.interfaces import NO_LINK
 from imgkeep.images.singleflight import Call, SingleFlight
 from imgkeep.origin.demand import Demand
 
@@ -190,11 +191,26 @@ class Refetcher:
     def _make_call(self, key: Key, source: Source) -> _Refetch:
         return _Refetch(source, partial(self._run, key, source), partial(self._release_lease, key))
 
+    async def _wait_for_nodes(self, key: Key) -> None:
+        """
+        Wait until no other node fetches the image of a key again.
+
+        Raises:
+            Busy: One still does.
+        """
+        for _ in range(LEASE_POLLS_MAX):
+            request = None if self._leases is None else self._leases.request(_lease_name(key), NO_LINK)
+            if request is None or await request.answer() is None:
+                return
+            await self._sleep(LEASE_POLL_INTERVAL_S)
+        raise Busy("another node is fetching this image", retry_after_s=2)
+
     def _release_lease(self, key: Key) -> None:
         if self._leases is not None:
             self._leases.release(_lease_name(key))
 
     async def _run(self, key: Key, source: Source) -> Refetched | None:
+        await self._wait_for_nodes(key)
         info = self._image_service.identify(source)
         subject = Subject(key, source.host, info.provider)
         try:

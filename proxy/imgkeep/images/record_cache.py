@@ -18,13 +18,15 @@ from cachetools import LRUCache, TTLCache
 from imgkeep.core.confirmation import may_change
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import REMOVED
+from imgkeep.images.lease_preparation import NOTHING_TO_PREPARE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.database import ImageIndex
-    from imgkeep.images.record_changes import RecordSharing
+    from imgkeep.images.lease_preparation import LeasePreparation
+    from imgkeep.images.record_sharing import RecordSharing
     from imgkeep.storage.interfaces import Store
 
 RECORDS_BYTES_MAX: Final = 67_108_864
@@ -91,11 +93,15 @@ class RecordCache:
         """Keys that have a tombstone in the store."""
         self._block_checks: dict[Digest, asyncio.Task[None]] = {}
 
-    async def find(self, key: Key) -> Record | None:
-        """Return the record under a key, whether its object is there or not. Raises as `Store.find`."""
+    async def find(self, key: Key, preparation: LeasePreparation = NOTHING_TO_PREPARE) -> Record | None:
+        """
+        Return the record under a key, whether its object is there or not. Raises as `Store.find`.
+
+        `preparation` begins where only the store can still have the record.
+        """
         if self._trust is not None and not self._trust.holds:
-            return await self._find_in_store_first(key)
-        record = self.cached(key) or await self._find(key)
+            return await self._find_in_store_first(key, preparation)
+        record = self.cached(key) or await self._find(key, preparation)
         return record or self.cached(key)  # a fill may have ended during this lookup
 
     def cached(self, key: Key) -> Record | None:
@@ -180,13 +186,13 @@ class RecordCache:
             return None
         return record
 
-    async def _find(self, key: Key) -> Record | None:
+    async def _find(self, key: Key, preparation: LeasePreparation) -> Record | None:
         if key in self._in_flight:
             return None  # the fill puts its record into memory
         lookup = _Lookup()
         self._lookups.setdefault(key, set()).add(lookup)
         try:
-            record = await self._look_up(key)
+            record = await self._look_up(key, preparation)
         finally:
             self._end_lookup(key, lookup)
         if record is not None and lookup.is_current:
@@ -198,11 +204,13 @@ class RecordCache:
         if not self._lookups[key]:
             del self._lookups[key]
 
-    async def _find_in_store_first(self, key: Key) -> Record | None:
+    async def _find_in_store_first(self, key: Key, preparation: LeasePreparation) -> Record | None:
         """Return the record of the store; where the store does not answer, what this process knows."""
         known = self.cached(key)
         if known is None and key in self._in_flight:
             return None  # the fill puts its record into memory
+        if known is None:
+            preparation.begin()
         lookup = _Lookup()
         self._lookups.setdefault(key, set()).add(lookup)
         try:
@@ -234,7 +242,7 @@ class RecordCache:
         if not check.cancelled():
             check.exception()  # marks it as retrieved: all callers may have left
 
-    async def _look_up(self, key: Key) -> Record | None:
+    async def _look_up(self, key: Key, preparation: LeasePreparation) -> Record | None:
         # Where a record is a file on this disk, the image index is no shorter way to it.
         record = None if self._store.local_drafts_only else await self._find_in_index(key)
         if record is not None and may_change(record):
@@ -243,6 +251,7 @@ class RecordCache:
             except StorageError:
                 return record  # the known record is better than none
         if record is None and key not in self._in_flight:
+            preparation.begin()
             record = await self._find_in_store(key)
             if record is not None:
                 await self.index(record)

@@ -30,9 +30,9 @@ The durable steps of an undo, in their order; after a crash between any two of t
 3. the tombstone of the key that the operator named: last, because it alone says which digest that key had
 4. memory, the database's list, the other processes
 
-Nodes that share a database learn of both at once; the others, from the store (`blocked_digests.py`). Until then a node may put the same bytes again, by
-another link or from its outbox. A public bucket would show them, so every put ends with a look for the block (`put` of
-`storage/bucket/store.py`):
+Nodes that share a database learn of both at once; the others, from the store (`blocked_digests.py`). Until then a node
+may put the same bytes again, by another link or from its outbox. A public bucket would show them, so every put ends
+with a look for the block (`put` of `storage/bucket/store.py`):
 
 1. B puts the object.
 2. B looks for the block of the digest, beside its PUT of the record. If the look finds one, B deletes the object, and
@@ -74,7 +74,6 @@ if TYPE_CHECKING:
 
 KEYS_CONCURRENT_MAX: Final = 16
 """Maximum number of tombstones of one digest that are written or deleted at once: one request to a bucket each."""
-
 LATE_MAX: Final = 100
 """Maximum number of late objects that a refresh asks for, two requests each: a new node knows of no removal."""
 

@@ -25,7 +25,8 @@ from imgkeep.images.fill_coalescing import FillCoalescer
 from imgkeep.images.fill_starter import FillStarter
 from imgkeep.images.incomplete_refetch import IncompleteRefetcher
 from imgkeep.images.record_cache import RecordCache
-from imgkeep.images.record_changes import RecordChanges, RecordSharing
+from imgkeep.images.record_changes import RecordChanges
+from imgkeep.images.record_sharing import RecordSharing
 from imgkeep.images.request_context import INTERNAL, HeldByPeer, RedirectToSource
 from imgkeep.images.singleflight import SingleFlight
 from imgkeep.images.source_policy import SourcePolicy
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from imgkeep.images.fill import Fill, FillHead
     from imgkeep.images.fill_rate_limit import RateLimiter
     from imgkeep.images.interfaces import Cluster
+    from imgkeep.images.lease_preparation import LeasePreparation
     from imgkeep.images.object_urls import ObjectUrls
     from imgkeep.images.peer_fill import FillFailure
     from imgkeep.images.record_json import ImageFacts
@@ -151,17 +153,20 @@ class ImageService:
         follow = partial(self._coalescer.follow, request_context)
         for _ in range(FOLLOW_ATTEMPTS_MAX):
             began = self._timer()
-            found = await self.stored.look_up(source, info)
-            fault = found.fault
-            if found.record is not None:
-                shown, fault = await self._show_or_try(source, info, found, found.record, request_context)
-                if shown is not None:
-                    return shown
-            request_context.authorize_fetch()
-            self._policy.require_fetch_allowed(source, info)
-            if self._rules.redirect_permanent and not info.temporary:
-                return RedirectToSource(source.url)
-            joined = await self._coalescer.join(source, found.info, request_context, follow, fault=fault, began=began)
+            with self._fills.prepare(info.key, source, request_context) as preparation:
+                found = await self.stored.look_up(source, info, preparation)
+                fault = found.fault
+                if found.record is not None:
+                    shown, fault = await self._show_or_try(source, info, found, found.record, request_context)
+                    if shown is not None:
+                        return shown
+                request_context.authorize_fetch()
+                self._policy.require_fetch_allowed(source, info)
+                if self._rules.redirect_permanent and not info.temporary:
+                    return RedirectToSource(source.url)
+                joined: Delivery | HeldByPeer | None = await self._coalescer.join(
+                    source, found.info, request_context, follow, fault=fault, began=began
+                )
             if isinstance(joined, HeldByPeer):
                 joined = await self._coalescer.follow_peer(joined, source, found.info, request_context, fault)
             if joined is not None:
@@ -176,33 +181,15 @@ class ImageService:
             SourceRejected, OriginError, StorageError, Busy: As their classes say; it is not stored.
         """
         self._policy.require_not_denied(source, info)
-        while True:
+        for _ in range(FOLLOW_ATTEMPTS_MAX):
             began = self._timer()
-            found = await self.stored.look_up(source, info)
-            known, fault = found.record, found.fault
-            joined: tuple[Record, bool] | HeldByPeer | None = None
-            if known is not None and found.use is RecordUse.SECOND_FILL:
-                joined = await self._try(source, found.info, known, INTERNAL, self._coalescer.wait)
-                if isinstance(joined, tuple):
-                    record = joined[0]
-                    return record, (record.key, record.digest) != (known.key, known.digest)
-            if known is not None and joined is None:
-                current, fault = await self._find_object_of(known)
-                if current is not None:
-                    self._incomplete_refetcher.start_if_due(source, found.info, current, INTERNAL)
-                    return current, False
-            if joined is None:
-                self._policy.require_fetch_allowed(source, info)
-                joined = await self._coalescer.join(
-                    source, found.info, INTERNAL, self._coalescer.wait, fault=fault, began=began
-                )
-            if isinstance(joined, HeldByPeer):
-                await self._coalescer.wait_for_peer(joined)
-            elif joined is not None:
-                record, starts = joined
-                if starts or not record.doubts:
-                    return joined
-                # The image of another link may not stand for this one: repeat the lookup.
+            with self._fills.prepare(info.key, source, INTERNAL) as preparation:
+                saved = await self._save_unless_held(source, info, preparation, began)
+            if isinstance(saved, HeldByPeer):
+                await self._coalescer.wait_for_peer(saved)
+            elif saved is not None:
+                return saved
+        raise Busy("the fill of the image moved between workers too often: retry the request")
 
     async def deliver_object(self, name: str, *, head: bool = False) -> Delivery | RedirectToObject | None:
         """Deliver an object under its permanent URL. As `StoredImages.open_object`."""
@@ -285,6 +272,34 @@ class ImageService:
         await self._coalescer.aclose()
         await self._fills.running.aclose()
         await self._confirmer.aclose()
+
+    async def _save_unless_held(
+        self, source: Source, info: SourceInfo, preparation: LeasePreparation, began: float
+    ) -> tuple[Record, bool] | HeldByPeer | None:
+        """Save an image, unless another worker fetches it; `None`: the caller has to repeat this."""
+        found = await self.stored.look_up(source, info, preparation)
+        known, fault = found.record, found.fault
+        if known is not None and found.use is RecordUse.SECOND_FILL:
+            tried = await self._try(source, found.info, known, INTERNAL, self._coalescer.wait)
+            if isinstance(tried, HeldByPeer):
+                return tried
+            if tried is not None:
+                record = tried[0]
+                return record, (record.key, record.digest) != (known.key, known.digest)
+        if known is not None:
+            current, fault = await self._find_object_of(known)
+            if current is not None:
+                self._incomplete_refetcher.start_if_due(source, found.info, current, INTERNAL)
+                return current, False
+        self._policy.require_fetch_allowed(source, info)
+        joined = await self._coalescer.join(
+            source, found.info, INTERNAL, self._coalescer.wait, fault=fault, began=began
+        )
+        if not isinstance(joined, tuple):
+            return joined
+        record, starts = joined
+        # The image of another link may not stand for this one.
+        return joined if starts or not record.doubts else None
 
     async def _show_or_try(
         self,

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from imgkeep.core.probe_result import ProbeResult
     from imgkeep.core.records import Record, Source, SourceInfo
     from imgkeep.images.dependencies import FillDependencies
+    from imgkeep.images.interfaces import LeaseRequest
 
 SNIFFED_BYTES: Final = 4096
 """Enough of an answer to tell a page from an image."""
@@ -62,24 +63,30 @@ class SignatureProbe(Call):
         dependencies: The origin.
         alter: Returns a link with another, random signature; `None`: it carries none.
         conclude: Is given the proof; `None`: the signature cannot be altered.
+        request: The request for the lease of the probe to the other nodes; `None`: there are none.
         release: Is called once at the end.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the lease by keyword
         self,
         second_fill: SecondFill,
         dependencies: FillDependencies,
         alter: Callable[[Source], Source | None],
         conclude: Callable[[SecondFill, ProbeResult | None], Awaitable[None]],
+        *,
+        request: LeaseRequest | None,
         release: Callable[[], None],
     ) -> None:
         self._second_fill = second_fill
         self._dependencies = dependencies
         self._alter = alter
         self._conclude = conclude
+        self._request = request
         self._release = release
 
     async def run(self) -> None:
+        if self._request is not None and await self._request.answer() is not None:
+            return  # another node probes
         await self._conclude(self._second_fill, await self._probe())
 
     def fail(self, error: BaseException) -> None:

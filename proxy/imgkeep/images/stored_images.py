@@ -23,6 +23,7 @@ from imgkeep.core.confirmation import (
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import REMOVED, read_object_name
 from imgkeep.core.records import Doubt
+from imgkeep.images.lease_preparation import NOTHING_TO_PREPARE
 from imgkeep.images.record_json import describe_record
 from imgkeep.images.request_context import CacheStatus, Delivery, RedirectToObject
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from imgkeep.core.confirmation import Link
     from imgkeep.core.records import Digest, Format, Key, Record, Source, SourceInfo
     from imgkeep.images.dependencies import FillDependencies
+    from imgkeep.images.lease_preparation import LeasePreparation
     from imgkeep.images.object_urls import ObjectUrls
     from imgkeep.images.record_changes import RecordChanges
     from imgkeep.images.record_json import ImageFacts
@@ -86,15 +88,17 @@ class StoredImages:
         self._object_urls = object_urls
         self._was_tried = was_tried
 
-    async def look_up(self, source: Source, info: SourceInfo) -> LookupResult:
+    async def look_up(
+        self, source: Source, info: SourceInfo, preparation: LeasePreparation = NOTHING_TO_PREPARE
+    ) -> LookupResult:
         """
-        Find the record for a link.
+        Find the record for a link; `preparation`: of the fill that starts if there is none.
 
         Raises:
             Removed: It was removed.
         """
         try:
-            record = await self._records.find(info.key)
+            record = await self._records.find(info.key, preparation)
             if record is None or not record.doubts:
                 return LookupResult(info, record)
             link, tried = read_link(source, info, self._dependencies.clock()), False

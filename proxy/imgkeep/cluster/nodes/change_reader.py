@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -15,7 +16,7 @@ from imgkeep.cluster.notice import Notice, decode, merge
 from imgkeep.core.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from imgkeep.clock import Sleep
     from imgkeep.cluster.nodes.change_writer import ChangeWriter
@@ -46,23 +47,20 @@ WHERE at < clock_timestamp() - make_interval(secs => %s) AND id < (SELECT max(id
 log = logging.getLogger(__name__)
 
 
-class Receiver(Protocol):
-    """What applies changes to the memory of this process."""
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """
+    What applies changes to the memory of this process. Each raises `StorageError` where it may not have.
 
-    async def learn(
-        self,
-        blocked: Collection[Digest],
-        changed: Collection[Key],
-        copies: Mapping[str, int],
-        unblocked: Collection[Digest] = (),
-    ) -> None:
-        """Apply a notice. Raises: StorageError."""
+    Attributes:
+        learn: Applies blocked digests, changed keys, copies, and digests that may be blocked no longer.
+        learn_everything: Forgets every record, and reads the removals anew.
+        settle: Writes the records that the database lacks, as far as it answers.
+    """
 
-    async def learn_everything(self) -> None:
-        """Forget every record, and read the removals anew. Raises: StorageError."""
-
-    async def settle(self) -> None:
-        """Write the records that the database lacks, as far as it answers."""
+    learn: Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]]
+    learn_everything: Callable[[], Awaitable[None]]
+    settle: Callable[[], Awaitable[None]]
 
 
 class ChangeReader:

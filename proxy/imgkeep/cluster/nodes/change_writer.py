@@ -31,7 +31,7 @@ import asyncio
 import logging
 from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from imgkeep.cluster.nodes.membership import DEAD_AFTER_S
 from imgkeep.cluster.notice import Notice, encode, merge
@@ -43,12 +43,7 @@ if TYPE_CHECKING:
     from imgkeep.clock import Sleep
     from imgkeep.core.records import Digest, Key
     from imgkeep.database.session import DatabaseSession
-
-    class LocalPeers(Protocol):
-        """The other workers of this machine."""
-
-        async def notify(self, *, changed: Collection[Key] = (), unblocked: Collection[Digest] = ()) -> None: ...
-
+    from imgkeep.images.interfaces import Notifier
 
 CONFIRM_TIMEOUT_S: Final = 5.0
 """Timeout for a live member to confirm a change: a removal takes no longer, whatever has happened to a node."""
@@ -106,7 +101,7 @@ class ChangeWriter:
         session: DatabaseSession,
         name: str,
         *,
-        local: LocalPeers | None = None,
+        local: Notifier | None = None,
         timer: Callable[[], float],
         sleep: Sleep,
     ) -> None:

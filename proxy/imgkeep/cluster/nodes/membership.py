@@ -69,7 +69,7 @@ WITH beat AS (
     DELETE FROM cluster_leases WHERE member IN (SELECT id FROM dead)
 ), renewed AS (
     UPDATE cluster_leases SET until = clock_timestamp() + make_interval(secs => %(dead_s)s)
-    WHERE member = %(id)s AND NOT stored AND failure IS NULL
+    WHERE member = %(id)s AND NOT stored AND failure IS NULL AND until > now()
 )
 SELECT clock_timestamp(), (SELECT count(*) FROM beat), id, node, advertise_url, version, started_at
 FROM (SELECT 1) AS one LEFT JOIN cluster_members

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from imgkeep.images.interfaces import LinkFailure
+
 EXPIRED_MAX: Final = 16
 """
 Maximum number of expired leases that one call removes: more than one call adds, so that their number does not grow, and
@@ -73,8 +75,20 @@ class FillLeases:
                 self._held[key] = None
                 return None
 
-    def release(self, key: str, *, stored: bool = False) -> None:
+    def prepare(self, _key: str, _link: bytes) -> bool:
+        """Prepare nothing: to acquire a lease takes ten microseconds."""
+        return False
+
+    def request(self, _key: str, _link: bytes) -> None:
+        """Return no request: there are no other nodes."""
+
+    def give_up_on(self, _holder: str) -> bool:
+        """Never go on without a lease: the supervisor removes those of a dead worker."""
+        return False
+
+    def release(self, key: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
         """Release a lease of this worker, if it holds one: after the grace period where the image is `stored`."""
+        del failure  # another worker gets it while it follows the fill
         if key not in self._held:
             return
         self._remove_expired()

@@ -1,0 +1,365 @@
+"""
+Leases among the nodes of a cluster: rows of a table that all nodes share, so that one of them runs the fill of a key.
+
+A lease of a worker among those of its machine (`cluster/workers/leases.py`) comes first and stays what it is. So within
+a node no row is needed, and a member may take over a row of its own node: it has the lease on that machine.
+
+A row is in one of three states, each with an end by the database's clock:
+
+| state | another node that requests the lease |
+|---|---|
+| a fill runs: each heartbeat of the member moves the end | follows the member |
+| the image is stored: until the end of the grace period | asks the member, and finds the image |
+| the fill failed: as long as the negative cache remembers that | has the failure, by the same link; or the lease |
+
+Rules:
+- A request is one statement. A release waits for others: one statement ends many leases, and the requests of other
+  nodes see the old state meanwhile. Only a failure is written at once.
+- The token of a row is of one lease alone: a late release ends no other one.
+- A row is an optimisation. A node that cannot ask, or cannot reach the holder, fetches by itself: two fetches are
+  better than none. `unleased` counts such fills.
+- After a fault of the database the member deletes all its rows but those of running fills, so no release is lost, and
+  none has to wait in memory for a database that is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+from cachetools import TTLCache
+
+from imgkeep.cluster.progress import read_failure, write_failure
+from imgkeep.core.errors import StorageError
+from imgkeep.images.interfaces import LinkFailure
+from imgkeep.images.peer_fill import FillFailure
+from imgkeep.images.request_context import HeldByPeer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from imgkeep.cluster.nodes.membership import Membership
+    from imgkeep.cluster.workers.leases import FillLeases
+    from imgkeep.database.session import DatabaseSession
+
+LEASE_S: Final = 15
+"""Seconds until a lease ends that no heartbeat renews: as long as a member without one counts as live."""
+ANSWER_TIMEOUT_S: Final = 1.0
+"""Timeout for the answer to a request, from the request on: a fetch without the lease is better than a slow one."""
+RELEASE_INTERVAL_S: Final = 0.05
+"""Interval of collecting releases for one statement, unless one of them has a failure."""
+RELEASES_MAX: Final = 500
+"""Maximum number of releases in one statement."""
+FAILURE_BYTES_MAX: Final = 16_384
+"""Maximum size of a failure in a row; an error page that is shown to clients may be larger, and is not shared."""
+ATTEMPTS_MAX: Final = 3
+"""Maximum number of attempts of a request whose row changes between the two parts of its statement."""
+CLEANUP_INTERVAL_S: Final = 10.0
+"""Interval of deleting rows that have ended."""
+CLEANUP_ROWS_MAX: Final = 10_000
+"""Maximum number of rows deleted at a time, a tenth of a second."""
+GIVEN_UP_S: Final = 5
+"""Seconds for which a member that could not be reached is not asked again."""
+GIVEN_UP_MAX: Final = 1000
+STORED_MAX: Final = 16_384
+"""Maximum number of leases in their grace periods that can be released before the end; 1 kB each, 16 MB."""
+RETRY_INTERVAL_S: Final = 1.0
+"""Interval of attempts to send releases to a database that refuses them."""
+
+_FREE: Final = """(
+    held.until <= now()
+    OR held.failure IS NULL AND starts_with(held.member, %(node)s)
+    OR held.failure IS NOT NULL AND held.link <> %(link)s
+)"""
+_REQUEST: Final = f"""
+WITH acquired AS (
+    INSERT INTO cluster_leases AS held (name, member, token, until)
+    VALUES (%(name)s, %(member)s, %(token)s, now() + make_interval(secs => %(lease_s)s))
+    ON CONFLICT (name) DO UPDATE SET member = excluded.member, token = excluded.token, until = excluded.until,
+        stored = false, link = NULL, failure = NULL
+    WHERE {_FREE}
+    RETURNING member
+)
+SELECT member, NULL::bytea, 0::float8 FROM acquired
+UNION ALL
+SELECT member, failure, extract(epoch FROM until - now())::float8 FROM cluster_leases AS held
+WHERE name = %(name)s AND NOT {_FREE} AND NOT EXISTS (SELECT FROM acquired)
+"""  # noqa: S608 - of constants
+"""The second part sees the row as it was before; no row: it has changed since, so the member asks again."""
+_RELEASE: Final = """
+WITH ended AS (
+    SELECT * FROM unnest(%(names)s::text[], %(tokens)s::text[], %(keep_s)s::float8[], %(links)s::bytea[],
+        %(failures)s::bytea[]) AS ended (name, token, keep_s, link, failure)
+), deleted AS (
+    DELETE FROM cluster_leases AS held USING ended
+    WHERE held.name = ended.name AND held.member = %(member)s AND held.token = ended.token AND keep_s = 0
+)
+UPDATE cluster_leases AS held
+SET until = now() + make_interval(secs => keep_s), stored = ended.failure IS NULL, link = ended.link,
+    failure = ended.failure
+FROM ended
+WHERE held.name = ended.name AND held.member = %(member)s AND held.token = ended.token AND keep_s > 0
+"""
+_RELEASE_ALL_BUT: Final = """
+DELETE FROM cluster_leases
+WHERE member = %(member)s AND NOT stored AND failure IS NULL AND token <> ALL(%(tokens)s::text[])
+"""
+_CLEAN_UP: Final = """
+DELETE FROM cluster_leases WHERE name IN (
+    SELECT name FROM cluster_leases WHERE until < now() ORDER BY until LIMIT %(rows_max)s FOR UPDATE SKIP LOCKED
+)
+"""
+
+
+class _Request:
+    """A request for a lease, and the lease once this member has it. Implements `LeaseRequest`."""
+
+    def __init__(self, leases: NodeLeases, name: str, link: bytes, token: str) -> None:
+        self.name = name
+        self.link = link
+        self.token = token
+        self.is_taken = False
+        """Whether a fill waits for the answer, or has it."""
+        self.is_released = False
+        self.asked_at = asyncio.get_running_loop().time()
+        self._leases = leases
+        self.statement = asyncio.create_task(leases.ask(self))
+        self.statement.add_done_callback(_note_result)
+
+    async def answer(self) -> HeldByPeer | LinkFailure | None:
+        self.is_taken = True
+        return await self._leases.wait_for_answer(self)
+
+    @property
+    def may_have_row(self) -> bool:
+        """Whether the database may have a row for this request: it has, or the answer is not known."""
+        if not self.statement.done() or self.statement.cancelled() or self.statement.exception() is not None:
+            return True
+        return self.statement.result() is None
+
+
+class _Release:
+    """The end of one lease."""
+
+    __slots__ = ("failure", "keep_s", "link", "name", "token")
+
+    def __init__(self, request: _Request, keep_s: float, failure: LinkFailure | None = None) -> None:
+        self.name = request.name
+        self.token = request.token
+        self.keep_s = keep_s
+        self.link: bytes | None = None
+        self.failure: bytes | None = None
+        if failure is not None:
+            self.link, self.failure = failure.link, write_failure(FillFailure(failure.link, failure.error))
+            self.keep_s = failure.ttl_s
+            if len(self.failure) > FAILURE_BYTES_MAX:
+                self.link, self.failure, self.keep_s = None, None, 0
+
+
+class NodeLeases:
+    """
+    The leases of one member.
+
+    Attributes:
+        unleased: The number of fills that began without the lease, because of the database or of the lease's holder.
+
+    Args:
+        session: The session of the database.
+        membership: This member, and which others are live.
+        local: The leases among the workers of this machine; `None`: this is the only one.
+        grace_s: As `Leases.grace_s`.
+        timer: Gives monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        session: DatabaseSession,
+        membership: Membership,
+        local: FillLeases | None,
+        *,
+        grace_s: float,
+        timer: Callable[[], float],
+    ) -> None:
+        self.grace_s = grace_s
+        self.unleased = 0
+        self._session = session
+        self._membership = membership
+        self._local = local
+        self._timer = timer
+        self._tokens = count(1)
+        self._requests: dict[str, _Request] = {}
+        """By name the newest request, until its release."""
+        self._stored: TTLCache[str, _Request] = TTLCache(STORED_MAX, grace_s, timer=timer)
+        """Requests whose images are stored, during their grace periods: such a lease can still be released."""
+        self._releases: list[_Release] = []
+        self._is_urgent = asyncio.Event()
+        self._has_lost_releases = False
+        self._release_task: asyncio.Task[None] | None = None
+        self._cleaned_up_at = timer()
+        self._given_up: TTLCache[str, bool] = TTLCache(GIVEN_UP_MAX, GIVEN_UP_S, timer=timer)
+        self._refresh = asyncio.Lock()
+
+    async def aclose(self) -> None:
+        """Cancel what is on its way; the rows go with the member (`Membership.leave`)."""
+        tasks: list[asyncio.Task[Any]] = [request.statement for request in self._requests.values()]
+        if self._release_task is not None:
+            tasks.append(self._release_task)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def acquire(self, name: str) -> str | None:
+        """Acquire a lease on this machine. As `Leases.acquire`."""
+        return None if self._local is None else self._local.acquire(name)
+
+    def prepare(self, name: str, link: bytes) -> bool:
+        """Acquire and request a lease. As `Leases.prepare`."""
+        if self.acquire(name) is not None:
+            return False
+        self.request(name, link)
+        return True
+
+    def request(self, name: str, link: bytes) -> _Request:
+        """Request a lease, or return a prepared request that no fill has taken. As `Leases.request`."""
+        request = self._requests.get(name)
+        if request is None or request.is_taken or request.link != link:
+            request = self._requests[name] = _Request(self, name, link, str(next(self._tokens)))
+        return request
+
+    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
+        """Release a lease here at once, and for other nodes soon. As `Leases.release`."""
+        if self._local is not None:
+            self._local.release(name, stored=stored)
+        request = self._requests.pop(name, None) or self._stored.pop(name, None)
+        if request is None or not request.may_have_row:
+            return
+        request.is_released = True
+        if stored:
+            self._stored[name] = request
+        self._end(_Release(request, self.grace_s if stored else 0, failure), urgent=not stored)
+
+    def _end(self, release: _Release, *, urgent: bool) -> None:
+        """Have a release sent."""
+        self._releases.append(release)
+        if urgent:
+            self._is_urgent.set()
+        if self._release_task is None:
+            self._release_task = asyncio.create_task(self._send_releases())
+
+    def give_up_on(self, holder: str) -> bool:
+        """Note that a member cannot be reached; another worker of this machine is not given up."""
+        if self._local is not None and "/" not in holder:
+            return self._local.give_up_on(holder)
+        self._given_up[holder] = True
+        return True
+
+    async def ask(self, request: _Request) -> HeldByPeer | LinkFailure | None:
+        """
+        Send a request to the database; `None`: this member has the lease.
+
+        Raises:
+            StorageError: The database did not answer.
+        """
+        me = self._membership.identity
+        parameters = {
+            "name": request.name,
+            "member": me.id,
+            "node": f"{me.node}/",
+            "token": request.token,
+            "link": request.link,
+            "lease_s": LEASE_S,
+        }
+        for attempt in range(ATTEMPTS_MAX):
+            rows = await self._session.execute(_REQUEST, parameters)
+            if rows:
+                if attempt and request.is_released:
+                    self._end(_Release(request, 0), urgent=False)  # the former release was sooner
+                return self._read(request, *rows[0])
+        raise StorageError("the lease changes its holder too often", place=self._session.place)
+
+    async def wait_for_answer(self, request: _Request) -> HeldByPeer | LinkFailure | None:
+        """Return the answer to a request as the fill sees it; `None`: it may fetch, with the lease or without."""
+        timeout_s = max(0.0, request.asked_at + ANSWER_TIMEOUT_S - asyncio.get_running_loop().time())
+        done, _ = await asyncio.wait([request.statement], timeout=timeout_s)
+        if not done or request.statement.cancelled() or request.statement.exception() is not None:
+            self.unleased += 1
+            return None
+        answer = request.statement.result()
+        if isinstance(answer, HeldByPeer) and not await self._can_follow(answer.holder):
+            self.unleased += 1
+            return None
+        return answer
+
+    def _read(
+        self, request: _Request, holder: str, failure: bytes | None, remaining_s: float
+    ) -> HeldByPeer | LinkFailure | None:
+        if holder == self._membership.id and failure is None:
+            return None
+        if failure is None:
+            return HeldByPeer(holder, request.name)
+        try:
+            return LinkFailure(request.link, read_failure(failure).error, remaining_s)
+        except ValueError:
+            return None  # of another version: this node asks the origin as well
+
+    async def _can_follow(self, holder: str) -> bool:
+        """Tell whether the holder of a lease is a live member, as far as this one knows."""
+        if holder in self._given_up:
+            return False
+        if holder not in self._membership.members:
+            async with self._refresh:  # it may have joined since the last heartbeat
+                if holder not in self._membership.members:
+                    with suppress(StorageError):
+                        await self._membership.beat()
+                    if holder not in self._membership.members:
+                        self._given_up[holder] = True
+        return holder not in self._given_up
+
+    async def _send_releases(self) -> None:
+        """Send the releases, until there are no more."""
+        try:
+            while self._releases or self._has_lost_releases:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(RELEASE_INTERVAL_S):
+                        await self._is_urgent.wait()
+                self._is_urgent.clear()
+                try:
+                    await self._send_batch()
+                except StorageError:
+                    self._has_lost_releases = True
+                    self._releases.clear()
+                    await asyncio.sleep(RETRY_INTERVAL_S)
+                    await self._session.wait_connected()
+        finally:
+            self._release_task = None
+
+    async def _send_batch(self) -> None:
+        member = self._membership.id
+        if self._has_lost_releases:
+            tokens = [request.token for request in self._requests.values()]
+            await self._session.execute(_RELEASE_ALL_BUT, {"member": member, "tokens": tokens})
+            self._has_lost_releases = False
+        batch, self._releases = self._releases[:RELEASES_MAX], self._releases[RELEASES_MAX:]
+        if batch:
+            batch.sort(key=lambda release: release.name)  # in one order on all nodes, so that none waits for another
+            parameters = {
+                "member": member,
+                "names": [release.name for release in batch],
+                "tokens": [release.token for release in batch],
+                "keep_s": [release.keep_s for release in batch],
+                "links": [release.link for release in batch],
+                "failures": [release.failure for release in batch],
+            }
+            await self._session.execute(_RELEASE, parameters)
+        if self._timer() - self._cleaned_up_at > CLEANUP_INTERVAL_S:
+            self._cleaned_up_at = self._timer()
+            await self._session.execute(_CLEAN_UP, {"rows_max": CLEANUP_ROWS_MAX})
+
+
+def _note_result(statement: asyncio.Task[HeldByPeer | LinkFailure | None]) -> None:
+    """Mark a failure as retrieved: the fill may have begun without the answer, or have been given up."""
+    if not statement.cancelled():
+        statement.exception()
