@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from imgkeep.core.errors import StorageError
-from imgkeep.database.image_index import FIND_TIMEOUT_S
+from imgkeep.database.outbox import FIND_TIMEOUT_S
 from tests.support.database import make_records, query, walk
 from tests.support.stores import record_of
 from tests.support.waiting import until

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def pending(name: str, *, minutes_ago: int = 0) -> Record:
-    return replace(record_of(name.encode(), name=name), pending=True, stored_at=NOON - timedelta(minutes=minutes_ago))
+    return replace(record_of(name.encode(), name=name), waits_at="", stored_at=NOON - timedelta(minutes=minutes_ago))
 
 
 async def test_pending_record_waits_until_it_is_uploaded(database: Database) -> None:
@@ -29,9 +29,9 @@ async def test_pending_record_waits_until_it_is_uploaded(database: Database) -> 
     await index.put(record)
     assert await outbox.backlog() == outbox.last_backlog == Backlog(1, record.stored_at, None)
     assert await index.find(record.key) == record
-    await index.put(replace(record, pending=False))
+    await index.put(replace(record, waits_at=None))
     assert await outbox.backlog() == outbox.last_backlog == Backlog()
-    assert await index.find(record.key) == replace(record, pending=False)
+    assert await index.find(record.key) == replace(record, waits_at=None)
 
 
 async def test_due_entries_come_by_age_and_postponed_ones_later(database: Database, clock: FakeClock) -> None:

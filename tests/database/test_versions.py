@@ -138,7 +138,7 @@ async def _use_index(database: Database) -> None:
 
 
 async def _use_outbox(database: Database) -> None:
-    outbox, waiting = database.outbox, replace(record_of(b"w", name="waiting"), pending=True)
+    outbox, waiting = database.outbox, replace(record_of(b"w", name="waiting"), waits_at="")
     await database.image_index.put(waiting)
     (entry,) = await outbox.due(10)
     assert entry.key == waiting.key

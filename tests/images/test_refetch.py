@@ -384,7 +384,7 @@ async def test_shutdown_cancels_refetch(setup: Setup) -> None:
 
 async def test_image_in_outbox_is_not_replaced(setup: Setup) -> None:
     before = await setup.begin()
-    setup.world.store.records[before.key] = replace(before, pending=True)
+    setup.world.store.records[before.key] = replace(before, waits_at="")
     setup.world.origin.gives(FRESHER, NEW)
     with pytest.raises(StorageError, match="primary"):
         await setup.refetch(before, FRESHER)

@@ -29,6 +29,7 @@ class CountedOrigin:
         running: Number of requests under way, by host.
         running_max: The highest number so far, by host.
         answer_s: Seconds before the first byte.
+        gate: What the first byte waits for; `None`: nothing.
         bytes_per_s: Speed of a body; `None`: as fast as it goes.
         started_s: When the first byte of a path went out first, by the monotonic clock.
         messages: Bodies that were posted.
@@ -40,6 +41,7 @@ class CountedOrigin:
     running: Counter[str] = field(default_factory=Counter)
     running_max: Counter[str] = field(default_factory=Counter)
     answer_s: float = 0
+    gate: asyncio.Event | None = None
     bytes_per_s: int | None = None
     started_s: dict[str, float] = field(default_factory=dict)
     messages: list[bytes] = field(default_factory=list)
@@ -92,6 +94,8 @@ class CountedOrigin:
         try:
             if self.answer_s:
                 await asyncio.sleep(self.answer_s)
+            if self.gate is not None:
+                await self.gate.wait()
             await self._answer(path, writer)
         finally:
             self.running[host] -= 1

@@ -63,6 +63,9 @@ class BackgroundTasks:
     """
     The background tasks of one process.
 
+    Attributes:
+        cluster: How this process shares the work with others.
+
     Args:
         services: The services that the tasks use.
         platform: The timer and `sleep`.
@@ -77,6 +80,7 @@ class BackgroundTasks:
         self._sleep = platform.sleep
         self._totals = StoredTotals(services.storage.database.image_index, platform.timer)
         self._outbox_worker = outbox_worker
+        self.cluster = cluster
         self._nodes = cluster.nodes
         if cluster.nodes is not None:
             cluster.nodes.reader.receiver = Receiver(services.learn, services.learn_everything, services.settle)
@@ -96,10 +100,13 @@ class BackgroundTasks:
         tasks = [] if self._nodes is None else await self._nodes.start()
         for leader in self._leaders:
             await leader.acquire()
-        tasks += [asyncio.create_task(task) for task in self._list_tasks()]
+        own = [asyncio.create_task(task) for task in self._list_tasks()]
         try:
             yield
         finally:
+            # What this member has taken is free before it leaves: others know no more of it then.
+            for task in reversed(own):
+                await cancel(task)
             if self._nodes is not None:
                 await self._nodes.writer.aclose()
                 await self._nodes.membership.leave()

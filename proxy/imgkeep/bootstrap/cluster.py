@@ -11,14 +11,20 @@ import random
 import secrets
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from imgkeep import __version__
+from imgkeep.bootstrap.peer_tls import make_client_context
+from imgkeep.cluster.nodes.authentication import NONCE_BYTES, RequestSigner
 from imgkeep.cluster.nodes.change_reader import ChangeReader
 from imgkeep.cluster.nodes.change_writer import ChangeWriter
 from imgkeep.cluster.nodes.leader import ClusterLeader
 from imgkeep.cluster.nodes.leases import NodeLeases
-from imgkeep.cluster.nodes.membership import Membership, NodeIdentity
+from imgkeep.cluster.nodes.membership import DEAD_AFTER_S, Membership, NodeIdentity
+from imgkeep.cluster.nodes.peer_client import PeerClient
+from imgkeep.cluster.nodes.peers import NodePeers
 from imgkeep.cluster.workers.leader import LeaderLock
 from imgkeep.cluster.workers.leases import FillLeases
 from imgkeep.cluster.workers.peers import Peers
@@ -26,6 +32,7 @@ from imgkeep.config import data_folder, read_database_url, read_store_url
 from imgkeep.core.store_url import Folder
 from imgkeep.database.engine import describe_location, require_driver
 from imgkeep.database.session import DatabaseSession
+from imgkeep.health import ClusterState
 from imgkeep.images.cache_trust import CacheTrust
 from imgkeep.images.interfaces import Cluster
 from imgkeep.images.limit_share import LimitShare
@@ -49,6 +56,9 @@ Time for which peers see a lease after its image was stored, beyond what `store.
 that began before the image was stored may end after it.
 """
 
+STALL_MARGIN_S: Final = 10
+"""Time by which a peer may be silent for longer than a fetch may take: it checks and stores the image."""
+
 Leader: TypeAlias = LeaderLock | ClusterLeader
 
 
@@ -62,6 +72,23 @@ class Nodes:
     writer: ChangeWriter
     reader: ChangeReader
     trust: CacheTrust
+
+    def describe(self) -> ClusterState:
+        """Describe the place of this process in the cluster, without the network."""
+        membership, fault = self.membership, None
+        if not membership.is_joined or membership.silence_s > DEAD_AFTER_S:
+            fault = f"this process is no member: the database has not confirmed it for {membership.silence_s:.0f} s"
+        members = [
+            {
+                "id": member.id,
+                "node": member.node,
+                "advertise_url": member.advertise_url,
+                "version": member.version,
+                "started_at": f"{member.started_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            }
+            for member in sorted(membership.members.values(), key=lambda member: (member.node, member.started_at))
+        ]
+        return ClusterState(fault, {"id": membership.id, "members": members})
 
     async def start(self) -> list[asyncio.Task[None]]:
         """
@@ -92,6 +119,7 @@ class ClusterParts:
         node_leader: The lock of the process that runs the background tasks of this machine; `None`: this one.
         nodes: `None`: the database is a file of this machine.
         command_writer: Tells the nodes of a cluster what a command changes; `None`: this is no command, or no cluster.
+        node_peers: The other workers of this machine, and the other nodes; `None`: there are no other nodes.
         limit_share: The part of this process in the limits per client.
     """
 
@@ -100,6 +128,7 @@ class ClusterParts:
     leases: FillLeases | NodeLeases | None = None
     node_leader: LeaderLock | None = None
     nodes: Nodes | None = None
+    node_peers: NodePeers | None = None
     command_writer: ChangeWriter | None = None
     limit_share: LimitShare = field(default_factory=LimitShare)
 
@@ -120,9 +149,14 @@ class ClusterParts:
         return None if self.nodes is None else self.nodes.trust
 
     @property
+    def all_peers(self) -> NodePeers | Peers | None:
+        """The other processes, on this machine and elsewhere; `None`: there are none."""
+        return self.peers if self.node_peers is None else self.node_peers
+
+    @property
     def cluster(self) -> Cluster | None:
         """What fills need of it."""
-        return None if self.leases is None or self.peers is None else Cluster(self.leases, self.peers)
+        return None if self.leases is None or self.all_peers is None else Cluster(self.leases, self.all_peers)
 
     @property
     def cluster_leader(self) -> Leader | None:
@@ -146,11 +180,14 @@ async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | 
     nodes = await _make_nodes(config, platform, peers) if config.database.is_shared else None
     async with AsyncExitStack() as stack:
         leases = _open_leases(config, platform, worker, nodes, stack)
-        if worker is None or peers is None:
-            yield ClusterParts(leases=leases, nodes=nodes)
-            return
-        stack.push_async_callback(peers.aclose)
-        yield ClusterParts(worker, peers, leases, LeaderLock(worker.shared_folder, worker.name), nodes)
+        if peers is not None:
+            stack.push_async_callback(peers.aclose)
+        node_peers = None
+        if nodes is not None and config.cluster.secret:
+            node_peers = await _make_node_peers(config, nodes.membership, peers)
+            stack.push_async_callback(node_peers.aclose)
+        node_leader = None if worker is None else LeaderLock(worker.shared_folder, worker.name)
+        yield ClusterParts(worker, peers, leases, node_leader, nodes, node_peers)
 
 
 def _open_leases(
@@ -169,6 +206,21 @@ def _open_leases(
     return leases
 
 
+async def _make_node_peers(config: Config, membership: Membership, peers: Peers | None) -> NodePeers:
+    """Make the peers on other nodes. Raises: ConfigError: `cluster.tls_ca` cannot be used."""
+    client = PeerClient(
+        RequestSigner(
+            config.cluster.secret,
+            membership.id,
+            now=membership.now,
+            draw_nonce=partial(secrets.token_hex, NONCE_BYTES),
+        ),
+        stall_timeout_s=config.fetch.total_timeout_s + STALL_MARGIN_S,
+        ssl_context=await asyncio.to_thread(make_client_context, config.cluster),
+    )
+    return NodePeers(membership, client, peers, body_bytes_max=config.fetch.body_bytes_max)
+
+
 async def _make_nodes(config: Config, platform: Platform, peers: Peers | None) -> Nodes:
     session = make_session(config)
     cluster = config.cluster
@@ -183,14 +235,26 @@ async def _make_nodes(config: Config, platform: Platform, peers: Peers | None) -
         is_only_process=peers is None,
     )
     membership = Membership(identity, session, timer=platform.timer, sleep=platform.sleep)
+    return make_nodes(session, membership, platform, local=peers, stale_max_s=cluster.stale_max_s)
+
+
+def make_nodes(
+    session: DatabaseSession,
+    membership: Membership,
+    platform: Platform,
+    *,
+    local: Peers | None = None,
+    stale_max_s: float,
+) -> Nodes:
+    """Make the parts of a member around its session; `local` are the other workers of its machine."""
     trust = CacheTrust(platform.timer)
-    writer = ChangeWriter(session, identity.id, local=peers, timer=platform.timer, sleep=platform.sleep)
+    writer = ChangeWriter(session, membership.id, local=local, timer=platform.timer, sleep=platform.sleep)
     reader = ChangeReader(
         session,
         membership,
         writer=writer,
         trust=trust,
-        stale_max_s=cluster.stale_max_s,
+        stale_max_s=stale_max_s,
         timer=platform.timer,
         sleep=platform.sleep,
     )

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final
 from imgkeep import __version__
 from imgkeep.bootstrap.cluster import ALONE, share_records
 from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_storage
+from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.platform import SYSTEM, Platform
-from imgkeep.bootstrap.storage import objects_url, open_storage
+from imgkeep.bootstrap.storage import StorageSharing, objects_url, open_storage
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.invalid_signature import make_invalid_signature
 from imgkeep.core.source_url import read_source
@@ -36,8 +37,6 @@ from imgkeep.images.placeholder_suspects import PlaceholderSuspects
 from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from imgkeep.images.upload import Saver
-from imgkeep.jobs.runner import JobRunner
-from imgkeep.jobs.webhooks import WebhookSender
 from imgkeep.observability.metrics import Metrics
 from imgkeep.origin import AddressGuard, OriginClient
 from imgkeep.page_rewriting import LinkSelection
@@ -48,13 +47,14 @@ from imgkeep.storage.disk_cache import CacheShare
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 
-    from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.cluster import ClusterParts, Nodes
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.limit_share import LimitShare
     from imgkeep.images.record_sharing import RecordSharing
+    from imgkeep.jobs.runner import JobRunner
     from imgkeep.web.fastpath.response_cache import ResponseCache
 
 __all__ = [
@@ -149,6 +149,11 @@ async def open_services(
     share, worker, peers = None, parts.worker, parts.peers
     if worker is not None and peers is not None:
         share = CacheShare(worker.slot, worker.workers, lambda copies: peers.notify(copies=copies))
+    if parts.node_peers is not None:
+        parts.node_peers.count_with(metrics.peer_asked)
+    sharing, nodes = StorageSharing(share), parts.nodes
+    if nodes is not None:
+        sharing = StorageSharing(share, nodes.session, member=nodes.membership.id)
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # the resolver looks names up there
     async with (
@@ -158,8 +163,7 @@ async def open_services(
             timer=platform.timer,
             sleep=platform.sleep,
             observe=metrics.called,
-            share=share,
-            session=None if parts.nodes is None else parts.nodes.session,
+            sharing=sharing,
         ) as storage,
         AsyncExitStack() as stack,
     ):
@@ -214,7 +218,7 @@ class _Builder:
             saver=saver,
             remover=remover,
             refetcher=refetcher,
-            jobs=self.make_jobs(saver, dependencies.origin),
+            jobs=self.make_jobs(saver, dependencies.origin, parts.nodes),
             health=health,
             metrics=self.metrics,
             failures=failures,
@@ -315,21 +319,16 @@ class _Builder:
         self.stack.push_async_callback(service.aclose)
         return service
 
-    def make_jobs(self, saver: Saver, messenger: OriginClient) -> JobRunner:
-        platform, jobs = self.platform, self.storage.database.jobs
-        keys = self.config.security.signing_keys
-        return JobRunner(
-            jobs=jobs,
+    def make_jobs(self, saver: Saver, messenger: OriginClient, nodes: Nodes | None) -> JobRunner:
+        return make_job_runner(
+            self.config,
+            self.platform,
+            database=self.storage.database,
+            inspector=self.inspector,
             saver=saver,
-            webhooks=WebhookSender(jobs, messenger, keys[0] if keys else None, platform.clock, random.random),
-            identify=self.inspector.identify,
-            public=self.inspector.public,
-            clock=platform.clock,
-            draw=random.random,
-            draw_id=lambda: secrets.token_hex(16),
-            timer=platform.timer,
-            sleep=platform.sleep,
+            messenger=messenger,
             count=self.metrics.worked,
+            nodes=nodes,
         )
 
 
@@ -344,7 +343,6 @@ def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker |
         await changes.note_stored(record)
 
     async def note_dropped(key: Key) -> None:
-        await storage.database.image_index.drop([key])
         changes.forget(key)
         await changes.notify_peers(key)
 

@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import quote
 
 from imgkeep.bootstrap.bucket_clients import make_client
@@ -30,6 +30,7 @@ from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
 from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.maintenance.migrate import Migration
 from imgkeep.replication.circuit_breaker import CircuitBreaker
+from imgkeep.replication.peer_objects import PeerObjects
 from imgkeep.replication.public_access import PublicAccess
 from imgkeep.replication.tiered_store import TieredStore
 from imgkeep.storage.bucket.store import BucketStore
@@ -39,14 +40,17 @@ from imgkeep.storage.local.store import LocalStore
 from imgkeep.storage.memory import MemorySpool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from imgkeep.clock import Clock, Sleep
     from imgkeep.config import Config
     from imgkeep.core.records import Record
     from imgkeep.core.store_url import RemotePlace, StorePlace
+    from imgkeep.database import Outbox
     from imgkeep.database.session import DatabaseSession
-    from imgkeep.storage.interfaces import ListableStore, Spool, Store
+    from imgkeep.storage.interfaces import Body, ListableStore, Spool, Store
+
+    FetchFromNode: TypeAlias = Callable[[str, str], Awaitable[Body | None]]
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +98,30 @@ class Storage:
         return (self.remote.bucket,) if self.remote.fallback is None else (self.remote.bucket, self.remote.fallback)
 
 
+@dataclass(frozen=True, slots=True)
+class StorageSharing:
+    """
+    What processes share of their storages.
+
+    Attributes:
+        share: The share of the disk cache that one of several workers counts; `None`: this process counts all of it.
+        session: The session of a PostgreSQL, for lookups; `None`: the engine does them.
+        fetch_from_node: Opens an object at another node, by both their names; `None`: there is no node to ask.
+        member: The name of this process as a member of a cluster; empty: it is none.
+    """
+
+    share: CacheShare | None = None
+    session: DatabaseSession | None = None
+    fetch_from_node: FetchFromNode | None = None
+    member: str = ""
+
+    def find_objects(self, outbox: Outbox) -> PeerObjects | None:
+        return None if self.fetch_from_node is None else PeerObjects(outbox, self.fetch_from_node)
+
+
+NOT_SHARED: Final = StorageSharing()
+
+
 @asynccontextmanager
 async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     config: Config,
@@ -102,9 +130,8 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     timer: Callable[[], float] = time.monotonic,
     sleep: Sleep = asyncio.sleep,
     observe: Callable[[str, str, float], None] = lambda *_: None,
-    share: CacheShare | None = None,
+    sharing: StorageSharing = NOT_SHARED,
     reading: bool = False,
-    session: DatabaseSession | None = None,
 ) -> AsyncGenerator[Storage]:
     """
     Open store and database.
@@ -115,10 +142,9 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         timer: Returns monotonic seconds.
         sleep: Waits between attempts in the background.
         observe: Callback with operation, outcome and seconds of every request to a remote store.
-        share: The share of the disk cache that one of several workers counts. That worker calls `cache.open` as soon as
-            its peers can reach it.
+        sharing: What other processes share with this one. One of several workers calls `cache.open` as soon as its
+            peers can reach it.
         reading: Whether to create no file, folder or table.
-        session: The session of a PostgreSQL, for lookups; `None`: the engine does them.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
@@ -127,7 +153,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
             later.
     """
     place = read_store_url("store.url", config.store.url)
-    database = _make_database(config, clock, place, session, reading=reading)
+    database = _make_database(config, clock, place, sharing, reading=reading)
     disk = Disk(
         data_folder(config), memory_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
     )
@@ -141,18 +167,32 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         await _open_parts((database,) if reading else (local, database), reading=reading)
         remote = None
         if not isinstance(place, Folder):
-            remote = await _open_remote(stack, config, place, local, memory, timer, sleep, observe, share, reading)
+            remote = await _open_remote(
+                stack, config, place, local, database, memory, timer, sleep, observe, sharing, reading
+            )
         yield Storage(local, database, memory, remote)
 
 
 def _make_database(
-    config: Config, clock: Clock, place: StorePlace, session: DatabaseSession | None, *, reading: bool
+    config: Config, clock: Clock, place: StorePlace, sharing: StorageSharing, *, reading: bool
 ) -> Database:
     # While the bucket is unreachable, a lookup finds a copy by its row only, so these rows are written soon.
     batch_delay_s = LOCAL_BATCH_DELAY_S if isinstance(place, Folder) else BATCH_DELAY_S
-    node = config.cluster.node_name if config.database.is_shared else ""
     url = read_database_url(config.database.url)
-    return Database(url, clock, node=node, session=session, batch_delay_s=batch_delay_s, read_only=reading)
+    return Database(
+        url,
+        clock,
+        node=_node_of(config),
+        member=sharing.member,
+        session=sharing.session,
+        batch_delay_s=batch_delay_s,
+        read_only=reading,
+    )
+
+
+def _node_of(config: Config) -> str:
+    """Return the name of this node in a cluster; empty: its database is a file of its own."""
+    return config.cluster.node_name if config.database.is_shared else ""
 
 
 async def _open_parts(parts: Sequence[LocalStore | Database], *, reading: bool) -> None:
@@ -172,11 +212,12 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     config: Config,
     place: RemotePlace,
     local: LocalStore,
+    database: Database,
     memory: MemorySpool,
     timer: Callable[[], float],
     sleep: Sleep,
     observe: Callable[[str, str, float], None],
-    share: CacheShare | None,
+    sharing: StorageSharing,
     reading: bool,  # noqa: FBT001 - as the others
 ) -> RemoteStorage:
     bucket = BucketStore(make_client(place, timeout_s=config.store.timeout_s, observe=observe))
@@ -184,19 +225,22 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     await bucket.open()
     require_presign(config, bucket.client)
     breaker = CircuitBreaker(bucket.probe, place=bucket.client.place, draw=random.random, timer=timer, sleep=sleep)
-    cache = DiskCache(local.disk, config.store.cache_bytes_max, free_bytes_min=config.store.free_bytes_min, share=share)
-    fallback = local if config.store.fallback else None
+    store = config.store
+    cache = DiskCache(local.disk, store.cache_bytes_max, free_bytes_min=store.free_bytes_min, share=sharing.share)
+    fallback = local if store.fallback else None
     tiered_store = TieredStore(
         primary=bucket,
         fallback=fallback,
         cache=cache,
         memory=memory,
-        read_spool=memory if config.store.exclusive else cache,
+        read_spool=memory if store.exclusive else cache,
         breaker=breaker,
         timer=timer,
+        peer_objects=sharing.find_objects(database.outbox),
+        node=_node_of(config),
     )
     stack.push_async_callback(cache.aclose)
-    if share is None and not reading:
+    if sharing.share is None and not reading:
         await cache.open()
     stack.push_async_callback(tiered_store.aclose)
     public_path = _public_paths(config, place, bucket)

@@ -53,8 +53,8 @@ async def verify(
     with progress("verifying", None, err) as bar:
         for number, store in enumerate(stores):
 
-            async def note(record: Record, *, pending: bool = number > 0) -> None:
-                await image_index.put(replace(record, pending=pending))
+            async def note(record: Record, *, waits_at: str | None = "" if number > 0 else None) -> None:
+                await image_index.put(replace(record, waits_at=waits_at))
 
             async for finding in maintenance.verify(store, note):
                 counts[finding.kind if finding else "good"] += 1

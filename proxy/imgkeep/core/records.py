@@ -249,11 +249,10 @@ class Record:
     The facts under a key. Several records may point at one object.
 
     Attributes:
-        etag: Strong validator of `/img` (RFC 9110, 8.8.3), quotes included. Each fill draws a random one: it must send
-            the header before it knows all bytes, and a hit answers with the same one.
+        etag: Strong validator (RFC 9110, 8.8.3), quotes included: random, because a fill sends it before the last byte.
         stored_at: Time of the fetch, to the second.
         validator: The origin's validators, if it sent any.
-        pending: Whether the image is only in the fallback store and waits for the primary. Not stored.
+        waits_at: The node in whose fallback alone it is; empty: this one. `None`: in the primary. Not stored.
     """
 
     key: Key
@@ -267,12 +266,16 @@ class Record:
     provenance: Provenance = Provenance()
     validator: Validator | None = None
     trust: Trust = Trust()
-    pending: bool = False
+    waits_at: str | None = None
 
     @property
     def object_name(self) -> str:
         """Return `<digest>.<ext>`: the last part of the permanent URL and of the object's path in a store."""
         return f"{self.digest}.{self.format.extension}"
+
+    @property
+    def pending(self) -> bool:
+        return self.waits_at is not None
 
     @property
     def host(self) -> str:
@@ -359,18 +362,6 @@ class Subject:
     def label(self) -> str:
         """Return the label of the provider in metrics: a name of the provider rules, `other`, or `upload`."""
         return self.provider or ("other" if self.host else "upload")
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """The totals of a store. `object_bytes` counts equal bytes once; `hosts` are the ten with most images."""
-
-    images: int
-    objects: int
-    object_bytes: int
-    oldest: datetime | None
-    newest: datetime | None
-    hosts: tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True, slots=True)

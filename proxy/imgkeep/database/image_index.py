@@ -11,6 +11,7 @@ import asyncio
 import math
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,8 +21,15 @@ from sqlalchemy.dialects import postgresql
 from imgkeep.core.confirmation import LINK_MARK
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import read_doubts, read_validator, write_doubts
-from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Totals, Trust, Wanted
-from imgkeep.database.outbox import delete_entries, update_entries
+from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Trust, Wanted
+from imgkeep.database.image_counts import NOT_BLOCKED, Totals, count_images, count_totals, split_keys
+from imgkeep.database.outbox import (
+    FIND_TIMEOUT_S,
+    delete_entries,
+    hasten_entries,
+    update_entries,
+    waits_at_others,
+)
 from imgkeep.database.schema import images, refused, select_records, state
 
 if TYPE_CHECKING:
@@ -42,20 +50,19 @@ random, so each row is on a page of its own; a transaction of many rows writes a
 """
 UNWRITTEN_MAX: Final = 10_000
 """Maximum number of records that wait for an unreachable database; the next reindex adds the records beyond it."""
-FIND_TIMEOUT_S: Final = 1
-"""Timeout for a lookup: the store answers sooner than a database that takes longer."""
 SUSPECTS_MAX: Final = 100
+DELETED_MAX: Final = 1_000_000
+"""Maximum number of rows that one statement of a rebuild looks at: more could take longer than a call may."""
 ANY: Final = Wanted()
 _COMPLETE: Final = "complete"
 """The row of the table `state` that says that a reindex has brought in every record."""
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
-_NOT_BLOCKED: Final = ~sa.exists().where(refused.c.digest == images.c.digest)
-"""
-A record in doubt stays when its bytes are removed, because another link of its key may bring others.
 
-Not `NOT IN`, for which PostgreSQL reads all blocked digests for every row once they exceed its `work_mem`: with 100,000
-of them a page took a second.
-"""
+_INSERT: Final = postgresql.insert(images)
+_UPSERT: Final = _INSERT.on_conflict_do_update(
+    index_elements=[images.c.key],
+    set_={column.name: _INSERT.excluded[column.name] for column in images.c if column is not images.c.key},
+)
 
 _REMOVAL_LOCK: Final = 0x696D676B656F
 _LOCK_ALONE: Final = sa.select(sa.func.pg_advisory_xact_lock(_REMOVAL_LOCK))
@@ -122,7 +129,7 @@ class ImageIndex:
         self.start_flush()
 
     async def drop(self, keys: Collection[Key]) -> None:
-        """Remove the rows of keys, here and in the outbox."""
+        """Remove the rows of keys, here and in the outbox; other nodes do so once they have deleted the bytes."""
         await self.flush()
         for key in keys:
             self._unwritten.pop(key, None)
@@ -132,13 +139,14 @@ class ImageIndex:
                 connection.execute(_LOCK_ALONE)  # rows in another order than that of a write would be a deadlock
             connection.execute(sa.delete(images).where(images.c.key.in_(keys)))
             delete_entries(connection, self._node, keys)
+            hasten_entries(connection, self._node, keys)
 
         await self._engine.execute(work)
 
     async def page(self, *, limit: int, after: tuple[int, str] | None = None, wanted: Wanted = ANY) -> Sequence[Record]:
         """Return up to `limit` records, newest first, after epoch seconds and key of the last one before them."""
         query = select_records(self._node).order_by(images.c.stored_at.desc(), images.c.key.desc()).limit(limit)
-        query = query.where(_NOT_BLOCKED)
+        query = query.where(NOT_BLOCKED)
         for column, value in (
             (images.c.host, wanted.host),
             (images.c.provider, wanted.provider),
@@ -179,13 +187,11 @@ class ImageIndex:
 
     async def count(self) -> Totals:
         await self.flush()
-        return await self._engine.execute(_count)
+        return await self._engine.execute(count_totals)
 
     async def count_images(self) -> tuple[int, int]:
         """Return the number of images, and the sum of their sizes in bytes."""
-        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(images.c.size), 0)).where(_NOT_BLOCKED)
-        number, size = await self._engine.read(lambda connection: connection.execute(query).one())
-        return int(number), int(size)
+        return await self._engine.execute(count_images)
 
     async def suspects(self, *, since: datetime, identities_min: int) -> Sequence[tuple[str, Digest, int]]:
         """
@@ -210,11 +216,12 @@ class ImageIndex:
         """
         Bring in all `records` and drop the rows of others; return how many.
 
-        Fills may go on meanwhile: the index drops only rows that were written before the walk began.
+        Fills may go on meanwhile: the index drops only rows that were written before the walk began, and no rows of
+        images that wait in the fallback of another node, which this one cannot walk.
         """
         await self.flush()
         self._has_dropped = False
-        began = self._engine.now()
+        began = await self._engine.execute(self._now)
         total = 0
         batch: list[Record] = []
         async for record in records:
@@ -223,7 +230,9 @@ class ImageIndex:
                 total += await self._write(batch)
                 batch = []
         total += await self._write(batch)
-        await self._engine.execute(lambda connection: _finish_rebuild(connection, began))
+        for keys in split_keys(total // DELETED_MAX):
+            await self._engine.execute(partial(_delete_older, self._node, keys, began))
+        await self._engine.execute(partial(_mark_complete, str(began)))
         self._engine.marks[_COMPLETE] = str(began)
         return total
 
@@ -258,11 +267,18 @@ class ImageIndex:
 
     async def _write(self, batch: Sequence[Record]) -> int:
         if batch:
-            now = self._engine.now()
-            blocked = await self._engine.execute(lambda connection: _upsert(connection, self._node, batch, now))
+            blocked = await self._engine.execute(
+                lambda connection: _upsert(connection, self._node, batch, self._now(connection))
+            )
             if blocked:
                 await self._found_blocked([*map(Digest, blocked)])
         return len(batch)
+
+    def _now(self, connection: sa.Connection) -> int:
+        """Return the time by which rows are old: that of the database, where several nodes with clocks share it."""
+        if not self._node:
+            return self._engine.now()
+        return int(connection.scalar(sa.select(sa.func.floor(sa.extract("epoch", sa.func.now())))) or 0)
 
     async def _select(self, query: sa.Select[Any], **limits: float) -> list[Record]:
         return await self._engine.read(lambda connection: _read(connection, query), **limits)
@@ -295,21 +311,16 @@ def _block(connection: sa.Connection, digest: Digest) -> Sequence[str]:
 
 def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now: int) -> Sequence[str]:
     """Write rows; return which of their digests other processes have blocked."""
+    # A key that waits and is in the primary, too, is read twice. In one order, so that no two nodes wait for each
+    # other's rows.
+    records = sorted({record.key: record for record in records}.values(), key=attrgetter("key"))
     shared = is_shared(connection)
-    statement: sa.Insert
     if shared:
-        # The lock in a statement before: the last one sees what was committed when it was granted.
-        connection.execute(_LOCK_SHARED)
-        given = postgresql.insert(images)
-        statement = given.on_conflict_do_update(
-            index_elements=[images.c.key],
-            set_={column.name: given.excluded[column.name] for column in images.c if not column.primary_key},
-        )
-        # In one order for all processes: rows in another one would be a deadlock.
-        records = sorted(records, key=attrgetter("key"))
-    else:
-        connection.execute(sa.delete(images).where(images.c.key.in_([record.key for record in records])))
+        connection.execute(_LOCK_SHARED)  # by itself: a later statement sees what was committed when it was granted
+        statement: sa.Insert = _UPSERT
+    else:  # of SQLite, whose transactions come one after the other, this is the quicker way
         statement = sa.insert(images)
+        connection.execute(sa.delete(images).where(images.c.key.in_([record.key for record in records])))
     # Compiled once and handed to the driver as it is: SQLAlchemy's handling of each row costs more than the row.
     insert = statement.compile(dialect=connection.dialect)
     rows = [{**_to_row(record), "indexed_at": now} for record in records]
@@ -322,27 +333,18 @@ def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now
     return connection.scalars(sa.select(refused.c.digest).where(refused.c.digest.in_(digests))).all()
 
 
-def _finish_rebuild(connection: sa.Connection, began: int) -> None:
-    connection.execute(sa.delete(images).where(images.c.indexed_at < began))
-    connection.execute(sa.delete(state).where(state.c.name == _COMPLETE))
-    connection.execute(sa.insert(state), {"name": _COMPLETE, "value": str(began)})
+def _delete_older(node: str, keys: sa.ColumnElement[bool], began: int, connection: sa.Connection) -> None:
+    old = sa.and_(keys, images.c.indexed_at < began, ~waits_at_others(node))
+    if node:  # in the order of `_upsert`
+        locked = sa.select(images.c.key).where(old).order_by(images.c.key).with_for_update()
+        old = images.c.key.in_(locked)
+    connection.execute(sa.delete(images).where(old))
 
 
-def _count(connection: sa.Connection) -> Totals:
-    sizes = sa.select(images.c.digest, sa.func.max(images.c.size).label("size")).where(_NOT_BLOCKED)
-    objects = sizes.group_by(images.c.digest).subquery()
-    times = sa.select(sa.func.count(), sa.func.min(images.c.stored_at), sa.func.max(images.c.stored_at))
-    total, oldest, newest = connection.execute(times.select_from(images).where(_NOT_BLOCKED)).one()
-    count, size = connection.execute(sa.select(sa.func.count(), sa.func.sum(objects.c.size))).one()
-    number = sa.func.count().label("number")
-    hosts = connection.execute(
-        sa.select(images.c.host, number)
-        .where(_NOT_BLOCKED)
-        .group_by(images.c.host)
-        .order_by(number.desc(), images.c.host)
-        .limit(10)
-    ).all()
-    return Totals(total, count, int(size or 0), _time(oldest), _time(newest), tuple((host, n) for host, n in hosts))
+def _mark_complete(value: str, connection: sa.Connection) -> None:
+    mark = {"name": _COMPLETE, "value": value}
+    if not connection.execute(sa.update(state).where(state.c.name == _COMPLETE).values(mark)).rowcount:
+        connection.execute(sa.insert(state), mark)
 
 
 def _time(seconds: int | None) -> datetime | None:
@@ -382,7 +384,7 @@ def _to_record(row: sa.Row[Any]) -> Record:
         etag=row.etag,
         stored_at=datetime.fromtimestamp(row.stored_at, UTC),
         validator=read_validator(row.origin_etag, row.origin_modified),
-        pending=row.since is not None,
+        waits_at=row.node,
         provenance=Provenance(
             host=row.host, provider=row.provider, temporary=row.temporary, expires_at=_time(row.expires_at)
         ),

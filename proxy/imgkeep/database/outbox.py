@@ -2,23 +2,32 @@
 The outbox: the images of the fallback that wait for an upload to the primary, in the order of their uploads.
 
 The fallback's folder is the truth about what waits; a lost table is filled again from it (`OutboxWorker.enlist`).
+
+Rules for a cluster, whose nodes share the table:
+- Each row belongs to the node whose fallback has the image. Only that node uploads, postpones and deletes it.
+- Other nodes read which node has an image. A removal makes their rows due, so that their workers meet it at once.
+- An operator drops the rows of a node that does not come back (`forget`).
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from imgkeep.core.records import Backlog, Key, OutboxEntry
-from imgkeep.database.schema import outbox
+from imgkeep.database.schema import images, outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
-    from imgkeep.core.records import Record
+    from imgkeep.core.records import Digest, Record
     from imgkeep.database.engine import DatabaseEngine
+
+FIND_TIMEOUT_S: Final = 1
+"""Timeout for a lookup: the store answers sooner than a database that takes longer."""
 
 
 class Outbox:
@@ -72,26 +81,95 @@ class Outbox:
         self.last_backlog = await self._engine.execute(lambda connection: _read_backlog(connection, self._mine))
         return self.last_backlog
 
+    async def backlogs(self) -> Mapping[str, Backlog]:
+        """Return the backlog of each node that has one, by its name."""
+        await self._flush()
+        query = sa.select(outbox.c.node).distinct().order_by(outbox.c.node)
+
+        def work(connection: sa.Connection) -> dict[str, Backlog]:
+            nodes = connection.scalars(query).all()
+            return {node: _read_backlog(connection, outbox.c.node == node) for node in nodes}
+
+        return await self._engine.execute(work)
+
+    async def holders(self, digest: Digest) -> Sequence[str]:
+        """Return the other nodes whose fallbacks have an object."""
+        if not self._node:
+            return ()
+        query = sa.select(outbox.c.node).distinct().where(outbox.c.digest == digest, outbox.c.node != self._node)
+        return await self._engine.read(lambda connection: connection.scalars(query).all(), timeout_s=FIND_TIMEOUT_S)
+
+    async def drop_lost(self, key: Key) -> None:
+        """Remove an image that waits here and is nowhere any more, and its record."""
+        await self._engine.execute(lambda connection: _forget(connection, self._node, outbox.c.key == key))
+
+    async def forget(self, node: str) -> int:
+        """Drop the rows of a node that does not come back, and the records of images that it alone has."""
+        return await self._engine.execute(lambda connection: _forget(connection, node, sa.true()))
+
 
 def update_entries(connection: sa.Connection, node: str, records: Sequence[Record]) -> None:
     """Add the records that are pending, and remove those that are not, in the transaction that writes their rows."""
-    keys = [record.key for record in records]
-    mine = sa.and_(outbox.c.node == node, outbox.c.key.in_(keys))
-    known = set(connection.scalars(sa.select(outbox.c.key).where(mine))) if keys else set()
-    arrived = [record.key for record in records if not record.pending and record.key in known]
-    if arrived:
-        delete_entries(connection, node, arrived)
+    records = [record for record in records if not waits_elsewhere(record, node)]
+    if not records:
+        return
+    query = sa.select(outbox.c.key, outbox.c.digest)
+    query = query.where(outbox.c.node == node, outbox.c.key.in_([record.key for record in records]))
+    known = {row.key: row.digest for row in connection.execute(query)}
+    gone = [record.key for record in records if known.get(record.key) not in _waiting(record)]
+    if gone:
+        delete_entries(connection, node, gone)
     new = [
-        {"node": node, "key": record.key, "since": int(record.stored_at.timestamp()), "attempts": 0, "due_at": 0}
+        {
+            "node": node,
+            "key": record.key,
+            "since": int(record.stored_at.timestamp()),
+            "attempts": 0,
+            "due_at": 0,
+            "digest": record.digest,
+        }
         for record in records
-        if record.pending and record.key not in known
+        if record.pending and known.get(record.key) != record.digest
     ]
     if new:
-        connection.execute(sa.insert(outbox), new)
+        insert = postgresql.insert(outbox) if connection.dialect.name == "postgresql" else sqlite.insert(outbox)
+        connection.execute(insert.on_conflict_do_nothing(), new)  # another worker of this node may enlist it
 
 
 def delete_entries(connection: sa.Connection, node: str, keys: Collection[Key]) -> None:
     connection.execute(sa.delete(outbox).where(outbox.c.node == node, outbox.c.key.in_(keys)))
+
+
+def hasten_entries(connection: sa.Connection, node: str, keys: Collection[Key]) -> None:
+    """Have the other nodes look at once at what waits there under these keys."""
+    if node:
+        others = sa.and_(outbox.c.node != node, outbox.c.key.in_(keys))
+        connection.execute(sa.update(outbox).where(others).values(due_at=0))
+
+
+def waits_elsewhere(record: Record, node: str) -> bool:
+    """Tell whether a record is of an image that waits in the fallback of another node."""
+    return record.waits_at not in {None, "", node}
+
+
+def waits_at_others(node: str) -> sa.ColumnElement[bool]:
+    """Return a condition: the image waits in the fallback of another node."""
+    same = sa.and_(outbox.c.key == images.c.key, outbox.c.digest == images.c.digest)
+    return sa.exists().where(same, outbox.c.node != node) if node else sa.false()
+
+
+def _waiting(record: Record) -> set[str | None]:
+    """Return the digests of a row that a record leaves as it is; `None`: there is none."""
+    return {record.digest, None} if record.pending else {None}
+
+
+def _forget(connection: sa.Connection, node: str, these: sa.ColumnElement[bool]) -> int:
+    """Delete rows of a node, and the records of images that no other node has; return the number of rows."""
+    mine = sa.and_(outbox.c.node == node, these)
+    same = sa.exists().where(mine, outbox.c.key == images.c.key, outbox.c.digest == images.c.digest)
+    keys = images.c.key.in_(sa.select(outbox.c.key).where(mine))
+    connection.execute(sa.delete(images).where(keys, same, ~waits_at_others(node)))
+    return connection.execute(sa.delete(outbox).where(mine)).rowcount
 
 
 def _read_backlog(connection: sa.Connection, mine: sa.ColumnElement[bool]) -> Backlog:

@@ -73,7 +73,7 @@ async def reindex(stores: Sequence[ListableStore], image_index: ImageIndex) -> i
         for store in stores:
             async for _, record in read_records(store):
                 if isinstance(record, Record):
-                    yield record if store is stores[0] else replace(record, pending=True)
+                    yield record if store is stores[0] else replace(record, waits_at="")
 
     return await image_index.rebuild(all_records())
 

@@ -14,6 +14,8 @@ Rules:
   it.
 - If the bytes are blocked, as this process knows or as the primary finds after the upload of the object, the worker
   deletes them in both stores.
+- An entry whose image is not in the fallback any more was settled before a kill, or its disk was lost. What the primary
+  has not either is lost: its row leaves the image index, unless another node has it, too.
 - If an operator removed the key meanwhile and the local bytes are not blocked, the worker still uploads the object: a
   link may have brought other bytes here during the outage than the operator removed.
 """
@@ -70,7 +72,7 @@ class OutboxWorker:
         image_index: The index that takes the enlisted records.
         blocked_digests: The digests of removed images.
         uploaded: Receives the record that the primary has under the key then.
-        dropped: Receives the key of an image that the fallback has dropped because an operator removed it.
+        dropped: Receives the key of an image that is dropped: an operator removed it, or its disk was lost.
         draw: Returns a random number from 0 to 1.
         sleep: Waits for a number of seconds.
         count: Counts an attempt by whether it succeeded.
@@ -153,7 +155,7 @@ class OutboxWorker:
     async def _enlist(self, paths: list[str]) -> None:
         for _, record in await self._fallback.read_records(paths):
             if isinstance(record, Record):
-                await self._image_index.put(replace(record, pending=True))
+                await self._image_index.put(replace(record, waits_at=""))
 
     async def _replicate(self, entry: OutboxEntry) -> None:
         try:
@@ -183,8 +185,12 @@ class OutboxWorker:
         try:
             if record is not None:
                 await self._upload(record)
+            elif await self._primary.find(entry.key) is not None:
+                await self._outbox.remove(entry.key)
             else:
-                await self._outbox.remove(entry.key)  # another process has uploaded it, or an operator removed it
+                log.error("image lost before its upload", extra={"key": entry.key})
+                await self._outbox.drop_lost(entry.key)
+                await self._dropped(entry.key)
         except Removed:
             # An operator has removed its key or its bytes meanwhile, maybe on another node.
             if record is not None:
@@ -200,6 +206,7 @@ class OutboxWorker:
             await self._fallback.delete_object(record.digest)
         else:
             await self._cache.move_from(self._fallback, record)
+        await self._image_index.drop([record.key])
         await self._dropped(record.key)
 
     async def _is_blocked(self, digest: Digest) -> bool:

@@ -10,6 +10,7 @@ Rules:
   finds nothing in the fallback raises `Unreachable`: it is no miss.
 - Concurrent lookups of one key are one request to the primary, and so are concurrent reads of one object.
 - Clients are redirected only to an object that the primary was recently seen to have.
+- An object that the primary cannot give may wait in the fallback of another node, which has it then (`PeerObjects`).
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from cachetools import TTLCache
-
 from imgkeep.core.errors import Conflict, RemoteFault, Removed, StorageError, Unreachable
 from imgkeep.core.layout import object_names
 from imgkeep.images.singleflight import SingleFlight
 from imgkeep.replication.read_through import RemoteRead
+from imgkeep.replication.sightings import Sightings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -32,22 +32,13 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Digest, Key, Record, Tombstone
     from imgkeep.replication.circuit_breaker import CircuitBreaker
+    from imgkeep.replication.peer_objects import PeerObjects
     from imgkeep.storage.bucket.store import BucketStore
     from imgkeep.storage.disk_cache import DiskCache
     from imgkeep.storage.interfaces import Body, Draft, Spool
     from imgkeep.storage.local.store import LocalStore
     from imgkeep.storage.memory import MemorySpool
 
-SEEN_MAX: Final = 100_000
-"""Maximum number of names that the primary was seen to have: 200 bytes each, 20 MB."""
-SEEN_TTL_S: Final = 3600
-"""Time for which this node relies on an object that it saw in the primary: an operator may empty the bucket."""
-ABSENT_TTL_S: Final = 30
-"""
-Time for which a permanent URL without an object causes no further request to the primary: an untrusted client can
-invent such URLs. This node finds an object that it puts itself at once. It finds an object that another node puts
-after this time at the latest.
-"""
 COPY_BYTES: Final = 1_048_576
 """Size of the pieces in which a draft is copied to the disk of the fallback."""
 
@@ -67,6 +58,8 @@ class TieredStore:
     Args:
         memory: The spool for objects that no disk can take.
         read_spool: The spool for objects of the primary while clients read them.
+        peer_objects: What waits in the fallbacks of other nodes; `None`: there are none.
+        node: The name of this node among them.
     """
 
     local_drafts_only = False
@@ -81,6 +74,8 @@ class TieredStore:
         read_spool: Spool,
         breaker: CircuitBreaker,
         timer: Callable[[], float],
+        peer_objects: PeerObjects | None = None,
+        node: str = "",
     ) -> None:
         self.name = primary.name
         self.primary = primary
@@ -89,13 +84,12 @@ class TieredStore:
         self.breaker = breaker
         self._memory = memory
         self._read_spool = read_spool
+        self._peer_objects = peer_objects
+        self._node = node
         self._remote_reads: SingleFlight[RemoteRead] = SingleFlight()
         self._lookups: dict[Key, asyncio.Task[Record | None]] = {}
         self._checks: dict[str, asyncio.Task[bool]] = {}
-        self._absent: TTLCache[str, bool] = TTLCache(SEEN_MAX, ABSENT_TTL_S, timer=timer)
-        self._recently_put: TTLCache[str, bool] = TTLCache(SEEN_MAX, ABSENT_TTL_S, timer=timer)
-        """Names that this process has put recently."""
-        self._seen: TTLCache[str, bool] = TTLCache(SEEN_MAX, SEEN_TTL_S, timer=timer)
+        self._sightings = Sightings(timer)
 
     async def aclose(self) -> None:
         await self._remote_reads.aclose()
@@ -129,7 +123,7 @@ class TieredStore:
     async def quarantine_if_corrupt(self, name: str, digest: Digest) -> None:
         """Have the primary look at an object again that came as other bytes, of `digest`."""
         await self._call_primary(partial(self.primary.quarantine_if_corrupt, name, digest))
-        self._seen.pop(name, None)
+        self._sightings.forget(name)
 
     async def find(self, key: Key) -> Record | None:
         task = self._lookups.get(key)
@@ -143,35 +137,43 @@ class TieredStore:
         return await self._call_primary(partial(self.primary.find, key))
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
-        body = await self.cache.fetch(name, size)
+        body, fault = await self._fetch_locally(name, size)
         if body is not None:
             return body
-        body, fault = await self._look_in_fallback(lambda fallback: fallback.fetch(name, size))
-        if body is not None:
-            return body
-        if size is None and name in self._absent:
+        if size is None and name in (self._sightings.absent if self._peer_objects is None else self._sightings.nowhere):
             return None
         remote_read, _ = self._remote_reads.join(name, partial(self._read_remotely, name, size))
         copy = remote_read.body
         copy.hold()
         try:
             if await copy.wait_head():
-                self._seen[name] = True
                 return copy
         except BaseException:
             await copy.aclose()
             raise
         await copy.aclose()
-        self._seen.pop(name, None)
         if fault is not None:
             raise fault
-        self._note_absent(name)
+        self._sightings.note_nowhere(name)
         return None
+
+    async def fetch_own(self, name: str) -> Body | None:
+        """Open an object that is on this machine, for another node; `None`: it is not. Raises as `fetch`."""
+        body, fault = await self._fetch_locally(name, None)
+        if fault is not None:
+            raise fault
+        return body
+
+    async def _fetch_locally(self, name: str, size: int | None) -> tuple[Body | None, StorageError | None]:
+        body = await self.cache.fetch(name, size)
+        if body is not None:
+            return body, None
+        return await self._look_in_fallback(lambda fallback: fallback.fetch(name, size))
 
     def _read_remotely(self, name: str, size: int | None) -> RemoteRead:
         return RemoteRead(
             name,
-            lambda: self._call_primary(partial(self.primary.fetch, name, size)),
+            lambda: self._open_remotely(name, size),
             cache=self.cache,
             spool=self._read_spool,
             memory=self._memory,
@@ -179,26 +181,45 @@ class TieredStore:
             quarantine=self.quarantine_if_corrupt,
         )
 
+    async def _open_remotely(self, name: str, size: int | None) -> Body | None:
+        """Open an object at the primary, or else at another node where it waits for the primary."""
+        body, fault = None, None
+        if size is not None or name not in self._sightings.absent:
+            try:
+                body = await self._call_primary(partial(self.primary.fetch, name, size))
+                self._sightings.note_answer(name, is_there=body is not None)
+            except StorageError as error:
+                fault = error
+        if body is None and self._peer_objects is not None:
+            body = await self._peer_objects.fetch(name)
+        if body is None and fault is not None:
+            raise fault
+        return body
+
     async def holds(self, name: str, size: int) -> bool:
         near, fault = await self._look_in_fallback(lambda fallback: _yes(fallback.holds(name, size)))
         if near:
             return True
-        if name in self._seen and self.breaker.reason is None:
+        if name in self._sightings.present and self.breaker.reason is None:
             return True
-        if await self._call_primary(partial(self.primary.size_of, name)) == size:
-            self._seen[name] = True
+        try:
+            if await self._call_primary(partial(self.primary.size_of, name)) == size:
+                self._sightings.note_answer(name, is_there=True)
+                return True
+        except StorageError as error:
+            fault = error
+        if self._peer_objects is not None and await self._peer_objects.holds(name):
             return True
         if fault is not None:
             raise fault
         return False
 
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
-        self._absent.pop(record.object_name, None)
-        self._recently_put[record.object_name] = True
+        self._sightings.begin_put(record.object_name)
         try:
             stored = await self._call_primary(partial(self.primary.put, draft, record, replaces))
         except Removed:
-            self._seen.pop(record.object_name, None)  # the primary may have deleted it
+            self._sightings.forget(record.object_name)  # the primary may have deleted it
             raise
         except Conflict:
             raise
@@ -206,17 +227,18 @@ class TieredStore:
             # A replacement waits until the primary is back: only the primary knows whether it may replace its image.
             if self.fallback is None or replaces is not None:
                 raise
-            return replace(await self._put_in_fallback(self.fallback, draft, record, replaces), pending=True)
-        self._seen[record.object_name] = self._recently_put[record.object_name] = True
+            return self._waiting(await self._put_in_fallback(self.fallback, draft, record, replaces))
+        self._sightings.end_put(record.object_name)
         await self.cache.put(draft, record.object_name)
         return stored
 
     async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
         if self.fallback is not None and record.pending:
-            # Its object is in the fallback alone. One that was uploaded meanwhile stays as it is, and is judged anew.
+            # Its object is in a fallback alone. One that was uploaded meanwhile stays as it is, and is judged anew, and
+            # so does one that waits on another node.
             if await self.fallback.find(record.key) is None:
-                raise Conflict("the image was uploaded to the primary meanwhile")
-            return replace(await self.fallback.put_record(record, replaces), pending=True)
+                raise Conflict("the image was uploaded to the primary meanwhile, or waits on another node")
+            return self._waiting(await self.fallback.put_record(record, replaces))
         return await self._call_primary(partial(self.primary.put_record, record, replaces))
 
     async def put_tombstone(self, tombstone: Tombstone) -> None:
@@ -271,15 +293,15 @@ class TieredStore:
     async def drop(self, digest: Digest) -> None:
         """Forget where a removed image was seen, and delete its local copy."""
         for name in object_names(digest):
-            self._seen.pop(name, None)
+            self._sightings.forget(name)
         await self.cache.delete(digest)
 
     async def has(self, name: str) -> bool:
         """Return whether the primary can be called and was recently seen to have the object; call it, if need be."""
         if self.breaker.reason is not None:
             return False
-        if name not in self._seen:
-            if name in self._absent:
+        if name not in self._sightings.present:
+            if name in self._sightings.absent:
                 return False
             task = self._checks.get(name)
             if task is None:
@@ -290,8 +312,11 @@ class TieredStore:
 
     def note_present(self, name: str) -> None:
         """Note that the primary was seen to have the object."""
-        self._absent.pop(name, None)
-        self._seen[name] = True
+        self._sightings.note_present(name)
+
+    def _waiting(self, record: Record) -> Record:
+        """Return a record of the fallback, marked as such."""
+        return replace(record, waits_at=self._node)
 
     async def _call_primary(self, verb: Callable[[], Awaitable[T]]) -> T:
         """Call the primary, unless its circuit breaker is open."""
@@ -340,21 +365,13 @@ class TieredStore:
             is_there = await self._call_primary(partial(self.primary.has, name))
         except StorageError:
             return False
-        if is_there:
-            self._seen[name] = True
-        else:
-            self._note_absent(name)
+        self._sightings.note_answer(name, is_there=is_there)
         return is_there
-
-    def _note_absent(self, name: str) -> None:
-        # The answer may be older than a put of this process that ended before the answer came.
-        if name not in self._recently_put:
-            self._absent[name] = True
 
     async def _find(self, key: Key) -> Record | None:
         near, fault = await self._look_in_fallback(lambda fallback: fallback.find(key))
         if near is not None:
-            return replace(near, pending=True)
+            return self._waiting(near)
         record = await self._call_primary(partial(self.primary.find, key))
         if record is None and fault is not None:
             raise fault

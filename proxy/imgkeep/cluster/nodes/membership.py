@@ -159,6 +159,7 @@ class Membership:
         self._after_joining: list[Callable[[], Awaitable[None]]] = []
         self._confirmed: list[Callable[[float | None], None]] = []
         self._count_changed: list[Callable[[int], None]] = []
+        self._gone: list[Callable[[str], None]] = []
         self._is_joined = False
         self._confirmed_at = timer()
         """When the database last confirmed that this member is live, by the timer."""
@@ -193,6 +194,11 @@ class Membership:
         at, measured = self._clock
         return at + (self._timer() - measured)
 
+    def require_joined(self) -> None:
+        """Raise `StorageError` if other members may not count this one as live."""
+        if not self._is_joined:
+            raise StorageError("this process is no live member of its cluster", place=self._session.place)
+
     def before_joining(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Await `callback` before each attempt to join: this member has missed changes. `StorageError`: not yet."""
         self._before_joining.append(callback)
@@ -211,6 +217,10 @@ class Membership:
     def when_count_changes(self, callback: Callable[[int], None]) -> None:
         """Call `callback` with the number of live members, whenever it changes."""
         self._count_changed.append(callback)
+
+    def when_gone(self, callback: Callable[[str], None]) -> None:
+        """Call `callback` with the id of each member that is not live any more."""
+        self._gone.append(callback)
 
     async def join(self) -> None:
         """
@@ -290,6 +300,8 @@ class Membership:
         for member in before.values():
             if member.id not in members:
                 log.info("member gone", extra={"member": member.id})
+                for told in self._gone:
+                    told(member.id)
         if len(members) != len(before):
             for callback in self._count_changed:
                 callback(len(members))

@@ -151,7 +151,7 @@ class StoreFiles:
             to.parent.mkdir(parents=True, exist_ok=True)
         path = self._root / record_path(record.key)
         try:
-            if read_record(path.read_bytes(), path.name) != replace(record, pending=False):
+            if read_record(path.read_bytes(), path.name) != replace(record, waits_at=None):
                 return False
         except (FileNotFoundError, RecordUnreadable):
             pass

@@ -8,9 +8,26 @@ from imgkeep.database.cluster_schema import cluster_metadata
 revision = "0007"
 down_revision = "0006"
 
+_PARTIAL_INDEXES = (
+    ("jobs_by_webhook", "jobs", ["webhook_due_at"], "webhook IS NOT NULL"),
+    ("jobs_unfinished", "jobs", ["id"], "finished_at IS NULL"),
+    ("items_by_member", "items", ["member", "host"], "member IS NOT NULL"),
+)
+
+
+_IMAGES = {
+    "images_by_host_time": ["host", "stored_at"],
+    "images_by_provider_time": ["provider", "stored_at"],
+    "images_by_second": ["stored_at"],
+}
+"""Indexes of `images` by name."""
+_IMAGES_BEFORE = {"images_by_host": ["host"], "images_by_time": ["stored_at", "key"]}
+"""The indexes in whose place they come."""
+
 
 def upgrade() -> None:
     is_postgresql = op.get_context().dialect.name == "postgresql"
+    _replace_indexes("images", _IMAGES_BEFORE, _IMAGES)
     op.rename_table("outbox", "outbox_0006")
     op.drop_index("outbox_by_time")
     op.create_table(
@@ -21,27 +38,38 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("due_at", sa.BigInteger, nullable=False),
         sa.Column("error", sa.String(255)),
+        sa.Column("digest", sa.String(64), nullable=False, comment="of the object that waits"),
         sqlite_with_rowid=False,
     )
     op.create_index("outbox_by_time", "outbox", ["node", "since", "key"])
     op.create_index("outbox_by_key", "outbox", ["key"])
+    op.create_index("outbox_by_digest", "outbox", ["digest"])
     if not is_postgresql:  # the nodes of a PostgreSQL enlist what their fallbacks have, each under its name
         op.execute(
-            "INSERT INTO outbox (node, key, since, attempts, due_at, error) "
-            "SELECT '', key, since, attempts, due_at, error FROM outbox_0006"
+            "INSERT INTO outbox (node, key, since, attempts, due_at, error, digest) "
+            "SELECT '', waiting.key, since, attempts, due_at, error, COALESCE(digest, '') "
+            "FROM outbox_0006 AS waiting LEFT JOIN images ON images.key = waiting.key"
         )
     op.drop_table("outbox_0006")
     member = "which member of a cluster saves it at the moment"
     deliverer = "which member of a cluster delivers it at the moment"
     op.add_column("items", sa.Column("member", sa.String(96), comment=member))
     op.add_column("jobs", sa.Column("webhook_member", sa.String(96), comment=deliverer))
+    op.drop_index("jobs_by_webhook", "jobs")
+    for name, table, columns, condition in _PARTIAL_INDEXES:
+        where = sa.text(condition)
+        op.create_index(name, table, columns, postgresql_where=where, sqlite_where=where)
     if is_postgresql:
         cluster_metadata.create_all(op.get_bind(), checkfirst=False)
 
 
 def downgrade() -> None:
+    _replace_indexes("images", _IMAGES, _IMAGES_BEFORE)
     if op.get_context().dialect.name == "postgresql":
         cluster_metadata.drop_all(op.get_bind())
+    for name, table, _, _ in _PARTIAL_INDEXES:
+        op.drop_index(name, table)
+    op.create_index("jobs_by_webhook", "jobs", ["webhook_due_at"])
     op.drop_column("jobs", "webhook_member")
     op.drop_column("items", "member")
     op.drop_table("outbox")
@@ -55,3 +83,10 @@ def downgrade() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("outbox_by_time", "outbox", ["since", "key"])
+
+
+def _replace_indexes(table: str, old: dict[str, list[str]], new: dict[str, list[str]]) -> None:
+    for name in old:
+        op.drop_index(name, table)
+    for name, columns in new.items():
+        op.create_index(name, table, columns)
