@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 from tests.support.images import png_of
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
 PIECE_BYTES = 65_536
+_SEEDS = count()
 
 
 @dataclass
@@ -52,8 +54,8 @@ class CountedOrigin:
         return f"http://{self.addresses[host]}:{self.port}{path}"
 
     def gives(self, path: str, size: int = 2000, *, host: int = 0) -> str:
-        """Give a path an image of its own; return its URL."""
-        self.bodies[path] = png_of(size, seed=len(self.bodies))
+        """Give a path an image that no other path has, of whatever origin; return its URL."""
+        self.bodies[path] = png_of(size, seed=next(_SEEDS))
         return self.url(path, host)
 
     def fetches(self, prefix: str = "/") -> int:
@@ -92,13 +94,21 @@ class CountedOrigin:
         self.running[host] += 1
         self.running_max[host] = max(self.running_max[host], self.running[host])
         try:
-            if self.answer_s:
-                await asyncio.sleep(self.answer_s)
+            await self._wait(reader)
             if self.gate is not None:
                 await self.gate.wait()
             await self._answer(path, writer)
         finally:
             self.running[host] -= 1
+
+    async def _wait(self, reader: asyncio.StreamReader) -> None:
+        """Wait as long as an answer takes; a client that leaves meanwhile is not under way any more."""
+        if not self.answer_s:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.answer_s):
+                await reader.read(1)  # what clients send now is their end: no request comes before the answer
+                raise ConnectionResetError("the client has left")
 
     async def _answer(self, path: str, writer: asyncio.StreamWriter) -> None:
         body = self.bodies.get(path)

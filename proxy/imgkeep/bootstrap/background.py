@@ -26,7 +26,7 @@ from imgkeep.core.errors import Busy, StorageError
 from imgkeep.health import CHECK_INTERVAL_S
 from imgkeep.images.stored_totals import StoredTotals
 from imgkeep.maintenance.verify_reindex import reindex
-from imgkeep.storage.bucket.diagnostics import try_public
+from imgkeep.storage.bucket.live_check import try_public
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine
