@@ -146,14 +146,8 @@ async def open_services(
     """
     metrics = Metrics()
     metrics.announce(version=__version__, python=python_version())
-    share, worker, peers = None, parts.worker, parts.peers
-    if worker is not None and peers is not None:
-        share = CacheShare(worker.slot, worker.workers, lambda copies: peers.notify(copies=copies))
     if parts.node_peers is not None:
         parts.node_peers.count_with(metrics.peer_asked)
-    sharing, nodes = StorageSharing(share), parts.nodes
-    if nodes is not None:
-        sharing = StorageSharing(share, nodes.session, member=nodes.membership.id)
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # the resolver looks names up there
     async with (
@@ -163,7 +157,7 @@ async def open_services(
             timer=platform.timer,
             sleep=platform.sleep,
             observe=metrics.called,
-            sharing=sharing,
+            sharing=_share_storage(parts),
         ) as storage,
         AsyncExitStack() as stack,
     ):
@@ -171,6 +165,16 @@ async def open_services(
         builder = _Builder(config, platform, storage, metrics, inspector, parts.limit_share, stack)
         watch_leases(metrics, parts.leases)
         yield await builder.build(parts, responses)
+
+
+def _share_storage(parts: ClusterParts) -> StorageSharing:
+    share, worker, peers, nodes = None, parts.worker, parts.peers, parts.nodes
+    if worker is not None and peers is not None:
+        share = CacheShare(worker.slot, worker.workers, lambda copies: peers.notify(copies=copies))
+    if nodes is None:
+        return StorageSharing(share)
+    fetch_from_node = None if parts.node_peers is None else parts.node_peers.fetch_object
+    return StorageSharing(share, nodes.session, fetch_from_node, member=nodes.membership.id)
 
 
 @dataclass(frozen=True, slots=True)
