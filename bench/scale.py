@@ -183,7 +183,7 @@ def fill(url: str, rows: int) -> dict[str, float]:
         copy(connection, f"jobs ({columns})", map(job_line, range(rows // JOBS_OF)), rows // JOBS_OF)
         columns = "job, number, link, host, expires_at, state, attempts, due_at, key, created"
         copy(connection, f"items ({columns})", (item_line(n, rows) for n in range(rows)), rows)
-        columns = "key, since, attempts, due_at, error"
+        columns = "node, key, since, attempts, due_at, error, digest"
         copy(connection, f"outbox ({columns})", map(outbox_line, range(rows // 10)), rows // 10)
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("VACUUM (ANALYZE)")
@@ -211,8 +211,10 @@ def item_line(number: int, rows: int) -> str:
 
 
 def outbox_line(number: int) -> str:
-    key = sha256(b"outbox %d" % number).hexdigest()
-    return f"{key}\t{int(NOW.timestamp()) - number}\t{number % 3}\t0\tConnectionRefusedError\n"
+    """Return an image that waits in the fallback of one of three nodes."""
+    key, digest = (sha256(b"outbox %s %d" % (what, number)).hexdigest() for what in (b"key", b"digest"))
+    since = int(NOW.timestamp()) - number
+    return f"node-{number % 3}\t{key}\t{since}\t{number % 3}\t0\tConnectionRefusedError\t{digest}\n"
 
 
 # --- measurements
@@ -356,6 +358,8 @@ async def measure_queues(measurement: Measurement, database: Database) -> None:
     await measurement.read("webhooks", lambda: jobs.webhooks(16))
     await measurement.read("uploads that are due", lambda: outbox.due(64))
     await measurement.read("backlog", outbox.backlog, times=3)
+    waiting = Digest(sha256(b"outbox digest 1").hexdigest())
+    await measurement.read("nodes that have an object", lambda: outbox.holders(waiting))
 
 
 async def measure_writes(database: Database, rows: int, number: int) -> dict[str, float]:
@@ -417,7 +421,7 @@ def report(measurement: Measurement, sizes: list[tuple[str, int, int]], rates: d
 
 async def run(url: str, rows: int, *, filled: bool) -> int:
     """Fill the tables unless they are, measure, and print the report."""
-    database = Database(url.replace("postgresql:", "postgresql+psycopg:"), lambda: NOW)
+    database = Database(url.replace("postgresql:", "postgresql+psycopg:"), lambda: NOW, node="node-1")
     try:
         measurement = Measurement(database, url, rows)
         await measurement.open()
