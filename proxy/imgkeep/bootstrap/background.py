@@ -25,7 +25,7 @@ from imgkeep.core.errors import Busy, StorageError
 from imgkeep.health import CHECK_INTERVAL_S
 from imgkeep.images.stored_totals import StoredTotals
 from imgkeep.maintenance.verify_reindex import reindex
-from imgkeep.storage.bucket.diagnostics import try_public
+from imgkeep.storage.bucket.live_check import try_public
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -97,10 +97,13 @@ class BackgroundTasks:
         tasks = [] if self._nodes is None else await self._nodes.start()
         for leader in self._leaders:
             await leader.acquire()
-        tasks += [asyncio.create_task(task) for task in self._list_tasks()]
+        own = [asyncio.create_task(task) for task in self._list_tasks()]
         try:
             yield
         finally:
+            # What this member has taken is free before it leaves: others know no more of it then.
+            for task in reversed(own):
+                await cancel(task)
             if self._nodes is not None:
                 await self._nodes.membership.leave()
             for task in reversed(tasks):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep import __version__
 from imgkeep.bootstrap.cluster import ALONE
 from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_storage
+from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import StorageSharing, objects_url, open_storage
 from imgkeep.core.host_patterns import Globs
@@ -36,8 +37,6 @@ from imgkeep.images.placeholder_suspects import PlaceholderSuspects
 from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from imgkeep.images.upload import Saver
-from imgkeep.jobs.runner import JobRunner
-from imgkeep.jobs.webhooks import WebhookSender
 from imgkeep.observability.metrics import Metrics
 from imgkeep.origin import AddressGuard, OriginClient
 from imgkeep.page_rewriting import LinkSelection
@@ -48,12 +47,13 @@ from imgkeep.storage.disk_cache import CacheShare
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 
-    from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.cluster import ClusterParts, Nodes
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.limit_share import LimitShare
+    from imgkeep.jobs.runner import JobRunner
 
 __all__ = [
     "SYSTEM",
@@ -139,6 +139,9 @@ async def open_services(
         share = CacheShare(worker.slot, worker.workers, lambda copies: peers.notify(copies=copies))
     if parts.node_peers is not None:
         parts.node_peers.count_with(metrics.peer_asked)
+    sharing, nodes = StorageSharing(share), parts.nodes
+    if nodes is not None:
+        sharing = StorageSharing(share, nodes.session, member=nodes.membership.id)
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # the resolver looks names up there
     async with (
@@ -148,14 +151,14 @@ async def open_services(
             timer=platform.timer,
             sleep=platform.sleep,
             observe=metrics.called,
-            sharing=StorageSharing(share, None if parts.nodes is None else parts.nodes.session),
+            sharing=sharing,
         ) as storage,
         AsyncExitStack() as stack,
     ):
         inspector = make_inspector(config, platform.clock)
         builder = _Builder(config, platform, storage, metrics, inspector, parts.limit_share, stack)
         watch_leases(metrics, parts.leases)
-        yield await builder.build(parts.cluster, changed)
+        yield await builder.build(parts.cluster, nodes, changed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,7 @@ class _Builder:
     limit_share: LimitShare
     stack: AsyncExitStack
 
-    async def build(self, cluster: Cluster | None, changed: Callable[[Key], None]) -> Services:
+    async def build(self, cluster: Cluster | None, nodes: Nodes | None, changed: Callable[[Key], None]) -> Services:
         config, platform, database = self.config, self.platform, self.storage.database
         failures = RecentFailures(platform.clock)
         health = self.make_health()
@@ -203,7 +206,7 @@ class _Builder:
             saver=saver,
             remover=remover,
             refetcher=refetcher,
-            jobs=self.make_jobs(saver, dependencies.origin),
+            jobs=self.make_jobs(saver, dependencies.origin, nodes),
             health=health,
             metrics=self.metrics,
             failures=failures,
@@ -305,21 +308,16 @@ class _Builder:
         self.stack.push_async_callback(service.aclose)
         return service
 
-    def make_jobs(self, saver: Saver, messenger: OriginClient) -> JobRunner:
-        platform, jobs = self.platform, self.storage.database.jobs
-        keys = self.config.security.signing_keys
-        return JobRunner(
-            jobs=jobs,
+    def make_jobs(self, saver: Saver, messenger: OriginClient, nodes: Nodes | None) -> JobRunner:
+        return make_job_runner(
+            self.config,
+            self.platform,
+            database=self.storage.database,
+            inspector=self.inspector,
             saver=saver,
-            webhooks=WebhookSender(jobs, messenger, keys[0] if keys else None, platform.clock, random.random),
-            identify=self.inspector.identify,
-            public=self.inspector.public,
-            clock=platform.clock,
-            draw=random.random,
-            draw_id=lambda: secrets.token_hex(16),
-            timer=platform.timer,
-            sleep=platform.sleep,
+            messenger=messenger,
             count=self.metrics.worked,
+            nodes=nodes,
         )
 
 
