@@ -155,12 +155,15 @@ async def test_many_rows_are_counted_by_a_sample(
     exact = await index.count()
     assert (exact.images, exact.objects, exact.is_estimate) == (4000, 400, False)
     monkeypatch.setattr("imgkeep.database.image_counts.EXACT_MAX", 1000)
-    monkeypatch.setattr("imgkeep.database.image_counts.SAMPLE_MIN", 1000)
+    monkeypatch.setattr("imgkeep.database.image_counts.COUNTED_MIN", 1000)
+    monkeypatch.setattr("imgkeep.database.image_counts.READ_MIN", 1000)
     totals = await index.count()
     assert totals.is_estimate
     assert totals.images == pytest.approx(4000, rel=0.1)
     assert totals.images % 4 == 0, "one row in four is read"
     assert totals.objects == pytest.approx(400, rel=0.3)
+    assert totals.object_bytes == pytest.approx(exact.object_bytes, rel=0.3)
+    assert sum(number for _, number in totals.hosts) == pytest.approx(4000, rel=0.1)
     assert (totals.oldest, totals.newest) == (exact.oldest, exact.newest)
     assert (await index.count_images())[0] == totals.images
 

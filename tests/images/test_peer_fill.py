@@ -69,9 +69,6 @@ class FakePeers:
         self.waits += 1
         await self.world.image_service.wait_for_fill(Key(key))
 
-    async def notify(self, **_what: object) -> None:
-        """They know."""
-
 
 async def along(fill: SharedBody[FillHead]) -> AsyncIterator[tuple[int, bytes]]:
     offset = 0

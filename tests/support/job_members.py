@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 
-from imgkeep.bootstrap.cluster import Nodes
+from imgkeep.bootstrap.cluster import make_nodes
 from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.clock import read_clock
-from imgkeep.cluster.nodes.leader import ClusterLeader
 from imgkeep.cluster.nodes.membership import Membership, NodeIdentity
 from imgkeep.core.errors import OriginError
 from imgkeep.database import Database
@@ -104,7 +103,7 @@ class JobMember:
             saver=cast("Saver", fetcher),
             messenger=cast("OriginClient", fetcher),
             count=self.outcomes.append,
-            nodes=Nodes(self.session, self.membership, ClusterLeader(self.session)),
+            nodes=make_nodes(self.session, self.membership, platform, stale_max_s=30),
         )
         self.notices: list[str] = []
         self.session.listen(CHANNEL, self.notices.append)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.bootstrap.gauges import watch_totals
 from imgkeep.bootstrap.services import make_record_settler
 from imgkeep.bootstrap.storage import cancel
+from imgkeep.cluster.nodes.change_reader import Receiver
 from imgkeep.core.errors import Busy, StorageError
 from imgkeep.health import CHECK_INTERVAL_S
 from imgkeep.images.stored_totals import StoredTotals
@@ -81,6 +82,8 @@ class BackgroundTasks:
         self._outbox_worker = outbox_worker
         self.cluster = cluster
         self._nodes = cluster.nodes
+        if cluster.nodes is not None:
+            cluster.nodes.reader.receiver = Receiver(services.learn, services.learn_everything, services.settle)
         self._cluster_leader = cluster.cluster_leader
         self._duties = self._assign_duties(cluster)
         self._resigned = asyncio.Event()
@@ -105,6 +108,7 @@ class BackgroundTasks:
             for task in reversed(own):
                 await cancel(task)
             if self._nodes is not None:
+                await self._nodes.writer.aclose()
                 await self._nodes.membership.leave()
             for task in reversed(tasks):
                 await cancel(task)
@@ -157,8 +161,9 @@ class BackgroundTasks:
 
     def _list_cluster_tasks(self) -> list[Task]:
         """List what has to run once for all."""
-        remote = self._services.storage.remote
-        return [] if remote is None else [_abort_unfinished_uploads(remote.bucket.client, self._sleep)]
+        remote, nodes = self._services.storage.remote, self._nodes
+        tasks = [] if remote is None else [_abort_unfinished_uploads(remote.bucket.client, self._sleep)]
+        return tasks if nodes is None else [*tasks, nodes.reader.clean_up()]
 
     def _assign_duties(self, cluster: ClusterParts) -> dict[Leader | None, Callable[[], list[Task]]]:
         """Return which leader runs which tasks; `None`: every process does."""

@@ -30,10 +30,10 @@ from imgkeep.database.outbox import (
     update_entries,
     waits_at_others,
 )
-from imgkeep.database.schema import images, select_records, state
+from imgkeep.database.schema import images, refused, select_records, state
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
     from imgkeep.database.engine import DatabaseEngine
     from imgkeep.database.record_lookup import RecordLookup
@@ -64,6 +64,14 @@ _UPSERT: Final = _INSERT.on_conflict_do_update(
     set_={column.name: _INSERT.excluded[column.name] for column in images.c if column is not images.c.key},
 )
 
+_REMOVAL_LOCK: Final = 0x696D676B656F
+_LOCK_ALONE: Final = sa.select(sa.func.pg_advisory_xact_lock(_REMOVAL_LOCK))
+_LOCK_SHARED: Final = sa.select(sa.func.pg_advisory_xact_lock_shared(_REMOVAL_LOCK))
+
+
+async def _note_nothing(_digests: Collection[Digest]) -> None:
+    """Without a list of blocked digests there is nothing to add to."""
+
 
 class ImageIndex:
     """The rows of the images, one a key. A crash loses the last `batch_delay_s` seconds of them; the store has them."""
@@ -80,6 +88,7 @@ class ImageIndex:
         self._lookup = lookup
         self._node = node
         self._batch_delay_s = batch_delay_s
+        self._found_blocked: Callable[[Collection[Digest]], Awaitable[None]] = _note_nothing
         self._unwritten: dict[Key, Record] = {}
         self._has_dropped = False
         """Whether records were dropped that were too many to wait."""
@@ -126,6 +135,8 @@ class ImageIndex:
             self._unwritten.pop(key, None)
 
         def work(connection: sa.Connection) -> None:
+            if is_shared(connection):
+                connection.execute(_LOCK_ALONE)  # rows in another order than that of a write would be a deadlock
             connection.execute(sa.delete(images).where(images.c.key.in_(keys)))
             delete_entries(connection, self._node, keys)
             hasten_entries(connection, self._node, keys)
@@ -151,6 +162,22 @@ class ImageIndex:
             query = query.where(sa.tuple_(images.c.stored_at, images.c.key) < sa.tuple_(*map(sa.literal, after)))
         await self.flush()
         return await self._select(query)
+
+    def when_blocked(self, callback: Callable[[Collection[Digest]], Awaitable[None]]) -> None:
+        """Await `callback` with digests of records that other processes had blocked before their rows were written."""
+        self._found_blocked = callback
+
+    async def block(self, digest: Digest) -> Sequence[Key]:
+        """
+        Block a digest for the processes that share this database, and return the keys of all records that point at it.
+
+        Both are one transaction, which is before or after every other one that writes records: this one returns the
+        key of a record, or the process that writes it is told of the block (`when_blocked`). A SQLite file is one
+        node's, whose processes block a digest in memory.
+        """
+        await self.flush()
+        keys = await self._engine.execute(lambda connection: _block(connection, digest))
+        return [Key(key) for key in keys]
 
     async def keys_of(self, digest: Digest) -> Sequence[Key]:
         """Return the keys of all records that point at an object."""
@@ -240,7 +267,11 @@ class ImageIndex:
 
     async def _write(self, batch: Sequence[Record]) -> int:
         if batch:
-            await self._engine.execute(lambda connection: _upsert(connection, self._node, batch, self._now(connection)))
+            blocked = await self._engine.execute(
+                lambda connection: _upsert(connection, self._node, batch, self._now(connection))
+            )
+            if blocked:
+                await self._found_blocked([*map(Digest, blocked)])
         return len(batch)
 
     def _now(self, connection: sa.Connection) -> int:
@@ -265,11 +296,27 @@ def _to_records(rows: Sequence[Any]) -> list[Record]:
         raise StorageError("the image index holds a damaged row; `imgkeep reindex` repairs it") from None
 
 
-def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now: int) -> None:
+def is_shared(connection: sa.Connection) -> bool:
+    """Tell whether processes of other machines can write at the same time."""
+    return connection.dialect.name == "postgresql"
+
+
+def _block(connection: sa.Connection, digest: Digest) -> Sequence[str]:
+    if is_shared(connection):
+        connection.execute(_LOCK_ALONE)
+        connection.execute(sa.delete(refused).where(refused.c.digest == digest))
+        connection.execute(sa.insert(refused), {"digest": digest})
+    return connection.scalars(sa.select(images.c.key).where(images.c.digest == digest)).all()
+
+
+def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now: int) -> Sequence[str]:
+    """Write rows; return which of their digests other processes have blocked."""
     # A key that waits and is in the primary, too, is read twice. In one order, so that no two nodes wait for each
     # other's rows.
     records = sorted({record.key: record for record in records}.values(), key=attrgetter("key"))
-    if connection.dialect.name == "postgresql":
+    shared = is_shared(connection)
+    if shared:
+        connection.execute(_LOCK_SHARED)  # by itself: a later statement sees what was committed when it was granted
         statement: sa.Insert = _UPSERT
     else:  # of SQLite, whose transactions come one after the other, this is the quicker way
         statement = sa.insert(images)
@@ -280,6 +327,10 @@ def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now
     order = insert.positiontup
     connection.exec_driver_sql(insert.string, [tuple(map(row.__getitem__, order)) for row in rows] if order else rows)
     update_entries(connection, node, records)
+    if not shared:
+        return ()
+    digests = {record.digest for record in records}
+    return connection.scalars(sa.select(refused.c.digest).where(refused.c.digest.in_(digests))).all()
 
 
 def _delete_older(node: str, keys: sa.ColumnElement[bool], began: int, connection: sa.Connection) -> None:
