@@ -128,7 +128,7 @@ async def test_reader_comes_from_one_node_to_three(
         shell = reader.shell("node1")
         assert "images/" in await shell.run(reader.read(use), "use")
         told = await shell.run(reader.read(check), "readyz")
-        assert told.count('"status":"ready"') == 3, told
+        assert told.count('"status":"ready"') == told.count('"cluster":{"status":"ok"') == 3, told
         addresses = [f"{reader.address(node)}:{reader.port}" for node in NODES]
         proxy = await stack.enter_async_context(balancing("nginx", tmp_path / "nginx", addresses))
         async with ClientSession() as session:

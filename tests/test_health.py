@@ -9,7 +9,7 @@ import pytest
 
 from imgkeep.core.errors import Busy, StorageError
 from imgkeep.core.records import Backlog
-from imgkeep.health import Health
+from imgkeep.health import ClusterState, Health
 from tests.support.stores import NOON
 
 
@@ -117,6 +117,19 @@ async def test_outage_is_the_store_s_fault_until_it_ends(health: Health) -> None
     assert state(health) == (True, "degraded")
     outage = None
     assert state(health) == (True, "ready"), "before the next check"
+
+
+async def test_node_without_its_cluster_is_degraded(health: Health) -> None:
+    state = ClusterState(None, {"id": "node1/a", "members": []})
+    health.cluster = lambda: state
+    assert health.report(in_full=True)[1]["status"] == "unready"
+    await health.check()
+    assert health.report(in_full=True)[1]["cluster"] == {"status": "ok", "id": "node1/a", "members": []}
+    assert health.report(in_full=False)[1]["cluster"] == {"status": "ok"}
+    state = ClusterState("not confirmed", {})
+    assert health.report(in_full=False)[0]
+    assert health.report(in_full=True)[1]["status"] == "degraded"
+    assert health.report(in_full=True)[1]["cluster"] == {"status": "failing", "reason": "not confirmed"}
 
 
 async def test_part_that_is_busy_stays_as_it_was(health: Health, disk: Part, database: Part) -> None:

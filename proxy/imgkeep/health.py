@@ -34,6 +34,20 @@ class Checkable(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """
+    The place of this process among those of all nodes.
+
+    Attributes:
+        fault: Why it is no member; `None`: it is one.
+        facts: What clients with access see of it.
+    """
+
+    fault: str | None
+    facts: Mapping[str, object]
+
+
 @dataclass(slots=True)
 class Health:
     """
@@ -47,6 +61,7 @@ class Health:
         store: A remote store; `None`: the disk is the store.
         outage: Returns why the remote store cannot be called; `None`: it can.
         backlog: Returns what waits for the remote store, as of the last look; `None`: there is no fallback.
+        cluster: Returns the place of this process in its cluster; `None`: no other node can use the database.
         draining: Whether this process takes no new requests, and ends.
         replaced: Whether another worker replaces this one: clients may stay, but endless responses have to end.
         free_bytes: Bytes that are free on the disk, as of the last check.
@@ -59,6 +74,7 @@ class Health:
     store: Checkable | None = None
     outage: Callable[[], str | None] = lambda: None
     backlog: Callable[[], Backlog | None] | None = None
+    cluster: Callable[[], ClusterState] | None = None
     draining: bool = field(default=False, init=False)
     replaced: bool = field(default=False, init=False)
     free_bytes: int = field(default=0, init=False)
@@ -72,8 +88,12 @@ class Health:
     @property
     def faults(self) -> Mapping[str, str | None]:
         """Why each part fails; `None`: it works. Empty before the first check."""
-        outage = self.outage()
-        return self._faults if outage is None else {**self._faults, "store": outage}
+        faults = dict(self._faults)
+        if (outage := self.outage()) is not None:
+            faults["store"] = outage
+        if self._faults and self.cluster is not None:
+            faults["cluster"] = self.cluster().fault
+        return faults
 
     async def check(self) -> None:
         """Check every part. A fault ends here as soon as its part works again."""
@@ -111,6 +131,8 @@ class Health:
             status = "degraded" if any(faults.values()) else "ready"
         parts = {name: _describe(faults.get(name)) for name in ("store", "database", "disk")}
         parts["fallback"] = self._describe_fallback(faults.get("fallback"))
+        if self.cluster is not None:
+            parts["cluster"] = {**_describe(faults.get("cluster")), **self.cluster().facts}
         if not in_full:
             parts = {name: {"status": part["status"]} for name, part in parts.items()}
         return status in {"ready", "degraded"}, {"status": status, **parts}

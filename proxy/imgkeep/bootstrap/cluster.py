@@ -11,12 +11,13 @@ import random
 import secrets
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from imgkeep import __version__
 from imgkeep.cluster.nodes.leader import ClusterLeader
 from imgkeep.cluster.nodes.leases import NodeLeases
-from imgkeep.cluster.nodes.membership import Membership, NodeIdentity
+from imgkeep.cluster.nodes.membership import DEAD_AFTER_S, Membership, NodeIdentity
 from imgkeep.cluster.workers.leader import LeaderLock
 from imgkeep.cluster.workers.leases import FillLeases
 from imgkeep.cluster.workers.peers import Peers
@@ -24,6 +25,7 @@ from imgkeep.config import data_folder, read_database_url, read_store_url
 from imgkeep.core.store_url import Folder
 from imgkeep.database.engine import describe_location, require_driver
 from imgkeep.database.session import DatabaseSession
+from imgkeep.health import ClusterState
 from imgkeep.images.interfaces import Cluster
 from imgkeep.images.limit_share import LimitShare
 from imgkeep.storage.local.node_id import read_node_id
@@ -51,6 +53,23 @@ class Nodes:
     session: DatabaseSession
     membership: Membership
     leader: ClusterLeader
+
+    def describe(self) -> ClusterState:
+        """Describe the place of this process in the cluster, without the network."""
+        membership, fault = self.membership, None
+        if not membership.is_joined or membership.silence_s > DEAD_AFTER_S:
+            fault = f"this process is no member: the database has not confirmed it for {membership.silence_s:.0f} s"
+        members = [
+            {
+                "id": member.id,
+                "node": member.node,
+                "advertise_url": member.advertise_url,
+                "version": member.version,
+                "started_at": f"{member.started_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            }
+            for member in sorted(membership.members.values(), key=lambda member: (member.node, member.started_at))
+        ]
+        return ClusterState(fault, {"id": membership.id, "members": members})
 
     async def start(self) -> list[asyncio.Task[None]]:
         """

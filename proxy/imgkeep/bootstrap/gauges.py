@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from imgkeep.cluster.nodes.leases import NodeLeases
 
 if TYPE_CHECKING:
+    from imgkeep.bootstrap.cluster import ClusterParts
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
     from imgkeep.cluster.workers.leases import FillLeases
     from imgkeep.database import Outbox
@@ -43,6 +44,15 @@ def watch_leases(metrics: Metrics, leases: FillLeases | NodeLeases | None) -> No
 def watch_jobs(metrics: Metrics, jobs: JobRunner) -> None:
     """Show the links of jobs that wait."""
     metrics.watch("job_links_waiting", "Links that wait to be saved", lambda: jobs.waiting, shared=True)
+
+
+def watch_members(metrics: Metrics, health: Health, parts: ClusterParts) -> None:
+    """Show the live processes of all nodes, where other nodes can use the database."""
+    if parts.nodes is None:
+        return
+    membership = parts.nodes.membership
+    health.cluster = parts.nodes.describe
+    metrics.watch("cluster_members", "Live processes of all nodes", lambda: len(membership.members), shared=True)
 
 
 def watch_storage(metrics: Metrics, storage: Storage, health: Health) -> None:
