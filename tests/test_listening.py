@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from imgkeep.config import ConfigError, Server
+from imgkeep.config import Config, ConfigError, Server
 from imgkeep.listening import listen, listen_for_workers
 from imgkeep.web.connection_limit import ConnectionLimit
 from tests.support.program import cannot, environment, need_strace, serving
@@ -67,7 +67,7 @@ def test_server_listens_on_its_addresses_only(host: str | tuple[str, ...], reach
 def test_every_worker_has_a_socket_at_every_address() -> None:
     need_ipv6()
     with ExitStack() as stack:
-        sets = listen_for_workers(Server(host=("127.0.0.1", "::1"), port=0, workers=3), stack)
+        sets = listen_for_workers(Config(server=Server(host=("127.0.0.1", "::1"), port=0, workers=3)), stack)
         names = [[sock.getsockname()[:2] for sock in sockets] for sockets in sets]
     assert len(sets) == 3
     assert names[0] == names[1] == names[2]
@@ -82,7 +82,7 @@ def test_port_in_use_names_the_setting(workers: int) -> None:
         port = taken.getsockname()[1]
         server = Server(host="127.0.0.1", port=port, workers=workers)
         with pytest.raises(OSError, match=rf"^\[Errno 98\] server.port: .* 127.0.0.1:{port} already") as error:
-            listen_for_workers(server, stack) if workers > 1 else listen(server)
+            listen_for_workers(Config(server=server), stack) if workers > 1 else listen(server)
         assert error.value.errno == errno.EADDRINUSE
 
 

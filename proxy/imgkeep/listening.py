@@ -1,5 +1,5 @@
 """
-Listening sockets, from `server.host` and `server.port`, and from `server.metrics_address`.
+Listening sockets, from `server.host` and `server.port`, `server.metrics_address` and `cluster.listen`.
 
 Rules:
 - `::` alone accepts IPv4 too (dual stack, RFC 3493, 5.3), whatever the default of the machine is. Beside an IPv4
@@ -24,7 +24,8 @@ from imgkeep.config import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from imgkeep.config import Server
+    from imgkeep.config import Config, Server
+    from imgkeep.config.schema import Cluster
 
 BACKLOG: Final = 1024
 PORT_ATTEMPTS_MAX: Final = 16
@@ -50,6 +51,7 @@ class _SettingNames:
 
 _SERVER: Final = _SettingNames("server.host", "server.port", " (server.port, IMGKEEP_SERVER__PORT)")
 _METRICS: Final = _SettingNames("server.metrics_address", "server.metrics_address", "")
+_NODES: Final = _SettingNames("cluster.listen", "cluster.listen", " (or of cluster.advertise_url, where it is empty)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,24 +114,33 @@ def listen_for_metrics(server: Server, *, shared: bool = False) -> list[socket.s
 
     Raises: as `listen`.
     """
-    wanted = server.metrics_host_and_port
+    return _listen_at(server.metrics_host_and_port, _METRICS, shared=shared)
+
+
+def listen_for_nodes(cluster: Cluster, *, shared: bool = False) -> list[socket.socket]:
+    """Return listening sockets for the other nodes: none if there is one node. Else as `listen_for_metrics`."""
+    return _listen_at(cluster.listen_host_and_port, _NODES, shared=shared)
+
+
+def _listen_at(wanted: tuple[str, int] | None, settings: _SettingNames, *, shared: bool) -> list[socket.socket]:
     if wanted is None:
         return []
     host, port = wanted
     with ExitStack() as stack:
-        sockets = [sock for _, sock in _bind_all(_find_targets((host,), _METRICS), port, stack, shared=shared)]
+        sockets = [sock for _, sock in _bind_all(_find_targets((host,), settings), port, stack, shared=shared)]
         for sock in sockets:
-            _start_listening(sock, _METRICS)
+            _start_listening(sock, settings)
         stack.pop_all()
     return sockets
 
 
-def listen_for_workers(server: Server, stack: ExitStack) -> list[list[socket.socket]]:
+def listen_for_workers(config: Config, stack: ExitStack) -> list[list[socket.socket]]:
     """
     Return listening sockets for each worker, one for each address; the kernel spreads connections over them.
 
     Raises: as `listen`.
     """
+    server = config.server
     if not hasattr(socket, "SO_REUSEPORT"):
         raise ConfigError("server.workers: more than 1 needs SO_REUSEPORT, which this system does not have")
     with ExitStack() as probes:
@@ -138,7 +149,7 @@ def listen_for_workers(server: Server, stack: ExitStack) -> list[list[socket.soc
             target.at(sock.getsockname()[1])
             for target, sock in _bind_all(_find_targets(server.hosts), server.port, probes)
         ]
-        for sock in listen_for_metrics(server):  # each worker opens its own later
+        for sock in listen_for_metrics(server) + listen_for_nodes(config.cluster):  # each worker opens its own later
             probes.enter_context(sock)
     sets: list[list[socket.socket]] = []
     for _ in range(server.workers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from unittest.mock import AsyncMock
 
@@ -14,10 +13,9 @@ from imgkeep.cluster.progress import read_fill
 from imgkeep.cluster.workers.peers import SECRET_FIELD, Notice
 from imgkeep.cluster.workers.worker_info import WorkerInfo
 from imgkeep.core.errors import OriginError, SourceNotFound, StorageError
-from imgkeep.core.records import Format
-from imgkeep.images.fill import FillHead
 from imgkeep.images.peer_fill import FillFailure, RemoteFill
 from imgkeep.web.api_relay import receive_relayed
+from tests.support.peer_fills import FakeBody, FakeImages, make_head
 
 if TYPE_CHECKING:
     from aiohttp.test_utils import TestClient
@@ -26,37 +24,6 @@ if TYPE_CHECKING:
 SECRET = "the secret of this run"
 KEY = "a" * 64
 DATA = b"some image" * 10
-
-
-@dataclass
-class FakeBody:
-    """A body that has come so far, and then ends or fails."""
-
-    data: bytes
-    error: Exception | None = None
-    is_closed: bool = False
-
-    async def read(self, offset: int, size: int) -> bytes:
-        if offset >= len(self.data) and self.error is not None:
-            raise self.error
-        return self.data[offset : offset + size]
-
-    async def aclose(self) -> None:
-        self.is_closed = True
-
-
-@dataclass
-class FakeImages:
-    """The fills of a worker, by their names."""
-
-    fills: dict[str, tuple[FakeBody, FillHead] | FillFailure] = field(default_factory=dict)
-    waited_for: list[str] = field(default_factory=list)
-
-    async def join_for_peer(self, name: str) -> tuple[FakeBody, FillHead] | FillFailure | None:
-        return self.fills.get(name)
-
-    async def wait_for_fill(self, key: str) -> None:
-        self.waited_for.append(key)
 
 
 @pytest.fixture
@@ -82,10 +49,6 @@ async def client(aiohttp_client: AiohttpClient, images: FakeImages, learned: lis
     return await aiohttp_client(app, headers={SECRET_FIELD: SECRET})
 
 
-def head() -> FillHead:
-    return FillHead(Format.PNG, None, '"etag"', storing=True, doubts=frozenset())
-
-
 @pytest.mark.parametrize("secret", ["", SECRET[:-1], SECRET.upper()])
 async def test_wrong_secret_is_refused_and_cut_off(client: TestClient[Any, Any], secret: str) -> None:
     async with client.get("/metrics", headers={SECRET_FIELD: secret}) as response:
@@ -95,18 +58,18 @@ async def test_wrong_secret_is_refused_and_cut_off(client: TestClient[Any, Any],
 
 async def test_peer_follows_a_fill(client: TestClient[Any, Any], images: FakeImages) -> None:
     body = FakeBody(DATA)
-    images.fills[KEY] = body, head()
+    images.fills[KEY] = body, make_head()
     async with client.get(f"/fills/{KEY}") as response:
         fill = await read_fill(response.content)
         assert isinstance(fill, RemoteFill)
-        assert (fill.head, fill.path) == (head(), None)
+        assert (fill.head, fill.path) == (make_head(), None)
         assert b"".join([data async for _, data in fill.steps]) == DATA
     assert body.is_closed
 
 
 async def test_fill_that_breaks_off_has_no_end(client: TestClient[Any, Any], images: FakeImages) -> None:
     body = FakeBody(DATA, OriginError("it broke off"))
-    images.fills[KEY] = body, head()
+    images.fills[KEY] = body, make_head()
     async with client.get(f"/fills/{KEY}") as response:
         fill = await read_fill(response.content)
         assert isinstance(fill, RemoteFill)
@@ -125,7 +88,7 @@ async def test_unexpected_failure_of_a_fill_is_no_second_response(
     receive_relayed(app)
     client = await aiohttp_client(app, headers={SECRET_FIELD: SECRET})
     body = FakeBody(DATA, RuntimeError("a mistake"))
-    images.fills[KEY] = body, head()
+    images.fills[KEY] = body, make_head()
     async with client.get(f"/fills/{KEY}") as response:
         fill = await read_fill(response.content)
         assert isinstance(fill, RemoteFill)

@@ -40,7 +40,7 @@ with ExitStack() as stack:
     sys.exit(
         supervisor.Supervisor(
             config,
-            sockets=listen_for_workers(config.server, stack),
+            sockets=listen_for_workers(config, stack),
             command=(sys.executable, "-c", sys.argv[1]),
             environment=dict(os.environ),
             reload=lambda: config,

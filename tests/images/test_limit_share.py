@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgkeep.core.errors import RateLimited
+from imgkeep.core.errors import Busy, RateLimited
 from imgkeep.core.records import Client, Key, Subject
 from imgkeep.images.fill_rate_limit import DAY_S, FillLimits, RateLimiter
-from imgkeep.images.fill_result import FillResult, Skipped
+from imgkeep.images.fill_result import FillResult, NotBegun, Skipped
 from imgkeep.images.limit_share import LimitShare
 from imgkeep.images.lookup_rate_limit import MissLimiter
 from tests.support.network import Timer
@@ -90,6 +90,14 @@ def test_change_of_members_gives_no_client_a_full_bucket() -> None:
 def test_fills_at_a_time_hold_over_all_members() -> None:
     nodes = Nodes(3, concurrent=12)
     assert len(nodes.ask(100)) == 12
+
+
+async def test_fill_of_another_node_costs_nothing() -> None:
+    nodes = Nodes(3, per_minute=60)
+    for _ in range(200):
+        for permit in nodes.ask(1):
+            await permit.fill_ended(FillResult(Subject(Key("k"), "a.example"), 0, NotBegun(Busy("another node"))))
+    assert len(nodes.ask(200)) == 60
 
 
 async def test_bytes_of_a_day_hold_over_all_members() -> None:

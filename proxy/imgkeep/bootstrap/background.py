@@ -62,6 +62,9 @@ class BackgroundTasks:
     """
     The background tasks of one process.
 
+    Attributes:
+        cluster: How this process shares the work with others.
+
     Args:
         services: The services that the tasks use.
         platform: The timer and `sleep`.
@@ -76,6 +79,7 @@ class BackgroundTasks:
         self._sleep = platform.sleep
         self._totals = StoredTotals(services.storage.database.image_index, platform.timer)
         self._outbox_worker = outbox_worker
+        self.cluster = cluster
         self._nodes = cluster.nodes
         self._cluster_leader = cluster.cluster_leader
         self._duties = self._assign_duties(cluster)

@@ -12,12 +12,17 @@ import secrets
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from imgkeep import __version__
+from imgkeep.bootstrap.peer_tls import make_client_context
+from imgkeep.cluster.nodes.authentication import NONCE_BYTES, RequestSigner
 from imgkeep.cluster.nodes.leader import ClusterLeader
 from imgkeep.cluster.nodes.leases import NodeLeases
 from imgkeep.cluster.nodes.membership import DEAD_AFTER_S, Membership, NodeIdentity
+from imgkeep.cluster.nodes.peer_client import PeerClient
+from imgkeep.cluster.nodes.peers import NodePeers
 from imgkeep.cluster.workers.leader import LeaderLock
 from imgkeep.cluster.workers.leases import FillLeases
 from imgkeep.cluster.workers.peers import Peers
@@ -42,6 +47,9 @@ LEASE_GRACE_S: Final = 10
 Time for which peers see a lease after its image was stored, beyond what `store.timeout_s` lets a lookup take: a lookup
 that began before the image was stored may end after it.
 """
+
+STALL_MARGIN_S: Final = 10
+"""Time by which a peer may be silent for longer than a fetch may take: it checks and stores the image."""
 
 Leader: TypeAlias = LeaderLock | ClusterLeader
 
@@ -99,6 +107,7 @@ class ClusterParts:
         leases: The leases among them, and among all nodes; `None`: there are no others.
         node_leader: The lock of the process that runs the background tasks of this machine; `None`: this one.
         nodes: `None`: the database is a file of this machine.
+        node_peers: The other workers of this machine, and the other nodes; `None`: there are no other nodes.
         limit_share: The part of this process in the limits per client.
     """
 
@@ -107,6 +116,7 @@ class ClusterParts:
     leases: FillLeases | NodeLeases | None = None
     node_leader: LeaderLock | None = None
     nodes: Nodes | None = None
+    node_peers: NodePeers | None = None
     limit_share: LimitShare = field(default_factory=LimitShare)
 
     def __post_init__(self) -> None:
@@ -116,9 +126,14 @@ class ClusterParts:
             self.nodes.membership.when_count_changes(self.limit_share.set_members)
 
     @property
+    def all_peers(self) -> NodePeers | Peers | None:
+        """The other processes, on this machine and elsewhere; `None`: there are none."""
+        return self.peers if self.node_peers is None else self.node_peers
+
+    @property
     def cluster(self) -> Cluster | None:
         """What fills need of it."""
-        return None if self.leases is None or self.peers is None else Cluster(self.leases, self.peers)
+        return None if self.leases is None or self.all_peers is None else Cluster(self.leases, self.all_peers)
 
     @property
     def cluster_leader(self) -> Leader | None:
@@ -141,12 +156,15 @@ async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | 
     nodes = await _make_nodes(config, platform, is_only_process=worker is None) if config.database.is_shared else None
     async with AsyncExitStack() as stack:
         leases = _open_leases(config, platform, worker, nodes, stack)
-        if worker is None:
-            yield ClusterParts(leases=leases, nodes=nodes)
-            return
-        peers = Peers(worker)
-        stack.push_async_callback(peers.aclose)
-        yield ClusterParts(worker, peers, leases, LeaderLock(worker.shared_folder, worker.name), nodes)
+        peers = None if worker is None else Peers(worker)
+        if peers is not None:
+            stack.push_async_callback(peers.aclose)
+        node_peers = None
+        if nodes is not None and config.cluster.secret:
+            node_peers = await _make_node_peers(config, nodes.membership, peers)
+            stack.push_async_callback(node_peers.aclose)
+        node_leader = None if worker is None else LeaderLock(worker.shared_folder, worker.name)
+        yield ClusterParts(worker, peers, leases, node_leader, nodes, node_peers)
 
 
 def _open_leases(
@@ -163,6 +181,21 @@ def _open_leases(
     leases = NodeLeases(nodes.session, nodes.membership, local, grace_s=grace_s, timer=platform.timer)
     stack.push_async_callback(leases.aclose)
     return leases
+
+
+async def _make_node_peers(config: Config, membership: Membership, peers: Peers | None) -> NodePeers:
+    """Make the peers on other nodes. Raises: ConfigError: `cluster.tls_ca` cannot be used."""
+    client = PeerClient(
+        RequestSigner(
+            config.cluster.secret,
+            membership.id,
+            now=membership.now,
+            draw_nonce=partial(secrets.token_hex, NONCE_BYTES),
+        ),
+        stall_timeout_s=config.fetch.total_timeout_s + STALL_MARGIN_S,
+        ssl_context=await asyncio.to_thread(make_client_context, config.cluster),
+    )
+    return NodePeers(membership, client, peers, body_bytes_max=config.fetch.body_bytes_max)
 
 
 async def _make_nodes(config: Config, platform: Platform, *, is_only_process: bool) -> Nodes:

@@ -166,7 +166,7 @@ def _make_responses(
 def _make_api(config: Config, services: Services, rewrite_service: RewriteService, parts: ClusterParts) -> ApiContext:
     async def list_failures() -> Sequence[Sequence[RecentFailure]]:
         own = services.failures.list()
-        return [own] if parts.peers is None else [own, *await parts.peers.failures()]
+        return [own] if parts.all_peers is None else [own, *await parts.all_peers.failures()]
 
     return ApiContext(
         image_service=services.image_service,

@@ -17,42 +17,38 @@ import logging
 import shutil
 import signal
 import sys
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
 from imgkeep.bootstrap.opening_log import tell_opening
+from imgkeep.bootstrap.peer_listeners import serve_nodes, serve_workers
 from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.server import (
     BACKGROUND,
-    LINGER_TIMEOUT_S,
-    REQUEST_FIELD_BYTES_MAX,
-    REQUEST_LINE_BYTES_MAX,
     SERVICES,
     build,
     make_runner,
 )
-from imgkeep.cluster.peer_api import make_peer_api
 from imgkeep.cluster.workers.control import SupervisorLink
 from imgkeep.listening import BACKLOG, listen, listen_for_metrics
-from imgkeep.web.api_relay import receive_relayed
-from imgkeep.web.app import CONTEXT, add_api
+from imgkeep.web.app import CONTEXT
 from imgkeep.web.auth import AUTH
 from imgkeep.web.metrics import METRICS
 from imgkeep.web.metrics_listener import serve_metrics
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from imgkeep.bootstrap.background import BackgroundTasks
+    from imgkeep.bootstrap.peer_listeners import Drain
     from imgkeep.bootstrap.services import Services
     from imgkeep.cluster.workers.worker_info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.database import DatabaseEngine
-    from imgkeep.web.app import AppContext
     from imgkeep.web.http_server import Runner
     from imgkeep.web.metrics import MetricsPage
 
@@ -95,12 +91,15 @@ async def serve(config: Config, platform: Platform = SYSTEM, *, stopping: Callab
             await web.SockSite(runner, sock, backlog=BACKLOG).start()
         services = app[SERVICES]
         services.own_ports.update(address[1] for address in runner.addresses)
-        async with _metrics_apart(config, app[METRICS], await asyncio.to_thread(listen_for_metrics, config.server)):
+        async with (
+            _metrics_apart(config, app[METRICS], await asyncio.to_thread(listen_for_metrics, config.server)),
+            serve_nodes(config, services, app[BACKGROUND].cluster) as peer_apis,
+        ):
             _tune_interpreter()
             tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[AUTH].local_token)
             await _wait_for_end(stop, app[BACKGROUND], services.storage.database.engine)
             stopping()
-            await _drain(runner, services, stop)
+            await _drain(runner, services, stop, peer_apis)
     finally:
         await runner.cleanup()
     _log_end(services)
@@ -128,13 +127,17 @@ async def work(
     try:
         await runner.setup()
         services = app[SERVICES]
-        async with _serving_peers(app, worker) as peer_api:
+        parts = app[BACKGROUND].cluster
+        async with serve_workers(app[CONTEXT], services, parts) as peer_api:
             await services.catch_up()
             services.own_ports.update(sock.getsockname()[1] for sock in listening)
             for sock in listening:
                 await web.SockSite(runner, sock, backlog=BACKLOG).start()
             sockets = await asyncio.to_thread(listen_for_metrics, config.server, shared=True)
-            async with _metrics_apart(config, app[METRICS], sockets):
+            async with (
+                _metrics_apart(config, app[METRICS], sockets),
+                serve_nodes(config, services, parts) as node_apis,
+            ):
                 _tune_interpreter()
                 link.announce_ready()
                 log.info("worker ready", extra={"worker": worker.name})
@@ -143,7 +146,8 @@ async def work(
                 if link.is_orphaned:
                     log.error("supervisor died")
                 await app[BACKGROUND].resign()
-                await (_drain_replaced if link.is_replaced else _drain)(runner, services, link.stop, peer_api)
+                drain = _drain_replaced if link.is_replaced else _drain
+                await drain(runner, services, link.stop, (*node_apis, peer_api))
     finally:
         await runner.cleanup()
         link.close()
@@ -153,51 +157,10 @@ async def work(
     _log_end(services)
 
 
-@asynccontextmanager
-async def _serving_peers(app: web.Application, worker: WorkerInfo) -> AsyncGenerator[web.AppRunner]:
-    """Serve the peer API until the end of the block, then leave this worker's counters to its peers."""
-    services, peers = app[SERVICES], app[METRICS].peers
-    assert peers is not None
-    runner = web.AppRunner(
-        _make_peer_app(app[CONTEXT], services, worker),
-        access_log=None,
-        shutdown_timeout=0.1,
-        lingering_time=LINGER_TIMEOUT_S,
-        # Each byte of a client's target may come as three; the result of admission needs room too.
-        max_line_size=3 * REQUEST_LINE_BYTES_MAX,
-        max_field_size=REQUEST_FIELD_BYTES_MAX,
-        auto_decompress=False,
-    )
-    await runner.setup()
-    path = worker.shared_folder.socket(worker.name)
-    try:
-        await web.UnixSite(runner, str(path), backlog=1024).start()
-        yield runner
-        peers.save_counters(services.metrics.tell(worker.name, lasting=True), services.metrics.merge)
-    finally:
-        path.unlink(missing_ok=True)
-        await runner.cleanup()
-
-
 def _log_end(services: Services) -> None:
     log.info("stopped")
     if (error := services.storage.database.engine.incompatible) is not None:
         raise error
-
-
-def _make_peer_app(context: AppContext, services: Services, worker: WorkerInfo) -> web.Application:
-    """Make the peer API of a worker: its own routes, and the API that peers relay to a leader."""
-    app = make_peer_api(
-        worker,
-        services.image_service,
-        learn=services.learn,
-        counters=lambda: services.metrics.tell(worker.name),
-        failures=services.failures.list,
-    )
-    context.install(app)
-    receive_relayed(app)
-    add_api(app.router)
-    return app
 
 
 async def _wait_for_end(stop: asyncio.Event, background: BackgroundTasks, engine: DatabaseEngine) -> None:
@@ -245,9 +208,7 @@ def _tune_interpreter() -> None:
     gc.set_threshold(*GC_THRESHOLDS)
 
 
-async def _drain(
-    runner: Runner, services: Services, stop: asyncio.Event, peer_api: web.AppRunner | None = None
-) -> None:
+async def _drain(runner: Runner, services: Services, stop: asyncio.Event, peer_apis: Sequence[Drain]) -> None:
     """Announce the end, wait until load balancers have seen it, close the listener, and let running requests end."""
     services.health.draining = True
     log.info("draining")
@@ -256,10 +217,10 @@ async def _drain(
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
         log.info("drain notice cut short", extra={"cause": "a second signal"})
-    await _finish(runner, services, peer_api)
+    await _finish(runner, services, peer_apis)
 
 
-async def _drain_replaced(runner: Runner, services: Services, stop: asyncio.Event, peer_api: web.AppRunner) -> None:
+async def _drain_replaced(runner: Runner, services: Services, stop: asyncio.Event, peer_apis: Sequence[Drain]) -> None:
     """
     Stop while other workers go on: they accept all new connections. This worker closes a connection in use with the
     response to its next request, which says so, and closes only idle ones without a response.
@@ -274,7 +235,7 @@ async def _drain_replaced(runner: Runner, services: Services, stop: asyncio.Even
     runner.server.disable_fast_path()
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), DRAIN_NOTICE_S)
-    await _finish(runner, services, peer_api)
+    await _finish(runner, services, peer_apis)
 
 
 async def _begin_last_requests() -> None:
@@ -283,7 +244,7 @@ async def _begin_last_requests() -> None:
         await asyncio.sleep(0)
 
 
-async def _finish(runner: Runner, services: Services, peer_api: web.AppRunner | None) -> None:
+async def _finish(runner: Runner, services: Services, peer_apis: Sequence[Drain]) -> None:
     """Close the listener, and let running responses and fills end: last the fills that peers follow."""
     assert runner.server is not None
     for site in list(runner.sites):
@@ -294,8 +255,5 @@ async def _finish(runner: Runner, services: Services, peer_api: web.AppRunner | 
             runner.server.pre_shutdown()
             await runner.server.shutdown(GRACE_S)
             await services.image_service.drain()
-            if peer_api is not None and peer_api.server is not None:
-                for site in list(peer_api.sites):
-                    await site.stop()
-                peer_api.server.pre_shutdown()
-                await peer_api.server.shutdown(GRACE_S)
+            for drain in peer_apis:
+                await drain(GRACE_S)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import sqlalchemy as sa
 
 from imgkeep.bootstrap.bucket_clients import make_client
+from imgkeep.bootstrap.peer_tls import require_tls_files
 from imgkeep.config import ConfigError, data_folder, read_database_url, read_store_url
 from imgkeep.core.layout import OBJECTS
 from imgkeep.core.store_url import Folder
@@ -187,6 +188,10 @@ def _find_local_mistakes(config: Config) -> list[str]:
         mistakes.append(f"{setting}: {why}")
     try:
         require_no_images(config)
+    except ConfigError as error:
+        mistakes += error.messages
+    try:
+        require_tls_files(config.cluster)
     except ConfigError as error:
         mistakes += error.messages
     if database is None:

@@ -150,6 +150,8 @@ async def open_services(
     share, worker, peers = None, parts.worker, parts.peers
     if worker is not None and peers is not None:
         share = CacheShare(worker.slot, worker.workers, lambda copies: peers.notify(copies=copies))
+    if parts.node_peers is not None:
+        parts.node_peers.count_with(metrics.peer_asked)
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # the resolver looks names up there
     async with (

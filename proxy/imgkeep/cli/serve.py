@@ -36,9 +36,11 @@ async def _serve(config: Config) -> int:
 def _supervise(invocation: Invocation) -> int:
     """Run several processes that serve on one port."""
     from imgkeep.bootstrap import opening_log
+    from imgkeep.bootstrap.peer_tls import require_tls_files
     from imgkeep.cluster.workers.supervisor import Supervisor
     from imgkeep.listening import listen_for_workers
 
+    require_tls_files(invocation.config.cluster)  # rather than in each worker, again and again
     # Workers run the code of this process, even if their working folder holds another package of this name.
     code = str(Path(__file__).parents[2])
     environment = {**invocation.environment}
@@ -46,7 +48,7 @@ def _supervise(invocation: Invocation) -> int:
     with ExitStack() as stack:
         supervisor = Supervisor(
             invocation.config,
-            sockets=listen_for_workers(invocation.config.server, stack),
+            sockets=listen_for_workers(invocation.config, stack),
             command=(sys.executable, "-P", "-m", "imgkeep", WORKER),
             environment=environment,
             reload=invocation.reload,

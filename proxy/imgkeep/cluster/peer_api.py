@@ -53,7 +53,8 @@ BODY_BYTES_MAX: Final = 16_777_216
 STALL_TIMEOUT_S: Final = 60
 """Timeout for a peer to read one piece: it holds a draft meanwhile."""
 
-_FILL: Final = r"/fills/{name:(?:try\.)?[0-9a-f]{64}}"
+FILL_ROUTE: Final = r"/fills/{name:(?:try\.)?[0-9a-f]{64}}"
+"""Also of the API for other nodes (`nodes/node_api.py`)."""
 
 
 def make_peer_api(
@@ -76,8 +77,8 @@ def make_peer_api(
     """
     routes = _Routes(images, learn, counters, failures)
     app = web.Application(middlewares=[_require_secret(info.secret)], client_max_size=BODY_BYTES_MAX)
-    app.router.add_get(_FILL, routes.follow, allow_head=False)
-    app.router.add_get(f"{_FILL}/end", routes.wait, allow_head=False)
+    app.router.add_get(FILL_ROUTE, routes.follow, allow_head=False)
+    app.router.add_get(f"{FILL_ROUTE}/end", routes.wait, allow_head=False)
     app.router.add_post("/notices", routes.take_notice)
     app.router.add_get("/metrics", routes.show_counters, allow_head=False)
     app.router.add_get("/failures", routes.show_failures, allow_head=False)
@@ -95,18 +96,7 @@ class _Routes:
     failures: Callable[[], Sequence[RecentFailure]]
 
     async def follow(self, request: web.Request) -> web.StreamResponse:
-        joined = await self.images.join_for_peer(request.match_info["name"])
-        if joined is None:
-            return web.Response(status=204)
-        if isinstance(joined, FillFailure):
-            return web.Response(body=write_failure(joined))
-        body, head = joined
-        try:
-            pieces = write_fill(body, head, share_file=request.query_string == SHARE_FILE)
-            async with aclosing(pieces):
-                return await _stream(request, pieces)
-        finally:
-            await body.aclose()
+        return await follow_fill(request, self.images, share_file=request.query_string == SHARE_FILE)
 
     async def wait(self, request: web.Request) -> web.Response:
         await self.images.wait_for_fill(Key(request.match_info["name"]))
@@ -147,15 +137,33 @@ def _require_secret(secret: str) -> Middleware:
     return require_secret
 
 
-async def _stream(request: web.Request, pieces: AsyncGenerator[bytes]) -> web.StreamResponse:
-    """Send a body in chunks. A body that breaks off has no last chunk (RFC 9112, 7.1)."""
-    response = web.StreamResponse()
+async def follow_fill(request: web.Request, images: ImageService, *, share_file: bool) -> web.StreamResponse:
+    """Answer `GET /fills/<name>` with a fill of this process."""
+    joined = await images.join_for_peer(request.match_info["name"])
+    if joined is None:
+        return web.Response(status=204)
+    if isinstance(joined, FillFailure):
+        return web.Response(body=write_failure(joined))
+    body, head = joined
     try:
-        await response.prepare(request)
-        async for piece in pieces:
-            async with asyncio.timeout(STALL_TIMEOUT_S):
-                await response.write(piece)
-        await response.write_eof()
+        return await stream(request, write_fill(body, head, share_file=share_file))
+    finally:
+        await body.aclose()
+
+
+async def stream(request: web.Request, pieces: AsyncGenerator[bytes], size: int | None = None) -> web.StreamResponse:
+    """
+    Send a body of `size` bytes, or in chunks. One that breaks off has no last byte or chunk (RFC 9112, 7.1).
+    """
+    response = web.StreamResponse()
+    response.content_length = size
+    try:
+        async with aclosing(pieces):
+            await response.prepare(request)
+            async for piece in pieces:
+                async with asyncio.timeout(STALL_TIMEOUT_S):
+                    await response.write(piece)
+            await response.write_eof()
     except Exception as error:
         response.force_close()
         transport = cast("asyncio.WriteTransport | None", request.transport)

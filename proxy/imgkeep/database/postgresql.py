@@ -36,11 +36,12 @@ CONNECTION_PARAMETERS: Final = {
 SERVER_SETTINGS: Final = (
     "SELECT set_config('tcp_keepalives_idle', '5', false), set_config('tcp_keepalives_interval', '2', false), "
     "set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '10000', false), "
-    "set_config('idle_in_transaction_session_timeout', '10000', false)"
+    "set_config('idle_in_transaction_session_timeout', '10000', false), set_config('TimeZone', 'UTC', false)"
 )
 """
 A statement that has the server notice a dead client as soon (PostgreSQL 17, 19.3.2 and 19.11.1), and with it release
-what the client has locked, as the leadership. It is a statement because poolers refuse settings at the connection.
+what the client has locked, as the leadership. It is a statement because poolers refuse settings at the connection. For
+the zone UTC psycopg reads no file.
 """
 ENCODING: Final = "UTF8"
 _GRANTS: Final = (

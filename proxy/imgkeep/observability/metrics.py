@@ -169,6 +169,11 @@ class Metrics:
         self._outbox_uploads = self._tally(
             "outbox_uploads", "Uploads from the fallback store to the primary", "outcome"
         )
+        # One per request of this process to another node, and one per request to this one that was refused.
+        self._peer_asked = self._tally("peer_requests", "Requests to other nodes, by their outcome", "outcome")
+        self._peer_refused = self._tally(
+            "peer_requests_refused", "Requests to the peer API that no node of this cluster sent", "reason"
+        )
         # One per rewritten document, with or without links; and one per rewritten link.
         self._documents = self._tally("documents", "Documents rewritten", "form")
         self._links = self._tally("rewritten_links", "Links rewritten in documents")
@@ -223,6 +228,14 @@ class Metrics:
     def worked(self, outcome: str) -> None:
         """Count an attempt to save a link of a job."""
         self._worked.add(outcome)
+
+    def peer_asked(self, outcome: str) -> None:
+        """Count a request to another node."""
+        self._peer_asked.add(outcome)
+
+    def peer_refused(self, reason: str) -> None:
+        """Count a refused request to the peer API for nodes."""
+        self._peer_refused.add(reason)
 
     def rewritten(self, form: str, links: int) -> None:
         """Count a rewritten document and its links."""

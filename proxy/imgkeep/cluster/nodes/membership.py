@@ -157,6 +157,7 @@ class Membership:
         self._sleep = sleep
         self._before_joining: list[Callable[[], Awaitable[None]]] = []
         self._count_changed: list[Callable[[int], None]] = []
+        self._gone: list[Callable[[str], None]] = []
         self._is_joined = False
         self._confirmed_at = timer()
         """When the database last confirmed that this member is live, by the timer."""
@@ -198,6 +199,10 @@ class Membership:
     def when_count_changes(self, callback: Callable[[int], None]) -> None:
         """Call `callback` with the number of live members, whenever it changes."""
         self._count_changed.append(callback)
+
+    def when_gone(self, callback: Callable[[str], None]) -> None:
+        """Call `callback` with the id of each member that is not live any more."""
+        self._gone.append(callback)
 
     async def join(self) -> None:
         """
@@ -273,6 +278,8 @@ class Membership:
         for member in before.values():
             if member.id not in members:
                 log.info("member gone", extra={"member": member.id})
+                for told in self._gone:
+                    told(member.id)
         if len(members) != len(before):
             for callback in self._count_changed:
                 callback(len(members))

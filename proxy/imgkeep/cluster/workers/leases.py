@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from imgkeep.cluster.workers.worker_info import WorkerInfo
     from imgkeep.images.interfaces import LinkFailure
 
 EXPIRED_MAX: Final = 16
@@ -116,6 +117,15 @@ class FillLeases:
         del self._held[key]
         with suppress(OSError):
             (self._folder / key).unlink()
+
+
+def find_holder(key: str, worker: WorkerInfo) -> str | None:
+    """Return the name of another worker that holds the lease of a key; `None`: there is none."""
+    try:
+        holder = str((worker.shared_folder.leases / key).readlink())
+    except OSError:
+        return None
+    return None if holder == worker.name else holder
 
 
 def remove_leases_of(name: str, folder: Path) -> None:

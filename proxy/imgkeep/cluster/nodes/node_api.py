@@ -1,0 +1,147 @@
+"""
+The peer API for other nodes: what a node shows to the members of its cluster, over TCP.
+
+| route | answer |
+|---|---|
+| `GET /fills/<name>` | the progress of a fill of this node (`cluster/progress.py`); 204: it runs none of this name |
+| `GET /fills/<name>/end` | 204 as soon as this node runs no fill of this name |
+| `GET /objects/<digest>.<ext>` | an object on the disk of this node; 404: there is none, or it is blocked |
+| `GET /failures` | the recent failures of all workers of this node |
+
+Rules:
+- `peer_listener.py` authenticates a request before this module sees it.
+- A request reaches any worker of a node. A fill of another one is that of its lease: this worker passes on what the
+  other one says over its Unix socket.
+- There is nothing to write: all that changes goes through the database.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from imgkeep.cluster.peer_api import FILL_ROUTE, follow_fill, stream
+from imgkeep.core.errors import OriginError, StorageError
+from imgkeep.core.records import Key
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+
+    from imgkeep.cluster.workers.peers import Peers
+    from imgkeep.images.failure_history import RecentFailure
+    from imgkeep.images.service import ImageService
+    from imgkeep.storage.interfaces import Body
+
+PIECE_BYTES: Final = 262_144
+"""Size of the pieces in which an object is read."""
+_OBJECT_ROUTE: Final = r"/objects/{name:[0-9a-f]{64}\.[a-z]{2,4}}"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalWorkers:
+    """
+    The other workers of this node.
+
+    Attributes:
+        peers: Sends requests to them.
+        find_holder: Returns which of them holds a lease; `None`: none does.
+    """
+
+    peers: Peers
+    find_holder: Callable[[str], str | None]
+
+
+def make_node_api(
+    images: ImageService,
+    *,
+    workers: LocalWorkers | None,
+    fetch_object: Callable[[str], Awaitable[Body | None]],
+    failures: Callable[[], Awaitable[Sequence[RecentFailure]]],
+) -> web.Application:
+    """
+    Make the application that answers other nodes.
+
+    Args:
+        images: The service whose fills they follow.
+        workers: The other workers of this machine; `None`: there are none.
+        fetch_object: Opens an object on the disk of this machine that may be shown.
+        failures: Returns the recent failures of this machine.
+    """
+    routes = _Routes(images, workers, fetch_object, failures)
+    app = web.Application(client_max_size=0)
+    app.router.add_get(FILL_ROUTE, routes.follow, allow_head=False)
+    app.router.add_get(f"{FILL_ROUTE}/end", routes.wait, allow_head=False)
+    app.router.add_get(_OBJECT_ROUTE, routes.send_object, allow_head=False)
+    app.router.add_get("/failures", routes.show_failures, allow_head=False)
+    return app
+
+
+@dataclass(frozen=True, slots=True)
+class _Routes:
+    """The handlers."""
+
+    images: ImageService
+    workers: LocalWorkers | None
+    fetch_object: Callable[[str], Awaitable[Body | None]]
+    failures: Callable[[], Awaitable[Sequence[RecentFailure]]]
+
+    async def follow(self, request: web.Request) -> web.StreamResponse:
+        relayed = await self._relay(request)
+        return relayed or await follow_fill(request, self.images, share_file=False)
+
+    async def wait(self, request: web.Request) -> web.StreamResponse:
+        relayed = await self._relay(request)
+        if relayed is None:
+            await self.images.wait_for_fill(Key(request.match_info["name"]))
+        return relayed or web.Response(status=204)
+
+    async def send_object(self, request: web.Request) -> web.StreamResponse:
+        try:
+            body = await self.fetch_object(request.match_info["name"])
+        except StorageError:
+            return web.Response(status=503)
+        if body is None:
+            return web.Response(status=404)
+        try:
+            return await stream(request, _read_all(body), await body.wait_for_size())
+        finally:
+            await body.aclose()
+
+    async def show_failures(self, _request: web.Request) -> web.Response:
+        return web.Response(body=msgspec.msgpack.encode(await self.failures()))
+
+    async def _relay(self, request: web.Request) -> web.StreamResponse | None:
+        """Pass on the answer of the worker that holds the lease in the path; `None`: this worker has to answer."""
+        holder = None if self.workers is None else self.workers.find_holder(request.match_info["name"])
+        if self.workers is None or holder is None:
+            return None
+        try:
+            answer = await self.workers.peers.request(holder, "GET", request.path)
+        except (aiohttp.ClientError, OSError):
+            return web.Response(status=503)
+        try:
+            if answer.status != 200:
+                return web.Response(status=204 if answer.status == 204 else 503)
+            return await stream(request, _pass_on(answer))
+        finally:
+            answer.close()
+
+
+async def _read_all(body: Body) -> AsyncGenerator[bytes]:
+    offset = 0
+    while data := await body.read(offset, PIECE_BYTES):
+        offset += len(data)
+        yield data
+
+
+async def _pass_on(answer: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
+    """Yield the body of an answer. Raises: OriginError: It broke off."""
+    try:
+        async for data in answer.content.iter_any():
+            yield data
+    except (aiohttp.ClientError, TimeoutError):
+        raise OriginError("the image broke off on its way from another worker") from None
