@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.limit_share import LimitShare
-    from imgkeep.storage.interfaces import Body
 
 __all__ = [
     "SYSTEM",
@@ -97,18 +96,6 @@ class Services:
         await self.remover.refresh()
         if self.storage.remote is not None:
             await self.storage.remote.cache.open()
-
-    async def open_own_object(self, name: str) -> Body | None:
-        """
-        Open the object `<digest>.<ext>` for another node; `None`: it is not on this machine, or was removed.
-
-        Raises:
-            StorageError: It cannot be read.
-        """
-        remote = self.storage.remote
-        if remote is None or name.partition(".")[0] in self.blocked_digests:
-            return None
-        return await remote.tiered_store.fetch_own(name)
 
     async def learn(
         self,
@@ -161,7 +148,11 @@ async def open_services(
             timer=platform.timer,
             sleep=platform.sleep,
             observe=metrics.called,
-            sharing=StorageSharing(share, None if parts.nodes is None else parts.nodes.session),
+            sharing=StorageSharing(
+                share,
+                None if parts.nodes is None else parts.nodes.session,
+                None if parts.node_peers is None else parts.node_peers.fetch_object,
+            ),
         ) as storage,
         AsyncExitStack() as stack,
     ):
