@@ -113,7 +113,7 @@ async def test_request_runs_beside_the_lookup(url: str) -> None:
         gate = a.world.store.gates["find"] = asyncio.Event()
         first = asyncio.create_task(a.world.get(URL))
         await a.world.store.reached.wait()
-        await asyncio.wait([a.leases._requests[key_of(a)].statement])
+        await a.leases._requests[key_of(a)].result
         second = asyncio.create_task(b.world.get(URL))
         await until(lambda: b.followed == [a.id])
         gate.set()
@@ -121,16 +121,26 @@ async def test_request_runs_beside_the_lookup(url: str) -> None:
         assert asked(a, b) == [URL]
 
 
-async def test_prepared_lease_is_released_where_the_store_has_the_image(url: str) -> None:
+@pytest.mark.parametrize("is_sent", [True, False])
+async def test_prepared_lease_is_released_where_the_store_has_the_image(url: str, *, is_sent: bool) -> None:
     async with lease_nodes(url, "a", "b") as (a, b):
         a.world.origin.gives(URL, IMAGE)
         await a.world.get(URL)
         await a.sent()
         await a.session.execute("DELETE FROM cluster_leases")
         before = b.session.statements
-        assert await b.world.get(URL) == ("hit", IMAGE)
+        gate = asyncio.Event()
+        if is_sent:
+            b.world.store.gates["find"] = gate
+        asking = asyncio.create_task(b.world.get(URL))
+        if is_sent:
+            await b.world.store.reached.wait()
+            assert await b.leases._requests[key_of(b)].result is None
+            gate.set()
+        assert await asking == ("hit", IMAGE)
         assert await b.rows() == []
-        assert b.session.statements == before + 3
+        assert b.session.statements == before + 1 + 2 * is_sent
+        assert not b.leases._requests
 
 
 @pytest.mark.parametrize("link", [URL, OTHER], ids=["same link", "another link"])
@@ -306,6 +316,6 @@ async def test_rows_that_have_ended_are_deleted(url: str) -> None:
             "INSERT INTO cluster_leases (name, member, token, until) VALUES ('old', 'x/1', '', now() - interval '1 h')"
         )
         a.offset_s = 11
-        a.leases.request("k", NO_LINK)
+        await a.leases.request("k", NO_LINK).answer()
         a.leases.release("k")
         assert await a.rows() == []

@@ -277,8 +277,10 @@ class ImageService:
         if known is not None and found.use is RecordUse.SECOND_FILL:
             tried = await self._try(source, found.info, known, INTERNAL, self._coalescer.wait)
             if isinstance(tried, HeldByPeer):
-                return tried
-            if tried is not None:
+                await self._coalescer.wait_for_peer(tried)
+                found = await self.stored.look_up(source, info)  # the other worker may have stored the image
+                known, fault = found.record, found.fault
+            elif tried is not None:
                 record = tried[0]
                 return record, (record.key, record.digest) != (known.key, known.digest)
         if known is not None:

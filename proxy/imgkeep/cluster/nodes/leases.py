@@ -13,8 +13,9 @@ A row is in one of three states, each with an end by the database's clock:
 | the fill failed: as long as the negative cache remembers that | has the failure, by the same link; or the lease |
 
 Rules:
-- A request is one statement. A release waits for others: one statement ends many leases, and the requests of other
-  nodes see the old state meanwhile. Only a failure is written at once.
+- A request goes at once while few fills run; else those of ten milliseconds share a statement, while their lookups run.
+  Releases wait longer for each other, because other nodes may see the old state meanwhile; only where no image is
+  stored they go at once.
 - The token of a row is of one lease alone: a late release ends no other one.
 - A row is an optimisation. A node that cannot ask, or cannot reach the holder, fetches by itself: two fetches are
   better than none. `unleased` counts such fills.
@@ -27,7 +28,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from cachetools import TTLCache
 
@@ -48,6 +49,12 @@ LEASE_S: Final = 15
 """Seconds until a lease ends that no heartbeat renews: as long as a member without one counts as live."""
 ANSWER_TIMEOUT_S: Final = 1.0
 """Timeout for the answer to a request, from the request on: a fetch without the lease is better than a slow one."""
+REQUEST_INTERVAL_S: Final = 0.01
+"""Interval of statements with requests: a statement costs a twentieth of a miss, a request in it a tenth of that."""
+UNPACED_MAX: Final = 2
+"""Maximum number of leases, held or requested, up to which each request has a statement of its own."""
+REQUESTS_MAX: Final = 500
+"""Maximum number of requests in one statement."""
 RELEASE_INTERVAL_S: Final = 0.05
 """Interval of collecting releases for one statement, unless one of them has a failure."""
 RELEASES_MAX: Final = 500
@@ -68,26 +75,31 @@ STORED_MAX: Final = 16_384
 RETRY_INTERVAL_S: Final = 1.0
 """Interval of attempts to send releases to a database that refuses them."""
 
-_FREE: Final = """(
-    held.until <= now()
-    OR held.failure IS NULL AND starts_with(held.member, %(node)s)
-    OR held.failure IS NOT NULL AND held.link <> %(link)s
-)"""
-_REQUEST: Final = f"""
-WITH acquired AS (
-    INSERT INTO cluster_leases AS held (name, member, token, until)
-    VALUES (%(name)s, %(member)s, %(token)s, now() + make_interval(secs => %(lease_s)s))
+_REQUEST: Final = """
+WITH asked AS (
+    SELECT * FROM unnest(%(names)s::text[], %(tokens)s::text[], %(links)s::bytea[]) AS asked (name, token, link)
+), known AS (
+    SELECT held.name, held.member, held.failure, extract(epoch FROM held.until - now())::float8 AS remaining_s
+    FROM cluster_leases AS held JOIN asked ON held.name = asked.name
+    WHERE held.until > now() AND CASE WHEN held.failure IS NULL THEN NOT starts_with(held.member, %(node)s)
+        ELSE held.link = asked.link END
+), acquired AS (
+    INSERT INTO cluster_leases AS held (name, member, token, until, link)
+    SELECT name, %(member)s, token, now() + make_interval(secs => %(lease_s)s), link
+    FROM asked WHERE name NOT IN (SELECT name FROM known) ORDER BY name
     ON CONFLICT (name) DO UPDATE SET member = excluded.member, token = excluded.token, until = excluded.until,
-        stored = false, link = NULL, failure = NULL
-    WHERE {_FREE}
-    RETURNING member
+        link = excluded.link, stored = false, failure = NULL
+    WHERE held.until <= now() OR CASE WHEN held.failure IS NULL THEN starts_with(held.member, %(node)s)
+        ELSE held.link <> excluded.link END
+    RETURNING name
 )
-SELECT member, NULL::bytea, 0::float8 FROM acquired
-UNION ALL
-SELECT member, failure, extract(epoch FROM until - now())::float8 FROM cluster_leases AS held
-WHERE name = %(name)s AND NOT {_FREE} AND NOT EXISTS (SELECT FROM acquired)
-"""  # noqa: S608 - of constants
-"""The second part sees the row as it was before; no row: it has changed since, so the member asks again."""
+SELECT name, member, failure, remaining_s FROM known
+UNION ALL SELECT name, %(member)s, NULL, 0 FROM acquired
+"""
+"""
+The first part reads rows that another node has, and locks none. A name without a row of the result has got another
+holder since, so the member asks again. In one order on all nodes: none waits for a row while it has a later one.
+"""
 _RELEASE: Final = """
 WITH ended AS (
     SELECT * FROM unnest(%(names)s::text[], %(tokens)s::text[], %(keep_s)s::float8[], %(links)s::bytea[],
@@ -120,13 +132,14 @@ class _Request:
         self.name = name
         self.link = link
         self.token = token
+        self.attempts = 0
         self.is_taken = False
         """Whether a fill waits for the answer, or has it."""
-        self.is_released = False
-        self.asked_at = asyncio.get_running_loop().time()
+        self.loop = asyncio.get_running_loop()
+        self.asked_at = self.loop.time()
+        self.result: asyncio.Future[HeldByPeer | LinkFailure | StorageError | None] = self.loop.create_future()
+        """A `StorageError`: the database did not answer."""
         self._leases = leases
-        self.statement = asyncio.create_task(leases.ask(self))
-        self.statement.add_done_callback(_note_result)
 
     async def answer(self) -> HeldByPeer | LinkFailure | None:
         self.is_taken = True
@@ -135,9 +148,7 @@ class _Request:
     @property
     def may_have_row(self) -> bool:
         """Whether the database may have a row for this request: it has, or the answer is not known."""
-        if not self.statement.done() or self.statement.cancelled() or self.statement.exception() is not None:
-            return True
-        return self.statement.result() is None
+        return not self.result.done() or not isinstance(self.result.result(), HeldByPeer | LinkFailure)
 
 
 class _Release:
@@ -193,6 +204,10 @@ class NodeLeases:
         """By name the newest request, until its release."""
         self._stored: TTLCache[str, _Request] = TTLCache(STORED_MAX, grace_s, timer=timer)
         """Requests whose images are stored, during their grace periods: such a lease can still be released."""
+        self._unsent: dict[str, _Request] = {}
+        """By token, requests that no statement has yet."""
+        self._request_task: asyncio.Task[None] | None = None
+        self._requested_at = 0.0
         self._releases: list[_Release] = []
         self._is_urgent = asyncio.Event()
         self._has_lost_releases = False
@@ -203,9 +218,7 @@ class NodeLeases:
 
     async def aclose(self) -> None:
         """Cancel what is on its way; the rows go with the member (`Membership.leave`)."""
-        tasks: list[asyncio.Task[Any]] = [request.statement for request in self._requests.values()]
-        if self._release_task is not None:
-            tasks.append(self._release_task)
+        tasks = [task for task in (self._request_task, self._release_task) if task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -226,7 +239,10 @@ class NodeLeases:
         """Request a lease, or return a prepared request that no fill has taken. As `Leases.request`."""
         request = self._requests.get(name)
         if request is None or request.is_taken or request.link != link:
-            request = self._requests[name] = _Request(self, name, link, str(next(self._tokens)))
+            token = str(next(self._tokens))
+            request = self._requests[name] = self._unsent[token] = _Request(self, name, link, token)
+            if self._request_task is None:
+                self._request_task = asyncio.create_task(self._send_requests())
         return request
 
     def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
@@ -234,9 +250,8 @@ class NodeLeases:
         if self._local is not None:
             self._local.release(name, stored=stored)
         request = self._requests.pop(name, None) or self._stored.pop(name, None)
-        if request is None or not request.may_have_row:
+        if request is None or self._unsent.pop(request.token, None) is not None or not request.may_have_row:
             return
-        request.is_released = True
         if stored:
             self._stored[name] = request
         self._end(_Release(request, self.grace_s if stored else 0, failure), urgent=not stored)
@@ -256,54 +271,18 @@ class NodeLeases:
         self._given_up[holder] = True
         return True
 
-    async def ask(self, request: _Request) -> HeldByPeer | LinkFailure | None:
-        """
-        Send a request to the database; `None`: this member has the lease.
-
-        Raises:
-            StorageError: The database did not answer.
-        """
-        me = self._membership.identity
-        parameters = {
-            "name": request.name,
-            "member": me.id,
-            "node": f"{me.node}/",
-            "token": request.token,
-            "link": request.link,
-            "lease_s": LEASE_S,
-        }
-        for attempt in range(ATTEMPTS_MAX):
-            rows = await self._session.execute(_REQUEST, parameters)
-            if rows:
-                if attempt and request.is_released:
-                    self._end(_Release(request, 0), urgent=False)  # the former release was sooner
-                return self._read(request, *rows[0])
-        raise StorageError("the lease changes its holder too often", place=self._session.place)
-
     async def wait_for_answer(self, request: _Request) -> HeldByPeer | LinkFailure | None:
         """Return the answer to a request as the fill sees it; `None`: it may fetch, with the lease or without."""
-        timeout_s = max(0.0, request.asked_at + ANSWER_TIMEOUT_S - asyncio.get_running_loop().time())
-        done, _ = await asyncio.wait([request.statement], timeout=timeout_s)
-        if not done or request.statement.cancelled() or request.statement.exception() is not None:
-            self.unleased += 1
-            return None
-        answer = request.statement.result()
-        if isinstance(answer, HeldByPeer) and not await self._can_follow(answer.holder):
+        if not request.result.done():
+            timeout_s = max(0.0, request.asked_at + ANSWER_TIMEOUT_S - request.loop.time())
+            await asyncio.wait([request.result], timeout=timeout_s)
+        answer = request.result.result() if request.result.done() else StorageError("the database does not answer")
+        if isinstance(answer, StorageError) or (
+            isinstance(answer, HeldByPeer) and not await self._can_follow(answer.holder)
+        ):
             self.unleased += 1
             return None
         return answer
-
-    def _read(
-        self, request: _Request, holder: str, failure: bytes | None, remaining_s: float
-    ) -> HeldByPeer | LinkFailure | None:
-        if holder == self._membership.id and failure is None:
-            return None
-        if failure is None:
-            return HeldByPeer(holder, request.name)
-        try:
-            return LinkFailure(request.link, read_failure(failure).error, remaining_s)
-        except ValueError:
-            return None  # of another version: this node asks the origin as well
 
     async def _can_follow(self, holder: str) -> bool:
         """Tell whether the holder of a lease is a live member, as far as this one knows."""
@@ -317,6 +296,60 @@ class NodeLeases:
                     if holder not in self._membership.members:
                         self._given_up[holder] = True
         return holder not in self._given_up
+
+    async def _send_requests(self) -> None:
+        """Send the requests, until there are no more."""
+        loop = asyncio.get_running_loop()
+        try:
+            while self._unsent:
+                wait_s = self._requested_at + REQUEST_INTERVAL_S - loop.time()
+                if wait_s > 0 and len(self._requests) > UNPACED_MAX:
+                    await asyncio.sleep(wait_s)
+                self._requested_at = loop.time()
+                batch: dict[str, _Request] = {}
+                for request in list(self._unsent.values()):
+                    if request.name not in batch and len(batch) < REQUESTS_MAX:
+                        batch[request.name] = self._unsent.pop(request.token)
+                await self._send_request_batch(batch)
+        finally:
+            self._request_task = None
+
+    async def _send_request_batch(self, batch: dict[str, _Request]) -> None:
+        me = self._membership.identity
+        parameters = {
+            "names": list(batch),
+            "tokens": [request.token for request in batch.values()],
+            "links": [request.link for request in batch.values()],
+            "member": me.id,
+            "node": f"{me.node}/",
+            "lease_s": LEASE_S,
+        }
+        try:
+            self._membership.require_joined()
+            rows = await self._session.execute(_REQUEST, parameters)
+        except StorageError as error:
+            for request in batch.values():
+                request.result.set_result(error)
+            return
+        for name, holder, failure, remaining_s in rows:
+            request = batch.pop(name)
+            request.result.set_result(self._read(request, holder, failure, remaining_s))
+        for request in batch.values():
+            request.attempts += 1
+            if request.attempts < ATTEMPTS_MAX and self._requests.get(request.name) is request:
+                self._unsent[request.token] = request
+            else:
+                request.result.set_result(StorageError("the lease changes its holder too often"))
+
+    def _read(
+        self, request: _Request, holder: str, failure: bytes | None, remaining_s: float
+    ) -> HeldByPeer | LinkFailure | None:
+        if failure is None:
+            return None if holder == self._membership.id else HeldByPeer(holder, request.name)
+        try:
+            return LinkFailure(request.link, read_failure(failure).error, remaining_s)
+        except ValueError:
+            return None  # of another version: this node asks the origin as well
 
     async def _send_releases(self) -> None:
         """Send the releases, until there are no more."""
@@ -357,9 +390,3 @@ class NodeLeases:
         if self._timer() - self._cleaned_up_at > CLEANUP_INTERVAL_S:
             self._cleaned_up_at = self._timer()
             await self._session.execute(_CLEAN_UP, {"rows_max": CLEANUP_ROWS_MAX})
-
-
-def _note_result(statement: asyncio.Task[HeldByPeer | LinkFailure | None]) -> None:
-    """Mark a failure as retrieved: the fill may have begun without the answer, or have been given up."""
-    if not statement.cancelled():
-        statement.exception()

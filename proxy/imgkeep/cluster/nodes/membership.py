@@ -192,6 +192,11 @@ class Membership:
         at, measured = self._clock
         return at + (self._timer() - measured)
 
+    def require_joined(self) -> None:
+        """Raise `StorageError` if other members may not count this one as live."""
+        if not self._is_joined:
+            raise StorageError("this process is no live member of its cluster", place=self._session.place)
+
     def before_joining(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Await `callback` before each attempt to join: this member has missed changes. `StorageError`: not yet."""
         self._before_joining.append(callback)
