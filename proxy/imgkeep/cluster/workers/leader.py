@@ -38,7 +38,7 @@ class LeaderLock:
 
     async def acquire(self) -> bool:
         """Become the leader unless another worker is; return whether this worker is now."""
-        return await asyncio.to_thread(self._acquire)
+        return self.is_held or await asyncio.to_thread(self._acquire)
 
     async def release(self) -> None:
         """Release the lock, so that another worker becomes the leader."""
