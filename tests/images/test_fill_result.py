@@ -34,9 +34,6 @@ class NoPeers:
     async def wait(self, holder: str, key: str) -> None:
         raise AssertionError(f"{holder} has no lease on {key}")
 
-    async def notify(self, **_what: object) -> None:
-        """There is no other worker to tell."""
-
 
 class OwnLeases(LocalLeases):
     """Leases that no other worker wants."""

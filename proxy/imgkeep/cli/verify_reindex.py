@@ -9,9 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, TextIO
 
-from imgkeep.bootstrap.cluster import describe_store
 from imgkeep.bootstrap.preflight import require_owner, require_store
-from imgkeep.bootstrap.storage import open_storage
+from imgkeep.bootstrap.storage import describe_store, open_storage
 from imgkeep.cli.printing import as_line, print_json, printable
 from imgkeep.cli.progress import progress
 from imgkeep.clock import read_clock

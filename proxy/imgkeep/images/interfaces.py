@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
     from contextlib import AbstractAsyncContextManager
 
     from imgkeep.core.errors import ImgkeepError
@@ -104,25 +104,36 @@ class Peers(Protocol):
             Busy: The worker cannot be reached.
         """
 
+
+class Notifier(Protocol):
+    """The means to tell all other processes that share the store what has changed."""
+
     async def notify(
         self,
         *,
         blocked: Collection[Digest] = (),
         changed: Collection[Key] = (),
-        copies: Mapping[str, int] = ...,
         unblocked: Collection[Digest] = (),
     ) -> None:
         """
-        Tell all other workers, and wait until they know.
+        Tell the other processes, and wait until all that are live know.
 
         Args:
             blocked: Digests that are blocked from now on.
             changed: Keys under which another image is stored.
-            copies: Local copies that were brought or used, by name and size.
             unblocked: Digests that may be blocked no longer.
 
         Raises:
-            StorageError: Some worker may not know.
+            StorageError: Some process may not know.
+        """
+
+    def exclusively(self, digest: Digest) -> AbstractAsyncContextManager[None]:
+        """
+        Keep removals and undos of a digest by other processes away until the end of the block.
+
+        Raises:
+            Busy: Another process removes or restores it.
+            StorageError: The other processes could not be told of a removal. Nothing has been done.
         """
 
 

@@ -49,6 +49,8 @@ LEASE_S: Final = 15
 """Seconds until a lease ends that no heartbeat renews: as long as a member without one counts as live."""
 ANSWER_TIMEOUT_S: Final = 1.0
 """Timeout for the answer to a request, from the request on: a fetch without the lease is better than a slow one."""
+ANSWER_LOOKS: Final = 10
+"""Number of parts of that timeout: an event loop that is late looks for the answer between two of them."""
 REQUEST_INTERVAL_S: Final = 0.01
 """Interval of statements with requests: a statement costs a twentieth of a miss, a request in it a tenth of that."""
 UNPACED_MAX: Final = 2
@@ -273,9 +275,10 @@ class NodeLeases:
 
     async def wait_for_answer(self, request: _Request) -> HeldByPeer | LinkFailure | None:
         """Return the answer to a request as the fill sees it; `None`: it may fetch, with the lease or without."""
-        if not request.result.done():
-            timeout_s = max(0.0, request.asked_at + ANSWER_TIMEOUT_S - request.loop.time())
-            await asyncio.wait([request.result], timeout=timeout_s)
+        timeout_s = max(0.0, request.asked_at + ANSWER_TIMEOUT_S - request.loop.time())
+        for _ in range(ANSWER_LOOKS):
+            if not request.result.done():
+                await asyncio.wait([request.result], timeout=timeout_s / ANSWER_LOOKS)
         answer = request.result.result() if request.result.done() else StorageError("the database does not answer")
         if isinstance(answer, StorageError) or (
             isinstance(answer, HeldByPeer) and not await self._can_follow(answer.holder)
