@@ -239,7 +239,7 @@ async def test_file_that_is_gone_is_not_followed() -> None:
         yield Followed(FillHead(Format.PNG, None, '"e"', storing=True, doubts=frozenset()), GROWING, steps())
 
     world = World()
-    peer_fill = PeerFill(call, world.disk, world.memory)
+    peer_fill = PeerFill("1.1", call, world.disk, world.memory)
     await peer_fill.run()
     assert await peer_fill.body.wait_head() is None
     assert peer_fill.body.ended

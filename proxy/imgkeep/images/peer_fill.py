@@ -61,6 +61,7 @@ class PeerFill(Call):
             there is no fill to follow.
 
     Args:
+        holder: The name of the other worker.
         follow: Follows the fill until the end of the block.
         disk: Where the file is.
         memory: Where the bytes go that no file holds.
@@ -68,11 +69,13 @@ class PeerFill(Call):
 
     def __init__(
         self,
+        holder: str,
         follow: Callable[[], AbstractAsyncContextManager[RemoteFill | FillFailure | None]],
         disk: Spool,
         memory: Spool,
     ) -> None:
         self.body: SharedBody[FillHead | FillFailure | None] = SharedBody(memory)
+        self.holder = holder
         self._follow = follow
         self._disk = disk
 

@@ -26,6 +26,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from itertools import count
 from typing import TYPE_CHECKING, Final
@@ -49,6 +50,8 @@ LEASE_S: Final = 15
 """Seconds until a lease ends that no heartbeat renews: as long as a member without one counts as live."""
 ANSWER_TIMEOUT_S: Final = 1.0
 """Timeout for the answer to a request, from the request on: a fetch without the lease is better than a slow one."""
+ANSWER_WAIT_S: Final = 0.25
+"""Timeout of each wait for the answer: a process that was busy for a second itself waits once more, and finds it."""
 REQUEST_INTERVAL_S: Final = 0.01
 """Interval of statements with requests: a statement costs a twentieth of a miss, a request in it a tenth of that."""
 UNPACED_MAX: Final = 2
@@ -273,9 +276,11 @@ class NodeLeases:
 
     async def wait_for_answer(self, request: _Request) -> HeldByPeer | LinkFailure | None:
         """Return the answer to a request as the fill sees it; `None`: it may fetch, with the lease or without."""
-        if not request.result.done():
-            timeout_s = max(0.0, request.asked_at + ANSWER_TIMEOUT_S - request.loop.time())
-            await asyncio.wait([request.result], timeout=timeout_s)
+        left_s = request.asked_at + ANSWER_TIMEOUT_S - request.loop.time()
+        for _ in range(max(1, math.ceil(left_s / ANSWER_WAIT_S))):
+            if request.result.done():
+                break
+            await asyncio.wait([request.result], timeout=ANSWER_WAIT_S)
         answer = request.result.result() if request.result.done() else StorageError("the database does not answer")
         if isinstance(answer, StorageError) or (
             isinstance(answer, HeldByPeer) and not await self._can_follow(answer.holder)
