@@ -63,7 +63,7 @@ def miss_s3(plan: Plan) -> Row:
         on_bucket(empty_folder(plan, "imgkeep"), store) as ours,
         imgkeep(empty_folder(plan, "folder")) as theirs,
     ):
-        measure = _meter(plan, row, origin, store)
+        measure = meter(plan, row, origin, store)
         alternate(plan, row, partial(measure, ours, "hit"), partial(measure, theirs, "hit"), None)
     return row
 
@@ -108,7 +108,7 @@ def hit_s3(plan: Plan) -> Row:
     return row
 
 
-def _meter(plan: Plan, row: Row, origin: Server, store: Server) -> Callable[[Server, str], float]:
+def meter(plan: Plan, row: Row, origin: Server, store: Server) -> Callable[[Server, str], float]:
     """Return what measures the processor time of misses, each of another image."""
     asked: Counter[str] = Counter()
     before, after = seed.target(origin.port, "@.png").split("%40")

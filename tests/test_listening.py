@@ -13,7 +13,8 @@ import aiohttp
 import pytest
 
 from imgkeep.config import Config, ConfigError, Server
-from imgkeep.listening import listen, listen_for_workers
+from imgkeep.config.schema import Cluster
+from imgkeep.listening import format_address, listen, listen_for_nodes, listen_for_workers
 from imgkeep.web.connection_limit import ConnectionLimit
 from tests.support.program import cannot, environment, need_strace, serving
 
@@ -84,6 +85,35 @@ def test_port_in_use_names_the_setting(workers: int) -> None:
         with pytest.raises(OSError, match=rf"^\[Errno 98\] server.port: .* 127.0.0.1:{port} already") as error:
             listen_for_workers(Config(server=server), stack) if workers > 1 else listen(server)
         assert error.value.errno == errno.EADDRINUSE
+
+
+def test_workers_share_the_port_for_other_nodes() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    cluster = Cluster(advertise_url="http://node.test:8081", listen=address)
+    config = Config(server=Server(host="127.0.0.1", port=0, workers=2), cluster=cluster)
+    with ExitStack() as stack:
+        for _ in range(2):
+            [sock] = listen_for_nodes(cluster, shared=True)
+            stack.enter_context(sock)
+            assert format_address(*sock.getsockname()) == address
+        with pytest.raises(OSError, match=rf"cluster.listen: another program listens at {address} already"):
+            listen_for_nodes(cluster)
+        with pytest.raises(OSError, match=r"cluster.listen: another program"):
+            listen_for_workers(config, stack)
+    assert listen_for_nodes(Cluster()) == []
+
+
+def test_node_listens_at_all_addresses_without_a_setting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    sockets = listen_for_nodes(Cluster(advertise_url=f"http://node.test:{port}"))
+    with ExitStack() as stack:
+        for sock in sockets:
+            stack.enter_context(sock)
+        assert {sock.getsockname()[1] for sock in sockets} == {port}
+        assert reach("127.0.0.1", port)
 
 
 @pytest.mark.parametrize(

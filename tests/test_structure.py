@@ -16,7 +16,7 @@ SOURCE: Final = Path(__file__).parents[1] / "proxy"
 MODULE_LINES_MAX: Final = 400
 FUNCTION_LINES_MAX: Final = 50
 PARAMETERS_MAX: Final = 12
-PROTOCOLS_MAX: Final = 12
+PROTOCOLS_MAX: Final = 14
 
 SETTINGS: Final = frozenset({"Fetch"})
 """Sections of the configuration: a table of settings that operators know is one class, one field a setting."""

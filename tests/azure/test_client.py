@@ -14,8 +14,8 @@ from yarl import URL
 from imgkeep.core.store_url import AzureContainer
 from imgkeep.storage.azure import AzureClient
 from imgkeep.storage.bucket.client import ObjectFields
-from imgkeep.storage.bucket.diagnostics import diagnose
 from imgkeep.storage.bucket.errors import AlreadyThere, BucketError
+from imgkeep.storage.bucket.live_check import check_bucket
 from imgkeep.storage.bucket.store import BucketStore
 from imgkeep.storage.memory import MemorySpool
 from tests.support.azure.backends import azure_client, container_of
@@ -254,7 +254,7 @@ async def test_diagnosis_finds_no_fault(client: AzureClient, azurite: Azurite) -
     store = BucketStore(client)
     await store.probe()
     assert store.client.features.conditional_put
-    steps = [step async for step in diagnose(store, public_url=None)]
+    steps = [step async for step in check_bucket(store, public_url=None)]
     assert {(step.error, step.note) for step in steps} == {(None, None)}
     assert {"blocks", "copy", "conditional-put", "presign", "put", "delete"} <= {step.name for step in steps}
     assert set(await azurite.objects()) == {"pre/v1/probe"}

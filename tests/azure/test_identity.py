@@ -25,8 +25,8 @@ from imgkeep.storage.azure import AzureClient, access_tokens
 from imgkeep.storage.azure.access_tokens import AccessTokens
 from imgkeep.storage.azure.errors import AUTHENTICATION
 from imgkeep.storage.bucket.client import ObjectFields
-from imgkeep.storage.bucket.diagnostics import diagnose
 from imgkeep.storage.bucket.errors import BucketError
+from imgkeep.storage.bucket.live_check import check_bucket
 from imgkeep.storage.bucket.store import BucketStore
 from tests.support.azure.azurite import Azurite, azurite_in
 from tests.support.azure.identity import AUDIENCE, SECRET, IdentityEndpoint, authority
@@ -99,7 +99,7 @@ async def client_of(azurite: Azurite, patch: pytest.MonkeyPatch) -> AsyncIterato
 async def test_identity_may_do_all_that_a_key_may(client: AzureClient, identity: IdentityEndpoint) -> None:
     store = BucketStore(client)
     await store.probe()
-    steps = [step async for step in diagnose(store, public_url=None)]
+    steps = [step async for step in check_bucket(store, public_url=None)]
     assert {step.error for step in steps} == {None}
     assert {"presign", "copy"} <= {step.name for step in steps}
     assert identity.requests == 1

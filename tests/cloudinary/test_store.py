@@ -19,7 +19,7 @@ from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import BLOCKS_CHANGED, RECORDS
 from imgkeep.core.records import Tombstone
 from imgkeep.core.store_url import CloudinaryFolder, Folder
-from imgkeep.storage.bucket.diagnostics import diagnose
+from imgkeep.storage.bucket.live_check import check_bucket
 from imgkeep.storage.bucket.store import PROBE
 from imgkeep.storage.local.disk import Disk
 from tests.support.cloudinary.backends import refusal
@@ -58,7 +58,7 @@ def check(
             remote = storage.remote
             assert remote is not None
             place = remote.bucket.client.place
-            steps = diagnose(remote.bucket, public_url=remote.public_url)
+            steps = check_bucket(remote.bucket, public_url=remote.public_url)
             status = await print_check({}, steps, as_json=False, place=place, out=out)
         valid, store, *lines = out.getvalue().splitlines()
         assert (valid, store) == ("configuration: valid", "store: folder images of Cloudinary")

@@ -29,14 +29,13 @@ from tests.support.nodes import (
     node_listening,
     peers_of,
 )
-from tests.support.peer_fills import FakeBody, make_head
+from tests.support.peer_fills import FakeBody, make_head, read_body
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from imgkeep.cluster.nodes.peers import NodePeers
-    from imgkeep.storage.interfaces import Body
 
 KEY = "a" * 64
 NAME = f"{'b' * 64}.png"
@@ -61,13 +60,6 @@ async def follow_to_the_end(peers: NodePeers, begun: Callable[[], None]) -> None
         await anext(aiter(fill.steps))
         begun()
         await read_all(fill)
-
-
-async def read_body(body: Body) -> bytes:
-    data = b""
-    while piece := await body.read(len(data), 65_536):
-        data += piece
-    return data
 
 
 async def say(node: FakeNode, data: bytes) -> bytes:

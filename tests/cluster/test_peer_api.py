@@ -8,9 +8,10 @@ from unittest.mock import AsyncMock
 import msgspec
 import pytest
 
+from imgkeep.cluster.notice import Notice
 from imgkeep.cluster.peer_api import make_peer_api
 from imgkeep.cluster.progress import read_fill
-from imgkeep.cluster.workers.peers import SECRET_FIELD, Notice
+from imgkeep.cluster.workers.peers import SECRET_FIELD
 from imgkeep.cluster.workers.worker_info import WorkerInfo
 from imgkeep.core.errors import OriginError, SourceNotFound, StorageError
 from imgkeep.images.peer_fill import FillFailure, RemoteFill

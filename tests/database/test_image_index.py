@@ -134,6 +134,40 @@ async def test_rebuild_adds_all_and_drops_vanished_records(index: ImageIndex, cl
     assert {record.key for record in await index.page(limit=2000)} == {record.key for record in records[:1000]}
 
 
+async def test_rebuild_drops_many_rows_in_several_steps(
+    index: ImageIndex, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imgkeep.database.image_index.DELETED_MAX", 10)
+    records = make_records(200)
+    await index.rebuild(walk(records))
+    clock.advance(10)
+    await index.rebuild(walk(records[:70]))
+    assert {record.key for record in await index.page(limit=200)} == {record.key for record in records[:70]}
+
+
+async def test_many_rows_are_counted_by_a_sample(
+    connect: Connect, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = connect(postgresql_url.replace("postgresql:", "postgresql+psycopg:"))
+    index = database.image_index
+    await index.rebuild(walk(make_records(4000)))
+    query(database, "ANALYZE images")
+    exact = await index.count()
+    assert (exact.images, exact.objects, exact.is_estimate) == (4000, 400, False)
+    monkeypatch.setattr("imgkeep.database.image_counts.EXACT_MAX", 1000)
+    monkeypatch.setattr("imgkeep.database.image_counts.COUNTED_MIN", 1000)
+    monkeypatch.setattr("imgkeep.database.image_counts.READ_MIN", 1000)
+    totals = await index.count()
+    assert totals.is_estimate
+    assert totals.images == pytest.approx(4000, rel=0.1)
+    assert totals.images % 4 == 0, "one row in four is read"
+    assert totals.objects == pytest.approx(400, rel=0.3)
+    assert totals.object_bytes == pytest.approx(exact.object_bytes, rel=0.3)
+    assert sum(number for _, number in totals.hosts) == pytest.approx(4000, rel=0.1)
+    assert (totals.oldest, totals.newest) == (exact.oldest, exact.newest)
+    assert (await index.count_images())[0] == totals.images
+
+
 async def test_rebuild_keeps_rows_of_concurrent_fills(
     index: ImageIndex, connect: Connect, url: str, clock: FakeClock
 ) -> None:
@@ -282,7 +316,7 @@ async def test_start_scans_no_rows(connect: Connect, tmp_path: Path) -> None:
     about_images = [plan for plan in plans if "images" in plan]
     assert len(about_images) >= 3
     # The first page reads its index in order, and stops at the limit.
-    scans = [plan for plan in about_images if plan.startswith("SCAN") and "images_by_time" not in plan]
+    scans = [plan for plan in about_images if plan.startswith("SCAN") and "images_by_second" not in plan]
     assert scans == []
     assert not any("TEMP B-TREE" in plan for plan in plans)
 

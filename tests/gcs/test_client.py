@@ -11,8 +11,8 @@ import pytest
 
 from imgkeep.core.store_url import GcsBucket
 from imgkeep.storage.bucket.client import ObjectFields
-from imgkeep.storage.bucket.diagnostics import diagnose
 from imgkeep.storage.bucket.errors import AlreadyThere, BucketError
+from imgkeep.storage.bucket.live_check import check_bucket
 from imgkeep.storage.bucket.store import BucketStore
 from imgkeep.storage.gcs import GcsClient
 from imgkeep.storage.memory import MemorySpool
@@ -155,7 +155,7 @@ async def test_public_url_leads_to_the_object(client: GcsClient) -> None:
 
 async def test_diagnosis_of_an_emulator_finds_no_fault(client: GcsClient) -> None:
     store = BucketStore(client)
-    steps = [step async for step in diagnose(store, public_url=store.public_url)]
+    steps = [step async for step in check_bucket(store, public_url=store.public_url)]
     assert [step for step in steps if step.error] == []
     assert [step.name for step in steps if step.note] == ["presign"]
     assert {"put", "get", "range", "list", "conditional-put", "copy", "public", "delete"} <= {

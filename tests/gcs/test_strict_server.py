@@ -10,8 +10,8 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from imgkeep.storage.bucket.diagnostics import diagnose
 from imgkeep.storage.bucket.errors import AlreadyThere, BucketError
+from imgkeep.storage.bucket.live_check import check_bucket
 from imgkeep.storage.bucket.store import BucketStore
 from imgkeep.storage.memory import MemorySpool
 from tests.support.gcs.opened import FIELDS, NAME, PATH, opening, read
@@ -206,7 +206,7 @@ async def test_conditional_put_leaves_what_is_there(client: GcsClient, strict_gc
 
 async def test_diagnosis_finds_no_fault(client: GcsClient, strict_gcs: StrictGcs) -> None:
     store = BucketStore(client)
-    steps = [step async for step in diagnose(store, public_url=store.public_url)]
+    steps = [step async for step in check_bucket(store, public_url=store.public_url)]
     assert [step for step in steps if step.error] == []
     assert {"presign", "public", "conditional-put", "copy"} <= {step.name for step in steps}
     assert strict_gcs.objects == {}

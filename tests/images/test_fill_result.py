@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pytest
 
     from imgkeep.core.records import Key, Record, Source, SourceInfo
-    from imgkeep.images.interfaces import LinkFailure
     from imgkeep.images.peer_fill import FillFailure, RemoteFill
 
 
@@ -34,9 +33,6 @@ class NoPeers:
     async def wait(self, holder: str, key: str) -> None:
         raise AssertionError(f"{holder} has no lease on {key}")
 
-    async def notify(self, **_what: object) -> None:
-        """There is no other worker to tell."""
-
 
 class OwnLeases(LocalLeases):
     """Leases that no other worker wants."""
@@ -48,8 +44,8 @@ class OwnLeases(LocalLeases):
         self.held.add(name)
         return None
 
-    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
-        del stored, failure
+    def release(self, name: str, *, stored: bool = False) -> None:
+        del stored
         self.held.remove(name)
 
 

@@ -21,7 +21,7 @@ from imgkeep.core.records import Format, Key
 from imgkeep.core.source_url import read_source
 from imgkeep.images.fill import FillHead
 from imgkeep.images.interfaces import Cluster
-from imgkeep.images.peer_fill import FillFailure, PeerFill
+from imgkeep.images.peer_fill import MEMORY_BYTES_MAX, FillFailure, PeerFill
 from imgkeep.images.peer_fill import RemoteFill as Followed
 from imgkeep.images.service import FOLLOW_ATTEMPTS_MAX
 from tests.support.fakes import GROWING, FakeResponse, Timer, World, read_all, settle
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from imgkeep.images.interfaces import LinkFailure
     from imgkeep.images.shared_body import SharedBody
 
 
@@ -69,9 +68,6 @@ class FakePeers:
         self.waits += 1
         await self.world.image_service.wait_for_fill(Key(key))
 
-    async def notify(self, **_what: object) -> None:
-        """They know."""
-
 
 async def along(fill: SharedBody[FillHead]) -> AsyncIterator[tuple[int, bytes]]:
     offset = 0
@@ -92,8 +88,8 @@ class Elsewhere(LocalLeases):
         del name
         return "1.1" if self.holds else None
 
-    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
-        del stored, failure
+    def release(self, name: str, *, stored: bool = False) -> None:
+        del stored
         self.released.append(name)
 
 
@@ -101,6 +97,33 @@ def beside(world: World, *, memory_bytes: int = 100_000_000) -> tuple[World, Fak
     """Return another worker with the same stores."""
     peers = FakePeers(world)
     return World(memory_bytes=memory_bytes, beside=world, cluster=Cluster(Elsewhere(), peers)), peers
+
+
+@pytest.mark.parametrize(
+    ("size", "is_on_disk"), [(None, True), (MEMORY_BYTES_MAX + 1, True), (MEMORY_BYTES_MAX, False)]
+)
+async def test_large_image_of_another_machine_is_not_in_memory(size: int | None, *, is_on_disk: bool) -> None:
+    world = World()
+    data = bytes(size or 1000)
+
+    async def steps() -> AsyncIterator[tuple[int, bytes]]:
+        yield 500, data[:500]
+        yield len(data), data[500:]
+
+    @asynccontextmanager
+    async def follow() -> AsyncIterator[Followed]:
+        yield Followed(FillHead(Format.PNG, size, '"e"', storing=True, doubts=frozenset()), None, steps())
+
+    bytes_left = world.memory.bytes_left
+    fill = PeerFill("there/1", follow, world.disk, world.memory)
+    fill.body.hold()
+    await fill.run()
+    assert len(world.disk.drafts) == is_on_disk
+    assert (world.memory.bytes_left == bytes_left) == is_on_disk
+    assert [await fill.body.read(offset, 500) for offset in (0, len(data) - 500)] == [data[:500], data[-500:]]
+    await fill.body.aclose()
+    await fill.aclose()
+    assert world.memory.bytes_left == bytes_left
 
 
 def nowhere(_world: World) -> None:

@@ -27,6 +27,7 @@ from imgkeep.core.identity import identify
 from imgkeep.core.records import Digest, Doubt, Key, Record, Refetches
 from imgkeep.core.source_url import read_source
 from imgkeep.images.operator_refetch import LEASE_POLLS_MAX, REFETCHES_MAX, Refetcher
+from imgkeep.images.record_sharing import RecordSharing
 from tests.support.fakes import OPEN_POLICY, FakeResponse, World, settle, without_query
 from tests.support.images import make_image
 from tests.support.leases import LocalLeases
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgkeep.core.records import Source, SourceInfo
-    from imgkeep.images.interfaces import Leases, LinkFailure
+    from imgkeep.images.interfaces import Leases
     from imgkeep.images.operator_refetch import Refetched
 
 OLD, NEW = make_image(seed=1), make_image(seed=2)
@@ -63,8 +64,8 @@ class FakeLeases(LocalLeases):
         self.taken.append(name)
         return None
 
-    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
-        del stored, failure
+    def release(self, name: str, *, stored: bool = False) -> None:
+        del stored
         self.released.append(name)
 
 
@@ -74,21 +75,16 @@ class Setup:
     def __init__(
         self, identify_by: Callable[[Source], SourceInfo] = by_provider_rules, leases: Leases | None = None
     ) -> None:
-        self.settled = 0
         self.changed: list[Key] = []
-        self.world = World(identify=identify_by, changed=self.changed.append)
+        self.world = World(identify=identify_by, sharing=RecordSharing(changed=self.changed.append))
         self.slept = 0
         self.refetcher = Refetcher(
             self.world.image_service,
             self.world.dependencies,
             policy=OPEN_POLICY,
-            settle=self.settle,
             sleep=self.sleep,
             leases=leases,
         )
-
-    async def settle(self) -> None:
-        self.settled += 1
 
     async def sleep(self, _seconds: float) -> None:
         self.slept += 1
@@ -131,7 +127,6 @@ async def test_whole_image_replaces_and_old_bytes_stay(setup: Setup) -> None:
     assert setup.world.origin.asked == [FRESHER]
     assert setup.world.origin.conditions[-1] is None, "a 304 is in question"
     assert setup.changed == [before.key]
-    assert setup.settled == 1
 
 
 async def test_equal_bytes_are_confirmed(setup: Setup) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from imgkeep.core.records import Digest, Doubt, Key, Tombstone
 from imgkeep.database import Database, RemovalIndex
 from imgkeep.images.blocked_digests import RECHECKS_MAX, REFRESH_INTERVAL_S, BlockedDigests
 from imgkeep.images.record_cache import TOMBSTONES_TTL_S, RecordCache
+from imgkeep.images.record_sharing import RecordSharing
 from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from tests.support.fakes import Timer
@@ -21,6 +23,7 @@ from tests.support.stores import NOON, local_store, record_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+    from contextlib import AbstractAsyncContextManager
     from datetime import datetime
     from pathlib import Path
 
@@ -84,16 +87,17 @@ class Peers:
         *,
         blocked: Collection[Digest] = (),
         changed: Collection[Key] = (),
-        copies: object = (),
         unblocked: Collection[Digest] = (),
     ) -> None:
-        del copies
         self.told.append({"blocked": list(blocked), "changed": list(changed), "unblocked": list(unblocked)})
         if self.fault is not None:
             raise self.fault
         for other in self.others:
             await other.learn(blocked)
             await other.recheck(unblocked)
+
+    def exclusively(self, _digest: Digest) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
 
 class FakeImageService(ImageService):
@@ -125,7 +129,7 @@ class Node:
     def __init__(self, disk: LocalStore, database: Database, peers: Peers | None = None) -> None:
         self.store = FaultyStore(disk)
         self.database = database
-        self.records = RecordCache(self.store, database.image_index, (), Timer())  # type: ignore[arg-type]  # it has all verbs
+        self.records = RecordCache(self.store, database.image_index, (), Timer(), RecordSharing())  # type: ignore[arg-type]  # it has all verbs
         self.dropped: list[Digest] = []
         self.blocked_digests = BlockedDigests(self.store, database.removals, self.drop_copies, peers)  # type: ignore[arg-type]  # as above
         self.image_service = FakeImageService(self.records)

@@ -6,11 +6,13 @@ import asyncio
 import re
 import signal
 import socket
+from asyncio.subprocess import PIPE, STDOUT
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.support.installed import require
+from tests.support.network import authority
 from tests.support.nginx import nginx
 from tests.support.program import ROOT
 
@@ -118,3 +120,23 @@ async def _running(command: Sequence[str], folder: Path, text: str, port: int) -
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGKILL)
         await process.wait()
+
+
+async def check_example(name: str, folder: Path) -> str:
+    """Let a balancer judge its example as it is, with a certificate; return what it complains of."""
+    certificate = authority().issue_cert("img.example.com")
+    for file in ("img.example.com.pem", "img.example.com.key"):
+        certificate.private_key_and_cert_chain_pem.write_to_path(folder / file)
+    text = read_example(name).replace("/etc/ssl/", f"{folder}/").replace("/var/log/nginx/", f"{folder}/")
+    if name == "nginx":
+        text = f"events {{}} http {{\n{text}}}\n"
+    (folder / FILES[name]).write_text(text)
+    path = str(folder / FILES[name])
+    command = {
+        "nginx": [require("nginx"), "-q", "-t", "-e", "stderr", "-p", str(folder), "-c", path],
+        "haproxy": [require("haproxy"), "-q", "-c", "-f", path],
+        "envoy": [require("envoy"), "--mode", "validate", "-l", "warn", "-c", path],
+    }[name]
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=STDOUT)
+    told, _ = await process.communicate()
+    return f"{process.returncode} {told.decode()}".removeprefix("0 ").removesuffix(f"configuration '{path}' OK\n")

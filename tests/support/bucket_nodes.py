@@ -10,6 +10,7 @@ from imgkeep.database import RemovalIndex
 from imgkeep.images.blocked_digests import BlockedDigests
 from imgkeep.images.record_cache import RecordCache
 from imgkeep.images.record_changes import RecordChanges
+from imgkeep.images.record_sharing import RecordSharing
 from imgkeep.images.removal import Remover
 from imgkeep.replication.record_settler import RecordSettler
 from imgkeep.storage.bucket.store import BucketStore
@@ -46,8 +47,9 @@ class BucketNode:
         self.store = BucketStore(self.client)
         self.index = FakeImageIndex()
         self.changed: list[Key] = []
-        self.records = RecordCache(self.store, self.index, (), Timer(), remembered=self.store.note_seen)
-        self.changes = RecordChanges(self.records, self.changed.append, None)
+        self.sharing = RecordSharing(changed=self.changed.append, remembered=self.store.note_seen)
+        self.records = RecordCache(self.store, self.index, (), Timer(), self.sharing)
+        self.changes = RecordChanges(self.records, self.sharing)
         self.settler = RecordSettler(self.store.unsettled, self.store.find, self.index, self.changes)
 
     async def fill(self, body: bytes, *, name: str = "a") -> Record | None:
@@ -96,9 +98,7 @@ class ServingNode(BucketNode):
         super().__init__(name, bucket, order)
         self.removals = Removals()
         self.blocked = BlockedDigests(self.store, self.removals, self._drop_copies)
-        self.world = World(
-            store=self.store, changed=self.changed.append, remembered=self.store.note_seen, blocked=self.blocked
-        )
+        self.world = World(store=self.store, sharing=self.sharing, blocked=self.blocked)
         self.index = self.world.image_index
         self.changes = self.world.image_service.changes
         self.records = self.changes.records

@@ -19,11 +19,11 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from tests.support.installed import require
-from tests.support.network_hosts import network
+from tests.support.network_hosts import LEASHED, network
 from tests.support.postgresql import PostgresqlServer
 from tests.support.program import START_TIMEOUT_S, cannot, environment
 from tests.support.s3.loopback import HOST, port_of, reserve
-from tests.support.s3.process import LEASH, ServerProcess
+from tests.support.s3.process import ServerProcess
 from tests.support.s3.programs import BUCKET, KINDS
 from tests.support.s3.servers import S3Server
 from tests.support.waiting import block_until
@@ -43,18 +43,13 @@ NODES: Final = 3
 
 _SHIFTED: Final = """
 import datetime, time
-_SHIFT_S = {shift_s}
-_read, _read_ns = time.time, time.time_ns
+import imgkeep.clock
+_read, _read_ns, _SHIFT_S = time.time, time.time_ns, {shift_s}
 time.time = lambda: _read() + _SHIFT_S
 time.time_ns = lambda: _read_ns() + int(_SHIFT_S * 1e9)
-class _Shifted(datetime.datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return cls.fromtimestamp(time.time(), tz)
-    @classmethod
-    def utcnow(cls):
-        return cls.fromtimestamp(time.time(), datetime.timezone.utc).replace(tzinfo=None)
-datetime.datetime = _Shifted
+class _Shifted:
+    now = staticmethod(lambda tz: datetime.datetime.now(tz) + datetime.timedelta(seconds=_SHIFT_S))
+imgkeep.clock.datetime = _Shifted
 """
 """`sitecustomize` of a process whose clock is wrong: Python imports it before anything else."""
 
@@ -75,6 +70,7 @@ http {{
         location / {{
             proxy_pass http://imgkeep;
             proxy_buffering off;
+            proxy_buffer_size 128k; proxy_buffers 4 128k;
             proxy_connect_timeout 1s;
             proxy_http_version 1.1;
             proxy_set_header Host $http_host;
@@ -133,10 +129,9 @@ class Node:
             place.mkdir(exist_ok=True)
             (place / "sitecustomize.py").write_text(_SHIFTED.format(shift_s=self.clock_shift_s))
             variables["PYTHONPATH"] = f"{place}:{variables['PYTHONPATH']}"
-        leash = (sys.executable, "-ISc", LEASH, str(os.getpid()))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*leash, *self.host.enter, sys.executable, "-m", "imgkeep", "serve"],
+                [*LEASHED, *self.host.enter, sys.executable, "-m", "imgkeep", "serve"],
                 cwd=self.folder.parent,
                 env=variables,
                 stdin=subprocess.DEVNULL,
@@ -263,7 +258,7 @@ class Nodes:
     def add(self, host: Host, **settings: str) -> Node:
         """Add a node, with settings of its own, and do not start it."""
         folder = self.folder / host.name / "data"
-        folder.parent.mkdir()
+        folder.parent.mkdir(exist_ok=True)
         own = {
             "server__host": host.address,
             "server__port": str(PORT),

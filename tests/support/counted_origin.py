@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 from tests.support.images import png_of
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
 PIECE_BYTES = 65_536
+_SEEDS = count()
 
 
 @dataclass
@@ -29,6 +31,7 @@ class CountedOrigin:
         running: Number of requests under way, by host.
         running_max: The highest number so far, by host.
         answer_s: Seconds before the first byte.
+        gate: What the first byte waits for; `None`: nothing.
         bytes_per_s: Speed of a body; `None`: as fast as it goes.
         started_s: When the first byte of a path went out first, by the monotonic clock.
         messages: Bodies that were posted.
@@ -40,6 +43,7 @@ class CountedOrigin:
     running: Counter[str] = field(default_factory=Counter)
     running_max: Counter[str] = field(default_factory=Counter)
     answer_s: float = 0
+    gate: asyncio.Event | None = None
     bytes_per_s: int | None = None
     started_s: dict[str, float] = field(default_factory=dict)
     messages: list[bytes] = field(default_factory=list)
@@ -50,8 +54,8 @@ class CountedOrigin:
         return f"http://{self.addresses[host]}:{self.port}{path}"
 
     def gives(self, path: str, size: int = 2000, *, host: int = 0) -> str:
-        """Give a path an image of its own; return its URL."""
-        self.bodies[path] = png_of(size, seed=len(self.bodies))
+        """Give a path an image that no other path has, of whatever origin; return its URL."""
+        self.bodies[path] = png_of(size, seed=next(_SEEDS))
         return self.url(path, host)
 
     def fetches(self, prefix: str = "/") -> int:
@@ -90,11 +94,21 @@ class CountedOrigin:
         self.running[host] += 1
         self.running_max[host] = max(self.running_max[host], self.running[host])
         try:
-            if self.answer_s:
-                await asyncio.sleep(self.answer_s)
+            await self._wait(reader)
+            if self.gate is not None:
+                await self.gate.wait()
             await self._answer(path, writer)
         finally:
             self.running[host] -= 1
+
+    async def _wait(self, reader: asyncio.StreamReader) -> None:
+        """Wait as long as an answer takes; a client that leaves meanwhile is not under way any more."""
+        if not self.answer_s:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.answer_s):
+                await reader.read(1)  # what clients send now is their end: no request comes before the answer
+                raise ConnectionResetError("the client has left")
 
     async def _answer(self, path: str, writer: asyncio.StreamWriter) -> None:
         body = self.bodies.get(path)

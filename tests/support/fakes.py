@@ -24,6 +24,7 @@ from imgkeep.images.dependencies import FillDependencies
 from imgkeep.images.fill_result import Failed, NotStored, Stored, Unchanged
 from imgkeep.images.format_checker import FormatChecker
 from imgkeep.images.observer import FillObserver
+from imgkeep.images.record_sharing import RecordSharing
 from imgkeep.images.request_context import Delivery, RequestContext
 from imgkeep.images.service import ImageService
 from imgkeep.origin.client import OriginClient
@@ -316,6 +317,9 @@ class FakeImageIndex(ImageIndex):
         for key in keys:
             self.records.pop(key, None)
 
+    async def block(self, digest: Digest) -> Sequence[Key]:
+        return await self.keys_of(digest)
+
     async def keys_of(self, digest: Digest) -> Sequence[Key]:
         return [key for key, record in self.records.items() if record.digest == digest]
 
@@ -393,8 +397,7 @@ class World:
         origin: FakeOrigin | None = None,
         cluster: Cluster | None = None,
         beside: World | None = None,
-        changed: Callable[[Key], None] = lambda _: None,
-        remembered: Callable[[Record], None] = lambda _: None,
+        sharing: RecordSharing | None = None,
         store: Any = None,
         blocked: Any = None,
     ) -> None:
@@ -414,8 +417,7 @@ class World:
             "identify": identify,
             "rules": rules or SourceRules(),
             "make_invalid_signature": make_invalid_signature,
-            "changed": changed,
-            "remembered": remembered,
+            "sharing": sharing or RecordSharing(),
         }
         self.restart(cluster)
 

@@ -16,6 +16,7 @@ _PLACES = (
     _CACHE / "python" / "bin",
     _CACHE / "node_modules" / ".bin",
     ROOT / "node_modules" / ".bin",
+    Path("/usr/sbin"),
 )
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tests.support.program import cannot
-from tests.support.s3.process import LEASH
 from tests.support.waiting import block_until
 
 if TYPE_CHECKING:
@@ -32,6 +30,8 @@ NETWORKS: Final = range(1, 250)
 """Third numbers of the networks that test processes take one each, 10.213.N.0/24."""
 GATEWAYS: Final = range(1, 10)
 """Last numbers of the addresses of the tests' process."""
+LEASHED: Final = ("setpriv", "--pdeathsig", "KILL")
+"""The command that runs another one, which ends with the tests, however these end."""
 _NOWHERE: Final = "02:00:00:00:00:01"
 """A hardware address that no interface has."""
 
@@ -63,8 +63,7 @@ def _run(*words: str) -> None:
 def _namespace() -> Namespace:
     # The parent, for the kernel, is the thread that starts a process: the namespace would end with that thread.
     assert threading.current_thread() is threading.main_thread()
-    leash = (sys.executable, "-ISc", LEASH, str(os.getpid()))
-    made = Namespace(subprocess.Popen([*leash, "unshare", "--net", "sleep", "infinity"], stdin=subprocess.DEVNULL))
+    made = Namespace(subprocess.Popen([*LEASHED, "unshare", "--net", "sleep", "infinity"], stdin=subprocess.DEVNULL))
     own = Path("/proc/self/ns/net").readlink()
     block_until(lambda: Path(f"/proc/{made.holder.pid}/ns/net").readlink() != own)
     made.run("ip", "link", "set", "lo", "up")
@@ -133,6 +132,11 @@ class Network:
     def gateways(self) -> list[str]:
         """The addresses of the tests' process: several, so that it can be several hosts to others."""
         return [self._address(last) for last in GATEWAYS]
+
+    @property
+    def unused(self) -> str:
+        """An address of this network that no host has."""
+        return self._address(250)
 
     @property
     def range(self) -> str:

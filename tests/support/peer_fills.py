@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from imgkeep.images.peer_fill import FillFailure
+    from imgkeep.storage.interfaces import Body
 
 
 @dataclass
@@ -50,6 +51,14 @@ class FakeImages:
 
     async def wait_for_fill(self, key: str) -> None:
         self.waited_for.append(key)
+
+
+async def read_body(body: Body) -> bytes:
+    """Read a body to its end."""
+    data = b""
+    while piece := await body.read(len(data), 65_536):
+        data += piece
+    return data
 
 
 def make_head(size: int | None = None) -> FillHead:

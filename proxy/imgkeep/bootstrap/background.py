@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.bootstrap.gauges import watch_totals
 from imgkeep.bootstrap.services import make_record_settler
 from imgkeep.bootstrap.storage import cancel
+from imgkeep.cluster.nodes.change_reader import Receiver
 from imgkeep.core.errors import Busy, StorageError
 from imgkeep.health import CHECK_INTERVAL_S
 from imgkeep.images.stored_totals import StoredTotals
 from imgkeep.maintenance.verify_reindex import reindex
-from imgkeep.storage.bucket.diagnostics import try_public
+from imgkeep.storage.bucket.live_check import try_public
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -81,6 +82,8 @@ class BackgroundTasks:
         self._outbox_worker = outbox_worker
         self.cluster = cluster
         self._nodes = cluster.nodes
+        if cluster.nodes is not None:
+            cluster.nodes.reader.receiver = Receiver(services.learn, services.learn_everything, services.settle)
         self._cluster_leader = cluster.cluster_leader
         self._duties = self._assign_duties(cluster)
         self._resigned = asyncio.Event()
@@ -97,11 +100,15 @@ class BackgroundTasks:
         tasks = [] if self._nodes is None else await self._nodes.start()
         for leader in self._leaders:
             await leader.acquire()
-        tasks += [asyncio.create_task(task) for task in self._list_tasks()]
+        own = [asyncio.create_task(task) for task in self._list_tasks()]
         try:
             yield
         finally:
+            # What this member has taken is free before it leaves: others know no more of it then.
+            for task in reversed(own):
+                await cancel(task)
             if self._nodes is not None:
+                await self._nodes.writer.aclose()
                 await self._nodes.membership.leave()
             for task in reversed(tasks):
                 await cancel(task)
@@ -154,8 +161,9 @@ class BackgroundTasks:
 
     def _list_cluster_tasks(self) -> list[Task]:
         """List what has to run once for all."""
-        remote = self._services.storage.remote
-        return [] if remote is None else [_abort_unfinished_uploads(remote.bucket.client, self._sleep)]
+        remote, nodes = self._services.storage.remote, self._nodes
+        tasks = [] if remote is None else [_abort_unfinished_uploads(remote.bucket.client, self._sleep)]
+        return tasks if nodes is None else [*tasks, nodes.reader.clean_up()]
 
     def _assign_duties(self, cluster: ClusterParts) -> dict[Leader | None, Callable[[], list[Task]]]:
         """Return which leader runs which tasks; `None`: every process does."""

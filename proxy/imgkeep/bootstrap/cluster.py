@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from imgkeep import __version__
 from imgkeep.bootstrap.peer_tls import make_client_context
 from imgkeep.cluster.nodes.authentication import NONCE_BYTES, RequestSigner
+from imgkeep.cluster.nodes.change_reader import ChangeReader
+from imgkeep.cluster.nodes.change_writer import ChangeWriter
 from imgkeep.cluster.nodes.leader import ClusterLeader
 from imgkeep.cluster.nodes.leases import NodeLeases
 from imgkeep.cluster.nodes.membership import DEAD_AFTER_S, Membership, NodeIdentity
@@ -31,16 +33,22 @@ from imgkeep.core.store_url import Folder
 from imgkeep.database.engine import describe_location, require_driver
 from imgkeep.database.session import DatabaseSession
 from imgkeep.health import ClusterState
+from imgkeep.images.cache_trust import CacheTrust
 from imgkeep.images.interfaces import Cluster
 from imgkeep.images.limit_share import LimitShare
+from imgkeep.images.record_sharing import RecordSharing
 from imgkeep.storage.local.node_id import read_node_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from imgkeep.bootstrap.platform import Platform
+    from imgkeep.bootstrap.storage import Storage
     from imgkeep.cluster.workers.worker_info import WorkerInfo
     from imgkeep.config import Config
+    from imgkeep.images.blocked_digests import BlockedDigests
+    from imgkeep.images.interfaces import Notifier
+    from imgkeep.web.fastpath.response_cache import ResponseCache
 
 LEASE_GRACE_S: Final = 10
 """
@@ -61,6 +69,9 @@ class Nodes:
     session: DatabaseSession
     membership: Membership
     leader: ClusterLeader
+    writer: ChangeWriter
+    reader: ChangeReader
+    trust: CacheTrust
 
     def describe(self) -> ClusterState:
         """Describe the place of this process in the cluster, without the network."""
@@ -86,7 +97,7 @@ class Nodes:
         Raises:
             RefusedByCluster: The database belongs to another cluster.
         """
-        tasks = [asyncio.create_task(self.session.run()), asyncio.create_task(self.membership.run())]
+        tasks = [asyncio.create_task(task) for task in (self.session.run(), self.membership.run(), self.reader.run())]
         await self.session.attempted.wait()
         if self.membership.refused is not None:
             for task in tasks:
@@ -107,6 +118,7 @@ class ClusterParts:
         leases: The leases among them, and among all nodes; `None`: there are no others.
         node_leader: The lock of the process that runs the background tasks of this machine; `None`: this one.
         nodes: `None`: the database is a file of this machine.
+        command_writer: Tells the nodes of a cluster what a command changes; `None`: this is no command, or no cluster.
         node_peers: The other workers of this machine, and the other nodes; `None`: there are no other nodes.
         limit_share: The part of this process in the limits per client.
     """
@@ -117,6 +129,7 @@ class ClusterParts:
     node_leader: LeaderLock | None = None
     nodes: Nodes | None = None
     node_peers: NodePeers | None = None
+    command_writer: ChangeWriter | None = None
     limit_share: LimitShare = field(default_factory=LimitShare)
 
     def __post_init__(self) -> None:
@@ -124,6 +137,16 @@ class ClusterParts:
             self.limit_share.set_members(self.worker.workers)
         if self.nodes is not None:
             self.nodes.membership.when_count_changes(self.limit_share.set_members)
+
+    @property
+    def notifier(self) -> Notifier | None:
+        """What tells the other processes of changes; `None`: there are none."""
+        return (self.command_writer or self.peers) if self.nodes is None else self.nodes.writer
+
+    @property
+    def trust(self) -> CacheTrust | None:
+        """Until when this process trusts its caches; `None`: always."""
+        return None if self.nodes is None else self.nodes.trust
 
     @property
     def all_peers(self) -> NodePeers | Peers | None:
@@ -153,10 +176,10 @@ ALONE: Final = ClusterParts()
 @asynccontextmanager
 async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | None) -> AsyncGenerator[ClusterParts]:
     """Open what this process shares with others; nothing connects before `Nodes.start`."""
-    nodes = await _make_nodes(config, platform, is_only_process=worker is None) if config.database.is_shared else None
+    peers = None if worker is None else Peers(worker)
+    nodes = await _make_nodes(config, platform, peers) if config.database.is_shared else None
     async with AsyncExitStack() as stack:
         leases = _open_leases(config, platform, worker, nodes, stack)
-        peers = None if worker is None else Peers(worker)
         if peers is not None:
             stack.push_async_callback(peers.aclose)
         node_peers = None
@@ -198,9 +221,8 @@ async def _make_node_peers(config: Config, membership: Membership, peers: Peers 
     return NodePeers(membership, client, peers, body_bytes_max=config.fetch.body_bytes_max)
 
 
-async def _make_nodes(config: Config, platform: Platform, *, is_only_process: bool) -> Nodes:
-    url = read_database_url(config.database.url)
-    require_driver(url)
+async def _make_nodes(config: Config, platform: Platform, peers: Peers | None) -> Nodes:
+    session = make_session(config)
     cluster = config.cluster
     identity = NodeIdentity(
         id=f"{cluster.node_name}/{secrets.token_hex(8)}",
@@ -210,16 +232,59 @@ async def _make_nodes(config: Config, platform: Platform, *, is_only_process: bo
         version=__version__,
         secret=cluster.secret,
         store=describe_store(config),
-        is_only_process=is_only_process,
+        is_only_process=peers is None,
     )
-    session = DatabaseSession(
-        url.replace("postgresql+psycopg:", "postgresql:", 1), place=describe_location(url), draw=random.random
-    )
-    return Nodes(
+    membership = Membership(identity, session, timer=platform.timer, sleep=platform.sleep)
+    return make_nodes(session, membership, platform, local=peers, stale_max_s=cluster.stale_max_s)
+
+
+def make_nodes(
+    session: DatabaseSession,
+    membership: Membership,
+    platform: Platform,
+    *,
+    local: Peers | None = None,
+    stale_max_s: float,
+) -> Nodes:
+    """Make the parts of a member around its session; `local` are the other workers of its machine."""
+    trust = CacheTrust(platform.timer)
+    writer = ChangeWriter(session, membership.id, local=local, timer=platform.timer, sleep=platform.sleep)
+    reader = ChangeReader(
         session,
-        Membership(identity, session, timer=platform.timer, sleep=platform.sleep),
-        ClusterLeader(session),
+        membership,
+        writer=writer,
+        trust=trust,
+        stale_max_s=stale_max_s,
+        timer=platform.timer,
+        sleep=platform.sleep,
     )
+    return Nodes(session, membership, ClusterLeader(session), writer, reader, trust)
+
+
+def share_records(
+    parts: ClusterParts, storage: Storage, blocked_digests: BlockedDigests, responses: ResponseCache | None
+) -> RecordSharing:
+    """Return how the records in the memory of this process stay those of the store."""
+    return RecordSharing(
+        changed=_ignore if responses is None else responses.invalidate,
+        all_changed=_ignore if responses is None else responses.clear,
+        remembered=_ignore if storage.remote is None else storage.remote.bucket.note_seen,
+        learn_blocked=blocked_digests.learn_new,
+        notifier=parts.notifier,
+        trust=parts.trust,
+    )
+
+
+def _ignore(*_what: object) -> None:
+    """Without a fast path, or without a bucket, there is nothing to tell."""
+
+
+def make_session(config: Config) -> DatabaseSession:
+    """Make the session of the configured PostgreSQL; it connects later."""
+    url = read_database_url(config.database.url)
+    require_driver(url)
+    plain_url = url.replace("postgresql+psycopg:", "postgresql:", 1)
+    return DatabaseSession(plain_url, place=describe_location(url), draw=random.random)
 
 
 def describe_store(config: Config) -> str:

@@ -69,10 +69,9 @@ async def open_context(
     placeholder = await asyncio.to_thread(read_placeholder, config.delivery.placeholder)
     async with AsyncExitStack() as stack:
         parts = await stack.enter_async_context(open_cluster(config, platform, worker))
-        cache = ResponseCache(BYTES_MAX // (1 if worker is None else worker.workers)) if has_fast_path else None
-        services = await stack.enter_async_context(
-            open_services(config, platform, parts, changed=_ignore if cache is None else cache.invalidate)
-        )
+        share = BYTES_MAX // (1 if worker is None else worker.workers)
+        cache = ResponseCache(share, parts.trust) if has_fast_path else None
+        services = await stack.enter_async_context(open_services(config, platform, parts, responses=cache))
         background = BackgroundTasks(services, platform, make_outbox_worker(services, platform), parts)
         await stack.enter_async_context(background.running())
         watch_members(services.metrics, services.health, parts)
@@ -104,10 +103,6 @@ async def open_context(
                 home_page=HomePage(_has_external_images(config)) if config.server.welcome else None,
             ),
         )
-
-
-def _ignore(_key: str) -> None:
-    """Without a fast path there is no response cache."""
 
 
 def _watch_response_cache(metrics: Metrics, cache: ResponseCache | None) -> None:

@@ -16,8 +16,9 @@ from platform import python_version
 from typing import TYPE_CHECKING, Final
 
 from imgkeep import __version__
-from imgkeep.bootstrap.cluster import ALONE
+from imgkeep.bootstrap.cluster import ALONE, share_records
 from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_storage
+from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import StorageSharing, objects_url, open_storage
 from imgkeep.core.host_patterns import Globs
@@ -36,8 +37,6 @@ from imgkeep.images.placeholder_suspects import PlaceholderSuspects
 from imgkeep.images.removal import Remover
 from imgkeep.images.service import ImageService
 from imgkeep.images.upload import Saver
-from imgkeep.jobs.runner import JobRunner
-from imgkeep.jobs.webhooks import WebhookSender
 from imgkeep.observability.metrics import Metrics
 from imgkeep.origin import AddressGuard, OriginClient
 from imgkeep.page_rewriting import LinkSelection
@@ -48,12 +47,15 @@ from imgkeep.storage.disk_cache import CacheShare
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 
-    from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.cluster import ClusterParts, Nodes
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.limit_share import LimitShare
+    from imgkeep.images.record_sharing import RecordSharing
+    from imgkeep.jobs.runner import JobRunner
+    from imgkeep.web.fastpath.response_cache import ResponseCache
 
 __all__ = [
     "SYSTEM",
@@ -104,12 +106,22 @@ class Services:
         copies: Mapping[str, int],
         unblocked: Collection[Digest] = (),
     ) -> None:
-        """Learn from a peer which images it blocked or unblocked, which records it changed, which copies it used."""
+        """Learn from a process which images it blocked or unblocked, which records it changed, which copies it used."""
         await self.remover.learn(blocked, unblocked)
         for key in changed:
             self.image_service.learn(key)
         if self.storage.remote is not None:
             await self.storage.remote.cache.count_copies(copies)
+
+    async def learn_everything(self) -> None:
+        """Forget every record, and read the removals anew: this process has missed changes."""
+        self.image_service.forget_all()
+        await self.remover.reload()
+
+    async def settle(self) -> None:
+        """Write the records that the database lacks, as far as it answers."""
+        self.storage.database.image_index.start_flush()
+        await self.storage.database.image_index.flush()
 
 
 @asynccontextmanager
@@ -118,7 +130,7 @@ async def open_services(
     platform: Platform = SYSTEM,
     parts: ClusterParts = ALONE,
     *,
-    changed: Callable[[Key], None] = lambda _: None,
+    responses: ResponseCache | None = None,
 ) -> AsyncGenerator[Services]:
     """
     Open storage and services; no background task runs yet.
@@ -127,16 +139,13 @@ async def open_services(
         config: The configuration of the services.
         platform: The edges of the machine.
         parts: How this process shares the work with others.
-        changed: Called with every key under which another image is stored.
+        responses: The cached responses of this process; `None`: it has none.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
     """
     metrics = Metrics()
     metrics.announce(version=__version__, python=python_version())
-    share, worker, peers = None, parts.worker, parts.peers
-    if worker is not None and peers is not None:
-        share = CacheShare(worker.slot, worker.workers, lambda copies: peers.notify(copies=copies))
     if parts.node_peers is not None:
         parts.node_peers.count_with(metrics.peer_asked)
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
@@ -148,14 +157,24 @@ async def open_services(
             timer=platform.timer,
             sleep=platform.sleep,
             observe=metrics.called,
-            sharing=StorageSharing(share, None if parts.nodes is None else parts.nodes.session),
+            sharing=_share_storage(parts),
         ) as storage,
         AsyncExitStack() as stack,
     ):
         inspector = make_inspector(config, platform.clock)
         builder = _Builder(config, platform, storage, metrics, inspector, parts.limit_share, stack)
         watch_leases(metrics, parts.leases)
-        yield await builder.build(parts.cluster, changed)
+        yield await builder.build(parts, responses)
+
+
+def _share_storage(parts: ClusterParts) -> StorageSharing:
+    share, worker, peers, nodes = None, parts.worker, parts.peers, parts.nodes
+    if worker is not None and peers is not None:
+        share = CacheShare(worker.slot, worker.workers, lambda copies: peers.notify(copies=copies))
+    if nodes is None:
+        return StorageSharing(share)
+    fetch_from_node = None if parts.node_peers is None else parts.node_peers.fetch_object
+    return StorageSharing(share, nodes.session, fetch_from_node, member=nodes.membership.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +189,16 @@ class _Builder:
     limit_share: LimitShare
     stack: AsyncExitStack
 
-    async def build(self, cluster: Cluster | None, changed: Callable[[Key], None]) -> Services:
+    async def build(self, parts: ClusterParts, responses: ResponseCache | None) -> Services:
         config, platform, database = self.config, self.platform, self.storage.database
         failures = RecentFailures(platform.clock)
         health = self.make_health()
         own_ports: set[int] = set()
-        peers = None if cluster is None else cluster.peers
-        blocked_digests = BlockedDigests(self.storage.store, database.removals, _drop_of(self.storage), peers)
+        blocked_digests = BlockedDigests(self.storage.store, database.removals, _drop_of(self.storage), parts.notifier)
+        database.image_index.when_blocked(blocked_digests.learn_new)
         dependencies = self.open_dependencies(FillObserver(self.metrics, health, failures), blocked_digests, own_ports)
-        image_service = self.open_image_service(dependencies, cluster, changed)
+        sharing = share_records(parts, self.storage, blocked_digests, responses)
+        image_service = self.open_image_service(dependencies, parts.cluster, sharing)
         remover = Remover(
             store=self.storage.store,
             image_index=database.image_index,
@@ -190,9 +210,8 @@ class _Builder:
             image_service,
             dependencies,
             policy=self.inspector.policy,
-            settle=database.image_index.flush,
             sleep=platform.sleep,
-            leases=None if cluster is None else cluster.leases,
+            leases=None if parts.cluster is None else parts.cluster.leases,
         )
         self.stack.push_async_callback(refetcher.aclose)
         saver = Saver(image_service, dependencies, body_bytes_max=config.fetch.body_bytes_max)
@@ -203,7 +222,7 @@ class _Builder:
             saver=saver,
             remover=remover,
             refetcher=refetcher,
-            jobs=self.make_jobs(saver, dependencies.origin),
+            jobs=self.make_jobs(saver, dependencies.origin, parts.nodes),
             health=health,
             metrics=self.metrics,
             failures=failures,
@@ -273,7 +292,7 @@ class _Builder:
         )
 
     def open_image_service(
-        self, dependencies: FillDependencies, cluster: Cluster | None, changed: Callable[[Key], None]
+        self, dependencies: FillDependencies, cluster: Cluster | None, sharing: RecordSharing
     ) -> ImageService:
         config, platform, remote = self.config, self.platform, self.storage.remote
         provider_rules = config.read_provider_rules()
@@ -298,28 +317,22 @@ class _Builder:
             make_invalid_signature=lambda source: make_invalid_signature(
                 source, platform.clock(), provider_rules, secrets.randbelow
             ),
-            changed=changed,
-            remembered=(lambda _: None) if remote is None else remote.bucket.note_seen,
+            sharing=sharing,
             timer=platform.timer,
         )
         self.stack.push_async_callback(service.aclose)
         return service
 
-    def make_jobs(self, saver: Saver, messenger: OriginClient) -> JobRunner:
-        platform, jobs = self.platform, self.storage.database.jobs
-        keys = self.config.security.signing_keys
-        return JobRunner(
-            jobs=jobs,
+    def make_jobs(self, saver: Saver, messenger: OriginClient, nodes: Nodes | None) -> JobRunner:
+        return make_job_runner(
+            self.config,
+            self.platform,
+            database=self.storage.database,
+            inspector=self.inspector,
             saver=saver,
-            webhooks=WebhookSender(jobs, messenger, keys[0] if keys else None, platform.clock, random.random),
-            identify=self.inspector.identify,
-            public=self.inspector.public,
-            clock=platform.clock,
-            draw=random.random,
-            draw_id=lambda: secrets.token_hex(16),
-            timer=platform.timer,
-            sleep=platform.sleep,
+            messenger=messenger,
             count=self.metrics.worked,
+            nodes=nodes,
         )
 
 
@@ -332,7 +345,6 @@ def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker |
 
     async def note_uploaded(record: Record) -> None:
         await changes.note_stored(record)
-        await changes.notify_peers(record.key)
 
     async def note_dropped(key: Key) -> None:
         changes.forget(key)

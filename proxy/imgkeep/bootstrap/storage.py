@@ -107,11 +107,13 @@ class StorageSharing:
         share: The share of the disk cache that one of several workers counts; `None`: this process counts all of it.
         session: The session of a PostgreSQL, for lookups; `None`: the engine does them.
         fetch_from_node: Opens an object at another node, by both their names; `None`: there is no node to ask.
+        member: The name of this process as a member of a cluster; empty: it is none.
     """
 
     share: CacheShare | None = None
     session: DatabaseSession | None = None
     fetch_from_node: FetchFromNode | None = None
+    member: str = ""
 
     def find_objects(self, outbox: Outbox) -> PeerObjects | None:
         return None if self.fetch_from_node is None else PeerObjects(outbox, self.fetch_from_node)
@@ -151,7 +153,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
             later.
     """
     place = read_store_url("store.url", config.store.url)
-    database = _make_database(config, clock, place, sharing.session, reading=reading)
+    database = _make_database(config, clock, place, sharing, reading=reading)
     disk = Disk(
         data_folder(config), memory_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
     )
@@ -172,12 +174,20 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
 
 
 def _make_database(
-    config: Config, clock: Clock, place: StorePlace, session: DatabaseSession | None, *, reading: bool
+    config: Config, clock: Clock, place: StorePlace, sharing: StorageSharing, *, reading: bool
 ) -> Database:
     # While the bucket is unreachable, a lookup finds a copy by its row only, so these rows are written soon.
     batch_delay_s = LOCAL_BATCH_DELAY_S if isinstance(place, Folder) else BATCH_DELAY_S
     url = read_database_url(config.database.url)
-    return Database(url, clock, node=_node_of(config), session=session, batch_delay_s=batch_delay_s, read_only=reading)
+    return Database(
+        url,
+        clock,
+        node=_node_of(config),
+        member=sharing.member,
+        session=sharing.session,
+        batch_delay_s=batch_delay_s,
+        read_only=reading,
+    )
 
 
 def _node_of(config: Config) -> str:

@@ -14,7 +14,7 @@ from imgkeep.bootstrap.storage import open_storage
 from imgkeep.cli.printing import print_json, readable_bytes
 from imgkeep.clock import read_clock
 from imgkeep.core.errors import StorageError
-from imgkeep.storage.bucket.diagnostics import diagnose
+from imgkeep.storage.bucket.live_check import check_bucket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
     from imgkeep.cli.invocation import Invocation
     from imgkeep.health import Checkable
-    from imgkeep.storage.bucket.diagnostics import Step
+    from imgkeep.storage.bucket.live_check import Step
 
 
 async def run(invocation: Invocation) -> int:
@@ -48,7 +48,7 @@ async def _check_live(storage: Storage, *, as_json: bool) -> int:
 
 
 async def _check_bucket(remote: RemoteStorage) -> AsyncGenerator[Step]:
-    async with aclosing(diagnose(remote.bucket, public_url=remote.public_url)) as steps:
+    async with aclosing(check_bucket(remote.bucket, public_url=remote.public_url)) as steps:
         async for step in steps:
             yield step
 

@@ -41,7 +41,7 @@ def run(invocation: Invocation) -> Command:
 
 
 async def _run_import(invocation: Invocation) -> int:
-    from imgkeep.bootstrap.services import open_services  # noqa: PLC0415 - `export` needs no server
+    from imgkeep.bootstrap.command_services import open_command_services  # noqa: PLC0415 - `export` needs no server
 
     arguments, config = invocation.arguments, invocation.config
     check_mount("--mount", arguments.mount)
@@ -50,7 +50,7 @@ async def _run_import(invocation: Invocation) -> int:
     await asyncio.to_thread(partial(require_owner, config, server_helps=False))
     if arguments.mount not in {legacy.mount for legacy in config.legacy}:
         sys.stderr.write("imgkeep: old names answer once [[legacy]] names this mount in the configuration\n")
-    async with open_services(config) as services:
+    async with open_command_services(config) as services:
         return await import_folder(
             arguments.folder, arguments.mount, services.saver, as_json=arguments.json, out=sys.stdout, err=sys.stderr
         )

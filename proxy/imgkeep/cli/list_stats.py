@@ -109,6 +109,7 @@ async def stats(database: Database, *, now: datetime, as_json: bool, out: TextIO
         "images": totals.images,
         "objects": totals.objects,
         "object_bytes": totals.object_bytes,
+        "estimated": totals.is_estimate,
         "oldest": totals.oldest,
         "newest": totals.newest,
         "image_index_complete": image_index.complete,

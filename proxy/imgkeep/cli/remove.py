@@ -62,12 +62,12 @@ def run(invocation: Invocation) -> Command:
 
 
 async def _run_in_store(invocation: Invocation, names: Sequence[str]) -> int:
-    from imgkeep.bootstrap.services import open_services  # noqa: PLC0415 - `--server` opens no store
+    from imgkeep.bootstrap.command_services import open_command_services  # noqa: PLC0415 - `--server` opens no store
 
     config = invocation.config
     await asyncio.to_thread(require_store, config)
     await asyncio.to_thread(partial(require_owner, config, server_helps=True))
-    async with open_services(config) as services:
+    async with open_command_services(config) as services:
         describe = partial(services.image_service.describe, base=invocation.base)
         target = StoreTarget(services.remover, services.refetcher, describe, services.image_service.identify)
         return await _run_with(invocation, names, target)

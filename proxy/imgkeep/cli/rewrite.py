@@ -100,12 +100,12 @@ async def _run(invocation: Invocation, documents: Sequence[Document]) -> int:
 
 
 async def _open_target(invocation: Invocation, stack: AsyncExitStack) -> tuple[Target, Storage]:
+    from imgkeep.bootstrap.command_services import open_command_services
     from imgkeep.bootstrap.preflight import require_owner
-    from imgkeep.bootstrap.services import open_services
     from imgkeep.cli.save import make_store_target
 
     await asyncio.to_thread(partial(require_owner, invocation.config, server_helps=True))
-    services = await stack.enter_async_context(open_services(invocation.config))
+    services = await stack.enter_async_context(open_command_services(invocation.config))
     return make_store_target(invocation, services), services.storage
 
 

@@ -95,10 +95,10 @@ def _read_links(arguments: argparse.Namespace) -> list[str]:
 
 
 async def _run_in_store(invocation: Invocation, links: Sequence[str]) -> int:
-    from imgkeep.bootstrap.services import open_services  # noqa: PLC0415 - `--server` opens no store
+    from imgkeep.bootstrap.command_services import open_command_services  # noqa: PLC0415 - `--server` opens no store
 
     await asyncio.to_thread(partial(require_owner, invocation.config, server_helps=True))
-    async with open_services(invocation.config) as services:
+    async with open_command_services(invocation.config) as services:
         target = make_store_target(invocation, services)
         return await save(links, target, as_json=invocation.arguments.json, out=sys.stdout, err=sys.stderr)
 

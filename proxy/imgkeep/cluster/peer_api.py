@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Final, cast
 import msgspec
 from aiohttp import web
 
+from imgkeep.cluster.notice import Notice
 from imgkeep.cluster.progress import SHARE_FILE, write_failure, write_fill
-from imgkeep.cluster.workers.peers import SECRET_FIELD, Notice
+from imgkeep.cluster.workers.peers import SECRET_FIELD
 from imgkeep.core.errors import ImgkeepError, StorageError
 from imgkeep.core.records import Digest, Key
 from imgkeep.images.peer_fill import FillFailure

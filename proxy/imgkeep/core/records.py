@@ -365,18 +365,6 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
-    """The totals of a store. `object_bytes` counts equal bytes once; `hosts` are the ten with most images."""
-
-    images: int
-    objects: int
-    object_bytes: int
-    oldest: datetime | None
-    newest: datetime | None
-    hosts: tuple[tuple[str, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Backlog:
     """
     The summary of the outbox.

@@ -2,10 +2,14 @@
 Durable jobs: links to save, until they are saved or have failed permanently.
 
 These rows are the only copy: the loss of the database is the loss of the links that were not saved.
+
+Members of a cluster share them. A member settles and postpones only what it has reserved (`job_reservations.py`), reads
+the time from the database, and tells the others what it changes (`job_notices.py`).
 """
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +17,7 @@ import sqlalchemy as sa
 
 from imgkeep.core.jobs import Job, JobItem, JobResult, Webhook
 from imgkeep.core.records import Failure, Key
+from imgkeep.database.job_notices import CANCELLED, CREATED, SETTLED, NoticeThrottle, announce
 from imgkeep.database.schema import items, jobs
 
 if TYPE_CHECKING:
@@ -30,8 +35,14 @@ BATCH: Final = 500
 SEARCHED_MAX: Final = 20_000
 """Maximum number of waiting links, earliest expiry first, that a search for an idle host reads: 10 ms."""
 WAITING, SAVED, FAILED = "waiting", "saved", "failed"
+_CLEANUP_LOCK: Final = 0x696D676B636C
+"""Advisory lock: two members that delete the same rows in different orders would wait for each other."""
 STOPPED: Final = "stopped"
 """The state of a link whose job was cancelled: the column takes seven characters."""
+DATABASE_TIME: Final[sa.ColumnElement[int]] = sa.cast(
+    sa.func.floor(sa.extract("epoch", sa.func.clock_timestamp())), sa.BigInteger
+)
+"""The time of a PostgreSQL in whole seconds: the clocks of its nodes may differ."""
 _SETTLED: Final = jobs.c.saved + jobs.c.failed
 _STATES: Final[dict[JobState, sa.ColumnElement[bool]]] = {
     "queued": sa.and_(jobs.c.finished_at.is_(None), _SETTLED == 0),
@@ -43,36 +54,46 @@ _STATES: Final[dict[JobState, sa.ColumnElement[bool]]] = {
 
 
 class DurableJobs:
-    """Jobs, their links, and their webhooks. Each call is one transaction; its faults are `StorageError`."""
+    """
+    Jobs, their links, and their webhooks. Each call is one transaction; its faults are `StorageError`.
 
-    def __init__(self, engine: DatabaseEngine, image_index: ImageIndex) -> None:
+    Args:
+        engine: The engine of the database.
+        image_index: Finds the records of saved links.
+        member: The member of a cluster that this process is; empty: no other process changes jobs at the same time.
+    """
+
+    def __init__(self, engine: DatabaseEngine, image_index: ImageIndex, *, member: str = "") -> None:
         self._engine = engine
         self._image_index = image_index
+        self._member = member
+        self._throttle = NoticeThrottle()
 
     async def create(self, job_id: str, new: Sequence[NewItem], webhook: str | None) -> Job:
         """Store a new job and its links."""
-        now = self._engine.now()
         failed = sum(item.failure is not None for item in new)
-        row = {
-            "id": job_id,
-            "created_at": now,
-            "finished_at": now if failed == len(new) else None,
-            "total": len(new),
-            "saved": 0,
-            "failed": failed,
-            "webhook": webhook,
-            "webhook_attempts": 0,
-            "webhook_due_at": now,
-        }
 
-        def work(connection: sa.Connection) -> None:
+        def work(connection: sa.Connection) -> dict[str, Any]:
+            now = self._read_time(connection)
+            row = {
+                "id": job_id,
+                "created_at": now,
+                "finished_at": now if failed == len(new) else None,
+                "total": len(new),
+                "saved": 0,
+                "failed": failed,
+                "webhook": webhook,
+                "webhook_attempts": 0,
+                "webhook_due_at": now,
+            }
             connection.execute(sa.insert(jobs), row)
             rows = [_new_row(job_id, number, item) for number, item in enumerate(new)]
             for start in range(0, len(rows), BATCH):
                 connection.execute(sa.insert(items), rows[start : start + BATCH])
+            self._announce(connection, CREATED, job_id)
+            return row
 
-        await self._engine.execute(work)
-        return _to_job(row)
+        return _to_job(await self._engine.execute(work))
 
     async def find(self, job_id: str) -> Job | None:
         query = sa.select(jobs).where(jobs.c.id == job_id)
@@ -97,12 +118,13 @@ class DurableJobs:
         """End a job: no link of it waits any more. Return it as it is now; `None`: there is none."""
         waiting = sa.and_(items.c.job == job_id, items.c.state == WAITING)
         this = sa.and_(jobs.c.id == job_id, jobs.c.finished_at.is_(None))
-        now = self._engine.now()
 
         def work(connection: sa.Connection) -> dict[str, Any] | None:
+            now = self._read_time(connection)
             # Links first, in the order of `_settle`: two transactions never wait for each other.
-            connection.execute(sa.update(items).where(waiting).values(state=STOPPED, link=None))
-            connection.execute(sa.update(jobs).where(this).values(finished_at=now, webhook_due_at=now))
+            connection.execute(sa.update(items).where(waiting).values(state=STOPPED, link=None, member=None))
+            if connection.execute(sa.update(jobs).where(this).values(finished_at=now, webhook_due_at=now)).rowcount:
+                self._announce(connection, CANCELLED, job_id)
             row = connection.execute(sa.select(jobs).where(jobs.c.id == job_id)).mappings().first()
             return None if row is None else dict(row)
 
@@ -111,8 +133,7 @@ class DurableJobs:
 
     async def is_waiting(self, item: JobItem) -> bool:
         """Return whether a link still waits: its job is not cancelled, and no other process has settled it."""
-        this = sa.and_(items.c.job == item.job, items.c.number == item.number, items.c.state == WAITING)
-        query = sa.select(sa.literal(1)).where(this)
+        query = sa.select(sa.literal(1)).where(self._is(item))
         return await self._engine.execute(lambda connection: connection.scalar(query)) is not None
 
     async def results(self, job_id: str, *, after: int, limit: int) -> Sequence[JobResult]:
@@ -150,7 +171,7 @@ class DurableJobs:
             .limit(limit + len(without))
         )
         rows = await self._engine.execute(lambda connection: connection.execute(query).all())
-        return [_to_item(row) for row in rows if (row.job, row.number) not in without][:limit]
+        return [to_item(row) for row in rows if (row.job, row.number) not in without][:limit]
 
     async def mark_saved(self, item: JobItem, key: Key, *, created: bool) -> Job:
         """Settle a link whose image is stored; return the job as it is now."""
@@ -165,60 +186,110 @@ class DurableJobs:
         """Count a failed attempt, and wait `delay_s` seconds before the next."""
         change = (
             sa.update(items)
-            .where(items.c.job == item.job, items.c.number == item.number)
-            .values(attempts=item.attempts + 1, due_at=self._engine.now() + round(delay_s))
+            .where(self._is(item))
+            .values(attempts=item.attempts + 1, due_at=self._time + round(delay_s), member=None)
         )
         await self._engine.execute(lambda connection: connection.execute(change))
 
     async def webhooks(self, limit: int) -> Sequence[Webhook]:
-        """Return up to `limit` webhooks of jobs that have ended, those first that are due first."""
-        query = (
-            sa.select(jobs)
-            .where(jobs.c.webhook.is_not(None), jobs.c.finished_at.is_not(None))
-            .order_by(jobs.c.webhook_due_at)
-            .limit(limit)
-        )
-        rows = await self._engine.execute(lambda connection: connection.execute(query).mappings().all())
-        now = self._engine.now()
-        return [
-            Webhook(_to_job(dict(row)), row["webhook"], row["webhook_attempts"], row["webhook_due_at"] - now)
-            for row in rows
-        ]
+        """
+        Return up to `limit` webhooks of jobs that have ended, those first that are due first. A member of a cluster
+        reserves those that are due, with what it has reserved before and not delivered.
+        """
+        ended = sa.and_(jobs.c.webhook.is_not(None), jobs.c.finished_at.is_not(None))
+        query = sa.select(jobs, (jobs.c.webhook_due_at - self._time).label("due_in_s")).where(ended)
+        query = query.order_by(jobs.c.webhook_due_at).limit(limit)
+
+        def work(connection: sa.Connection) -> Sequence[sa.RowMapping]:
+            if not self._member:
+                return connection.execute(query).mappings().all()
+            free = sa.func.coalesce(jobs.c.webhook_member, self._member) == self._member
+            due = (
+                sa.select(jobs.c.id)
+                .where(ended, free, jobs.c.webhook_due_at <= self._time)
+                .order_by(jobs.c.webhook_due_at)
+                .limit(limit)
+                .with_for_update(skip_locked=True)
+            )
+            own = sa.update(jobs).where(jobs.c.id.in_(due)).values(webhook_member=self._member)
+            rows = connection.execute(own.returning(jobs, sa.literal(0).label("due_in_s"))).mappings().all()
+            later = sa.and_(free, jobs.c.webhook_due_at > self._time)
+            return rows or connection.execute(query.where(later)).mappings().all()
+
+        rows = await self._engine.execute(work)
+        return [Webhook(_to_job(dict(row)), row["webhook"], row["webhook_attempts"], row["due_in_s"]) for row in rows]
 
     async def remove_webhook(self, webhook: Webhook) -> None:
         """Forget a webhook that was delivered, or never will be."""
-        change = sa.update(jobs).where(jobs.c.id == webhook.job.id).values(webhook=None)
+        change = sa.update(jobs).where(jobs.c.id == webhook.job.id).values(webhook=None, webhook_member=None)
         await self._engine.execute(lambda connection: connection.execute(change))
 
     async def postpone_webhook(self, webhook: Webhook, delay_s: float) -> None:
         """Count a failed delivery, and wait `delay_s` seconds before the next."""
-        values = {"webhook_attempts": webhook.attempts + 1, "webhook_due_at": self._engine.now() + round(delay_s)}
-        change = sa.update(jobs).where(jobs.c.id == webhook.job.id).values(values)
+        change = (
+            sa.update(jobs)
+            .where(jobs.c.id == webhook.job.id, sa.func.coalesce(jobs.c.webhook_member, "") == self._member)
+            .values(
+                webhook_attempts=webhook.attempts + 1, webhook_due_at=self._time + round(delay_s), webhook_member=None
+            )
+        )
         await self._engine.execute(lambda connection: connection.execute(change))
 
     async def delete_old(self, older_than_s: int) -> int:
         """Delete jobs that ended so long ago; return how many."""
-        old = sa.select(jobs.c.id).where(jobs.c.finished_at < self._engine.now() - older_than_s)
+        old = sa.select(jobs.c.id).where(jobs.c.finished_at < self._time - older_than_s)
 
         def work(connection: sa.Connection) -> int:
+            if self._member and not connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_CLEANUP_LOCK))):
+                return 0  # another member does it at the moment
             connection.execute(sa.delete(items).where(items.c.job.in_(old)))
             return connection.execute(sa.delete(jobs).where(jobs.c.id.in_(old))).rowcount
 
         return await self._engine.execute(work)
 
+    async def send_late_notices(self) -> None:
+        """Send the notices that were held back, as far as their time has come."""
+        late = self._throttle.take_late(asyncio.get_running_loop().time())
+        if late:
+            await self._engine.execute(lambda connection: announce(connection, SETTLED, late))
+
     async def _settle(self, item: JobItem, change: dict[str, Any], counter: sa.Column[int]) -> Job:
-        this = sa.and_(items.c.job == item.job, items.c.number == item.number, items.c.state == WAITING)
-        done = sa.case((jobs.c.saved + jobs.c.failed + 1 == jobs.c.total, self._engine.now()))
+        done = sa.case((jobs.c.saved + jobs.c.failed + 1 == jobs.c.total, self._time))
         finished = sa.func.coalesce(jobs.c.finished_at, done)  # a client may have cancelled it meanwhile
+        is_news = bool(self._member) and self._throttle.admits(item.job, asyncio.get_running_loop().time())
 
         def work(connection: sa.Connection) -> dict[str, Any]:
             # A link is a credential, so it goes once nothing is left to do with it.
-            if connection.execute(sa.update(items).where(this).values(link=None, **change)).rowcount:
+            settled = sa.update(items).where(self._is(item)).values(link=None, member=None, **change)
+            counts = connection.execute(settled).rowcount == 1
+            if counts:
                 counted = {counter.name: counter + 1, "finished_at": finished}
                 connection.execute(sa.update(jobs).where(jobs.c.id == item.job).values(counted))
-            return dict(connection.execute(sa.select(jobs).where(jobs.c.id == item.job)).mappings().one())
+            row = dict(connection.execute(sa.select(jobs).where(jobs.c.id == item.job)).mappings().one())
+            if counts and (is_news or row["finished_at"] is not None):
+                self._announce(connection, SETTLED, item.job)
+            return row
 
-        return _to_job(await self._engine.execute(work))
+        job = _to_job(await self._engine.execute(work))
+        if job.finished_at is not None:
+            self._throttle.forget(job.id)
+        return job
+
+    def _is(self, item: JobItem) -> sa.ColumnElement[bool]:
+        """Return the condition of a link that waits, and that this process may change."""
+        this = sa.and_(items.c.job == item.job, items.c.number == item.number, items.c.state == WAITING)
+        return sa.and_(this, items.c.member == self._member) if self._member else this
+
+    @property
+    def _time(self) -> sa.ColumnElement[int]:
+        return DATABASE_TIME if self._member else sa.literal(self._engine.now(), sa.BigInteger)
+
+    def _read_time(self, connection: sa.Connection) -> int:
+        return int(connection.scalar(sa.select(DATABASE_TIME)) or 0) if self._member else self._engine.now()
+
+    def _announce(self, connection: sa.Connection, kind: str, job_id: str) -> None:
+        if self._member:
+            announce(connection, kind, [job_id])
 
 
 def _new_row(job_id: str, number: int, item: NewItem) -> dict[str, Any]:
@@ -249,7 +320,8 @@ def _to_job(row: dict[str, Any]) -> Job:
     )
 
 
-def _to_item(row: sa.Row[Any]) -> JobItem:
+def to_item(row: sa.Row[Any]) -> JobItem:
+    """Return a waiting link."""
     expires_at = None if row.expires_at == NO_END else datetime.fromtimestamp(row.expires_at, UTC)
     return JobItem(row.job, row.number, row.link, row.host, expires_at, row.attempts)
 

@@ -11,6 +11,7 @@ import asyncio
 import math
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,8 @@ from sqlalchemy.dialects import postgresql
 from imgkeep.core.confirmation import LINK_MARK
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import read_doubts, read_validator, write_doubts
-from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Totals, Trust, Wanted
+from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Trust, Wanted
+from imgkeep.database.image_counts import NOT_BLOCKED, Totals, count_images, count_totals, split_keys
 from imgkeep.database.outbox import (
     FIND_TIMEOUT_S,
     delete_entries,
@@ -31,7 +33,7 @@ from imgkeep.database.outbox import (
 from imgkeep.database.schema import images, refused, select_records, state
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
     from imgkeep.database.engine import DatabaseEngine
     from imgkeep.database.record_lookup import RecordLookup
@@ -49,23 +51,26 @@ random, so each row is on a page of its own; a transaction of many rows writes a
 UNWRITTEN_MAX: Final = 10_000
 """Maximum number of records that wait for an unreachable database; the next reindex adds the records beyond it."""
 SUSPECTS_MAX: Final = 100
+DELETED_MAX: Final = 1_000_000
+"""Maximum number of rows that one statement of a rebuild looks at: more could take longer than a call may."""
 ANY: Final = Wanted()
 _COMPLETE: Final = "complete"
 """The row of the table `state` that says that a reindex has brought in every record."""
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
-_NOT_BLOCKED: Final = ~sa.exists().where(refused.c.digest == images.c.digest)
-"""
-A record in doubt stays when its bytes are removed, because another link of its key may bring others.
-
-Not `NOT IN`, for which PostgreSQL reads all blocked digests for every row once they exceed its `work_mem`: with 100,000
-of them a page took a second.
-"""
 
 _INSERT: Final = postgresql.insert(images)
 _UPSERT: Final = _INSERT.on_conflict_do_update(
     index_elements=[images.c.key],
     set_={column.name: _INSERT.excluded[column.name] for column in images.c if column is not images.c.key},
 )
+
+_REMOVAL_LOCK: Final = 0x696D676B656F
+_LOCK_ALONE: Final = sa.select(sa.func.pg_advisory_xact_lock(_REMOVAL_LOCK))
+_LOCK_SHARED: Final = sa.select(sa.func.pg_advisory_xact_lock_shared(_REMOVAL_LOCK))
+
+
+async def _note_nothing(_digests: Collection[Digest]) -> None:
+    """Without a list of blocked digests there is nothing to add to."""
 
 
 class ImageIndex:
@@ -83,6 +88,7 @@ class ImageIndex:
         self._lookup = lookup
         self._node = node
         self._batch_delay_s = batch_delay_s
+        self._found_blocked: Callable[[Collection[Digest]], Awaitable[None]] = _note_nothing
         self._unwritten: dict[Key, Record] = {}
         self._has_dropped = False
         """Whether records were dropped that were too many to wait."""
@@ -129,6 +135,8 @@ class ImageIndex:
             self._unwritten.pop(key, None)
 
         def work(connection: sa.Connection) -> None:
+            if is_shared(connection):
+                connection.execute(_LOCK_ALONE)  # rows in another order than that of a write would be a deadlock
             connection.execute(sa.delete(images).where(images.c.key.in_(keys)))
             delete_entries(connection, self._node, keys)
             hasten_entries(connection, self._node, keys)
@@ -138,7 +146,7 @@ class ImageIndex:
     async def page(self, *, limit: int, after: tuple[int, str] | None = None, wanted: Wanted = ANY) -> Sequence[Record]:
         """Return up to `limit` records, newest first, after epoch seconds and key of the last one before them."""
         query = select_records(self._node).order_by(images.c.stored_at.desc(), images.c.key.desc()).limit(limit)
-        query = query.where(_NOT_BLOCKED)
+        query = query.where(NOT_BLOCKED)
         for column, value in (
             (images.c.host, wanted.host),
             (images.c.provider, wanted.provider),
@@ -155,6 +163,22 @@ class ImageIndex:
         await self.flush()
         return await self._select(query)
 
+    def when_blocked(self, callback: Callable[[Collection[Digest]], Awaitable[None]]) -> None:
+        """Await `callback` with digests of records that other processes had blocked before their rows were written."""
+        self._found_blocked = callback
+
+    async def block(self, digest: Digest) -> Sequence[Key]:
+        """
+        Block a digest for the processes that share this database, and return the keys of all records that point at it.
+
+        Both are one transaction, which is before or after every other one that writes records: this one returns the
+        key of a record, or the process that writes it is told of the block (`when_blocked`). A SQLite file is one
+        node's, whose processes block a digest in memory.
+        """
+        await self.flush()
+        keys = await self._engine.execute(lambda connection: _block(connection, digest))
+        return [Key(key) for key in keys]
+
     async def keys_of(self, digest: Digest) -> Sequence[Key]:
         """Return the keys of all records that point at an object."""
         await self.flush()
@@ -163,13 +187,11 @@ class ImageIndex:
 
     async def count(self) -> Totals:
         await self.flush()
-        return await self._engine.execute(_count)
+        return await self._engine.execute(count_totals)
 
     async def count_images(self) -> tuple[int, int]:
         """Return the number of images, and the sum of their sizes in bytes."""
-        query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(images.c.size), 0)).where(_NOT_BLOCKED)
-        number, size = await self._engine.read(lambda connection: connection.execute(query).one())
-        return int(number), int(size)
+        return await self._engine.execute(count_images)
 
     async def suspects(self, *, since: datetime, identities_min: int) -> Sequence[tuple[str, Digest, int]]:
         """
@@ -208,7 +230,9 @@ class ImageIndex:
                 total += await self._write(batch)
                 batch = []
         total += await self._write(batch)
-        await self._engine.execute(lambda connection: _finish_rebuild(connection, self._node, began))
+        for keys in split_keys(total // DELETED_MAX):
+            await self._engine.execute(partial(_delete_older, self._node, keys, began))
+        await self._engine.execute(partial(_mark_complete, str(began)))
         self._engine.marks[_COMPLETE] = str(began)
         return total
 
@@ -243,7 +267,11 @@ class ImageIndex:
 
     async def _write(self, batch: Sequence[Record]) -> int:
         if batch:
-            await self._engine.execute(lambda connection: _upsert(connection, self._node, batch, self._now(connection)))
+            blocked = await self._engine.execute(
+                lambda connection: _upsert(connection, self._node, batch, self._now(connection))
+            )
+            if blocked:
+                await self._found_blocked([*map(Digest, blocked)])
         return len(batch)
 
     def _now(self, connection: sa.Connection) -> int:
@@ -268,11 +296,27 @@ def _to_records(rows: Sequence[Any]) -> list[Record]:
         raise StorageError("the image index holds a damaged row; `imgkeep reindex` repairs it") from None
 
 
-def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now: int) -> None:
+def is_shared(connection: sa.Connection) -> bool:
+    """Tell whether processes of other machines can write at the same time."""
+    return connection.dialect.name == "postgresql"
+
+
+def _block(connection: sa.Connection, digest: Digest) -> Sequence[str]:
+    if is_shared(connection):
+        connection.execute(_LOCK_ALONE)
+        connection.execute(sa.delete(refused).where(refused.c.digest == digest))
+        connection.execute(sa.insert(refused), {"digest": digest})
+    return connection.scalars(sa.select(images.c.key).where(images.c.digest == digest)).all()
+
+
+def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now: int) -> Sequence[str]:
+    """Write rows; return which of their digests other processes have blocked."""
     # A key that waits and is in the primary, too, is read twice. In one order, so that no two nodes wait for each
     # other's rows.
     records = sorted({record.key: record for record in records}.values(), key=attrgetter("key"))
-    if connection.dialect.name == "postgresql":
+    shared = is_shared(connection)
+    if shared:
+        connection.execute(_LOCK_SHARED)  # by itself: a later statement sees what was committed when it was granted
         statement: sa.Insert = _UPSERT
     else:  # of SQLite, whose transactions come one after the other, this is the quicker way
         statement = sa.insert(images)
@@ -283,34 +327,24 @@ def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now
     order = insert.positiontup
     connection.exec_driver_sql(insert.string, [tuple(map(row.__getitem__, order)) for row in rows] if order else rows)
     update_entries(connection, node, records)
+    if not shared:
+        return ()
+    digests = {record.digest for record in records}
+    return connection.scalars(sa.select(refused.c.digest).where(refused.c.digest.in_(digests))).all()
 
 
-def _finish_rebuild(connection: sa.Connection, node: str, began: int) -> None:
-    old = sa.and_(images.c.indexed_at < began, ~waits_at_others(node))
+def _delete_older(node: str, keys: sa.ColumnElement[bool], began: int, connection: sa.Connection) -> None:
+    old = sa.and_(keys, images.c.indexed_at < began, ~waits_at_others(node))
     if node:  # in the order of `_upsert`
         locked = sa.select(images.c.key).where(old).order_by(images.c.key).with_for_update()
         old = images.c.key.in_(locked)
     connection.execute(sa.delete(images).where(old))
-    mark = {"name": _COMPLETE, "value": str(began)}
+
+
+def _mark_complete(value: str, connection: sa.Connection) -> None:
+    mark = {"name": _COMPLETE, "value": value}
     if not connection.execute(sa.update(state).where(state.c.name == _COMPLETE).values(mark)).rowcount:
         connection.execute(sa.insert(state), mark)
-
-
-def _count(connection: sa.Connection) -> Totals:
-    sizes = sa.select(images.c.digest, sa.func.max(images.c.size).label("size")).where(_NOT_BLOCKED)
-    objects = sizes.group_by(images.c.digest).subquery()
-    times = sa.select(sa.func.count(), sa.func.min(images.c.stored_at), sa.func.max(images.c.stored_at))
-    total, oldest, newest = connection.execute(times.select_from(images).where(_NOT_BLOCKED)).one()
-    count, size = connection.execute(sa.select(sa.func.count(), sa.func.sum(objects.c.size))).one()
-    number = sa.func.count().label("number")
-    hosts = connection.execute(
-        sa.select(images.c.host, number)
-        .where(_NOT_BLOCKED)
-        .group_by(images.c.host)
-        .order_by(number.desc(), images.c.host)
-        .limit(10)
-    ).all()
-    return Totals(total, count, int(size or 0), _time(oldest), _time(newest), tuple((host, n) for host, n in hosts))
 
 
 def _time(seconds: int | None) -> datetime | None:

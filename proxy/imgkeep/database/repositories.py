@@ -21,6 +21,7 @@ class Database:
 
     Args:
         node: The name of this node of a cluster; empty: it is the only one.
+        member: The name of this process as a member of the cluster; empty: it is none.
         session: The session of a PostgreSQL, for lookups; `None`: the engine does them.
     """
 
@@ -30,6 +31,7 @@ class Database:
         clock: Clock,
         *,
         node: str = "",
+        member: str = "",
         session: DatabaseSession | None = None,
         batch_delay_s: float = BATCH_DELAY_S,
         read_only: bool = False,
@@ -43,7 +45,7 @@ class Database:
         self.image_index = ImageIndex(self.engine, batch_delay_s=batch_delay_s, node=node, lookup=lookup)
         self.outbox = Outbox(self.engine, self.image_index.flush, node=node)
         self.removals = RemovalIndex(self.engine)
-        self.jobs = DurableJobs(self.engine, self.image_index)
+        self.jobs = DurableJobs(self.engine, self.image_index, member=member)
 
     async def open(self) -> None:
         """

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, String, Table, Text, and_, func, select
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    and_,
+    func,
+    select,
+    text,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import BindParameter, Select
@@ -73,7 +87,18 @@ jobs = Table(
     Column("webhook_attempts", Integer, nullable=False),
     Column("webhook_due_at", BigInteger, nullable=False),
     Column("webhook_member", String(96), comment="which member of a cluster delivers it at the moment"),
-    Index("jobs_by_webhook", "webhook_due_at"),
+    Index(
+        "jobs_by_webhook",
+        "webhook_due_at",
+        postgresql_where=text("webhook IS NOT NULL"),
+        sqlite_where=text("webhook IS NOT NULL"),
+    ),
+    Index(
+        "jobs_unfinished",
+        "id",
+        postgresql_where=text("finished_at IS NULL"),
+        sqlite_where=text("finished_at IS NULL"),
+    ),
     Index("jobs_by_time", "created_at", "id"),
     sqlite_with_rowid=False,
 )
@@ -95,6 +120,13 @@ items = Table(
     Column("detail", String(255)),
     Column("member", String(96), comment="which member of a cluster saves it at the moment"),
     Index("items_by_expiry", "state", "expires_at", "job", "number"),
+    Index(
+        "items_by_member",
+        "member",
+        "host",
+        postgresql_where=text("member IS NOT NULL"),
+        sqlite_where=text("member IS NOT NULL"),
+    ),
     sqlite_with_rowid=False,
 )
 """The links of jobs."""

@@ -3,8 +3,9 @@ The digests of removed images, in the memory of each worker.
 
 Rules:
 - No worker shows or stores the bytes of a blocked digest, whichever link brings them.
-- Each node lists the blocks of the store once a minute; a bucket answers from its memory while none has changed
-  (`storage/bucket/blocked_digests.py`). The database keeps the list for the next start.
+- Nodes that share a database tell each other at once. Others learn from the store: each node lists its blocks once a
+  minute; a bucket answers from its memory while none has changed (`storage/bucket/blocked_digests.py`). The database
+  keeps the list for the next start.
 - Bytes that this node has put shortly before it learned of their removal are deleted after it (`late`).
 - No list and no notice of another worker ends a block in memory: the worker asks the store for that very block before
   it forgets the digest (`recheck`). So the store alone decides what is blocked, no clock of any node counts, and a
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import count, islice
 from typing import TYPE_CHECKING, Final
 
@@ -30,16 +31,18 @@ from imgkeep.core.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
+    from contextlib import AbstractAsyncContextManager
 
     from imgkeep.core.records import Digest, Key
     from imgkeep.database import RemovalIndex
-    from imgkeep.images.interfaces import Peers
+    from imgkeep.images.interfaces import Notifier
     from imgkeep.storage.interfaces import Store
 
 REFRESH_INTERVAL_S: Final = 60
 """Interval of the lists of blocked digests: within it other nodes stop showing an image, or show it again."""
 LOAD_TIMEOUT_S: Final = 20
 """Timeout for the list at the start, whose pages may come slowly for ever; the first refresh lists again."""
+RECHECKS_CONCURRENT_MAX: Final = 16
 RECHECKS_MAX: Final = 100
 """Maximum number of blocks that a refresh asks for, one request each; the next refresh asks for the others."""
 
@@ -58,7 +61,7 @@ class BlockedDigests:
         store: The store, whose blocks decide.
         removals: Keeps the list for the next start.
         drop_copies: Deletes this machine's copies of a digest.
-        peers: The other workers; `None`: there are none.
+        notifier: The other processes; `None`: there are none.
     """
 
     def __init__(
@@ -66,12 +69,12 @@ class BlockedDigests:
         store: Store,
         removals: RemovalIndex,
         drop_copies: Callable[[Digest], Awaitable[None]],
-        peers: Peers | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         self._store = store
         self._removals = removals
         self._drop_copies = drop_copies
-        self._peers = peers
+        self._notifier = notifier
         self.late: dict[Digest, None] = {}
         self._digests: dict[Digest, int] = {}
         """Each with the number of the last message about it: a message that came after a question is newer."""
@@ -121,19 +124,43 @@ class BlockedDigests:
 
     async def block(self, digest: Digest) -> None:
         """
-        Block a digest whose block is durable, on this node: delete the object, and tell the other workers.
+        Block a digest whose block is durable, on this node: delete the object, and tell the other processes.
 
         Raises:
-            StorageError: The object may be left, or a worker may not know yet.
+            StorageError: The object may be left, or a process may not know yet.
         """
         self._note([digest])
         await self._store.delete_object(digest)
-        if self._peers is not None:
-            await self._peers.notify(blocked=[digest])
+        if self._notifier is not None:
+            await self._notifier.notify(blocked=[digest])
         await self._removals.block([digest])
 
+    def exclusively(self, digest: Digest) -> AbstractAsyncContextManager[None]:
+        """Keep removals and undos of other processes away until the end of the block. As `Notifier.exclusively`."""
+        return nullcontext() if self._notifier is None else self._notifier.exclusively(digest)
+
+    async def unblock_in_database(self, digest: Digest) -> None:
+        """Take back what a removal that failed has noted in the database."""
+        with suppress(StorageError):  # the next process that starts rechecks
+            await self._removals.unblock([digest])
+
+    async def reload(self) -> None:
+        """
+        Read the list of the database again, and that of the store if it answers: this process has missed changes.
+
+        Raises:
+            StorageError: The database does not answer.
+        """
+        await self.learn_new(await self._removals.list_blocked())
+        await self.refresh()
+
+    async def learn_new(self, digests: Collection[Digest]) -> None:
+        """Block those of the digests that are not known to be blocked. As `learn`."""
+        if new := set(digests) - self._digests.keys():
+            await self.learn(new)
+
     async def learn(self, digests: Collection[Digest]) -> None:
-        """Block digests that another worker or node has blocked, and delete this machine's copies."""
+        """Block digests that another process has blocked, and delete this machine's copies."""
         self._note(digests)
         self.late.update(dict.fromkeys(digests))
         for digest in digests:
@@ -146,25 +173,36 @@ class BlockedDigests:
         Raises:
             StorageError: The store or the database does not answer; the known digests stay blocked.
         """
-        for digest in digests:
-            message = self._digests.get(digest)
-            if message is None or await self._store.find_block(digest) is not None:
-                continue
-            if self._digests.get(digest) != message:
-                continue  # removed again during the question
-            del self._digests[digest]
-            self.late.pop(digest, None)
-            await self._removals.unblock([digest])
-            # Another process may have written its row before this one deleted it.
-            if await self._store.find_block(digest) is not None:
-                await self.learn([digest])
-                await self._removals.block([digest])
+        slots = asyncio.Semaphore(RECHECKS_CONCURRENT_MAX)
+
+        async def recheck_one(digest: Digest) -> None:
+            async with slots:
+                await self._recheck(digest)
+
+        results = await asyncio.gather(*map(recheck_one, digests), return_exceptions=True)
+        for error in results:
+            if isinstance(error, BaseException):
+                raise error
+
+    async def _recheck(self, digest: Digest) -> None:
+        message = self._digests.get(digest)
+        if message is None or await self._store.find_block(digest) is not None:
+            return
+        if self._digests.get(digest) != message:
+            return  # removed again during the question
+        del self._digests[digest]
+        self.late.pop(digest, None)
+        await self._removals.unblock([digest])
+        # Another process may have written its row before this one deleted it.
+        if await self._store.find_block(digest) is not None:
+            await self.learn([digest])
+            await self._removals.block([digest])
 
     async def tell_undone(self, digest: Digest | None, keys: Collection[Key]) -> None:
-        """Tell the other workers that the block of a digest and the tombstones of keys are gone."""
-        if self._peers is not None:
-            with suppress(StorageError):  # the next refresh of a worker finds out
-                await self._peers.notify(changed=keys, unblocked=[] if digest is None else [digest])
+        """Tell the other processes that the block of a digest and the tombstones of keys are gone."""
+        if self._notifier is not None:
+            with suppress(StorageError):  # the next refresh of a process finds out
+                await self._notifier.notify(changed=keys, unblocked=[] if digest is None else [digest])
 
     def _note(self, digests: Collection[Digest]) -> None:
         for digest in digests:

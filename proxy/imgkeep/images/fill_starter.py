@@ -217,7 +217,7 @@ class FillStarter:
         is_due: Callable[[], Awaitable[bool]] | None = None,
     ) -> Fill:
         all_listeners: tuple[FillListener, ...] = (
-            partial(self._update_memory, source),
+            partial(self._update_memory, source, put is None and known is None and lookup_fault is None),
             self.dependencies.observer.fill_ended,
             *listeners,
             *self._release_after(name, source, request_context),
@@ -259,11 +259,16 @@ class FillStarter:
             raise
         return release, permit.fill_ended
 
-    async def _update_memory(self, source: Source, result: FillResult) -> None:
+    async def _update_memory(
+        self,
+        source: Source,
+        is_first: bool,  # noqa: FBT001 - as a listener has it bound
+        result: FillResult,
+    ) -> None:
         """Remember the new record, or the failure of the link."""
         outcome = result.outcome
         if isinstance(outcome, Stored):
-            await self.changes.note_stored(outcome.record)
+            await self.changes.note_stored(outcome.record, is_first=is_first)
         elif isinstance(outcome, Failed):
             if isinstance(outcome.error, ImgkeepError):
                 self.negative_cache.add(source, outcome.error)
@@ -274,9 +279,13 @@ class FillStarter:
             self.negative_cache.add(source, outcome.error, outcome.ttl_s)
 
     async def _release_lease(self, name: str, source: Source, result: FillResult) -> None:
-        if self.leases is not None:
-            failure = _failure_for_peers(source, result)
-            self.leases.release(name, stored=isinstance(result.outcome, Stored), failure=failure)
+        if self.leases is None:
+            return
+        failure = _failure_for_peers(source, result)
+        if failure is None:
+            self.leases.release(name, stored=isinstance(result.outcome, Stored))
+        else:
+            await self.leases.fail(name, failure)
 
 
 async def _run_first_step(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
     from contextlib import AbstractAsyncContextManager
 
     from imgkeep.core.errors import ImgkeepError
@@ -73,12 +73,11 @@ class Leases(Protocol):
             link: The hash of the link to fetch by, whose recent failure is an answer; or `NO_LINK`.
         """
 
-    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
-        """
-        Release a lease, if this worker has it: at once, or after the grace period if the image is stored.
+    def release(self, name: str, *, stored: bool = False) -> None:
+        """Release a lease, if this worker has it: at once, or after the grace period if the image is stored."""
 
-        With a `failure`, other nodes get it as the answer to a request by the same link.
-        """
+    async def fail(self, name: str, failure: LinkFailure) -> None:
+        """Release a lease as soon as the failure is the answer to other nodes' requests by the same link, or soon."""
 
     def give_up_on(self, holder: str) -> bool:
         """Note that a holder cannot be reached; `True`: for a moment, this worker fetches without leases of it."""
@@ -104,25 +103,36 @@ class Peers(Protocol):
             Busy: The worker cannot be reached.
         """
 
+
+class Notifier(Protocol):
+    """The means to tell all other processes that share the store what has changed."""
+
     async def notify(
         self,
         *,
         blocked: Collection[Digest] = (),
         changed: Collection[Key] = (),
-        copies: Mapping[str, int] = ...,
         unblocked: Collection[Digest] = (),
     ) -> None:
         """
-        Tell all other workers, and wait until they know.
+        Tell the other processes, and wait until all that are live know.
 
         Args:
             blocked: Digests that are blocked from now on.
             changed: Keys under which another image is stored.
-            copies: Local copies that were brought or used, by name and size.
             unblocked: Digests that may be blocked no longer.
 
         Raises:
-            StorageError: Some worker may not know.
+            StorageError: Some process may not know.
+        """
+
+    def exclusively(self, digest: Digest) -> AbstractAsyncContextManager[None]:
+        """
+        Keep removals and undos of a digest by other processes away until the end of the block.
+
+        Raises:
+            Busy: Another process removes or restores it.
+            StorageError: The other processes could not be told of a removal. Nothing has been done.
         """
 
 

@@ -97,24 +97,21 @@ class Refetcher:
     Fetches stored images again. One per process.
 
     Args:
-        settle: Waits until other workers find new rows in the image index.
         leases: The right to fetch, among several workers; `None`: there is one.
     """
 
-    def __init__(  # noqa: PLR0913 - all but two by keyword
+    def __init__(
         self,
         image_service: ImageService,
         dependencies: FillDependencies,
         *,
         policy: Policy,
-        settle: Callable[[], Awaitable[None]],
         sleep: Sleep,
         leases: Leases | None = None,
     ) -> None:
         self._image_service = image_service
         self._dependencies = dependencies
         self._policy = policy
-        self._settle = settle
         self._sleep = sleep
         self._leases = leases
         self._calls: SingleFlight[_Refetch] = SingleFlight()
@@ -237,8 +234,6 @@ class Refetcher:
             await fetched.draft.aclose()
         if refetched is not None:
             await self._image_service.changes.note_stored(refetched.record)
-            await self._settle()
-            await self._image_service.changes.notify_peers(key)
         return refetched
 
     async def _spool(self, source: Source, info: SourceInfo) -> _Fetched:

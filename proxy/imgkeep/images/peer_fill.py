@@ -3,13 +3,14 @@ A fill in another worker, followed by any number of readers here, in the file th
 
 Workers speak of keys. One connection a key tells this worker what the other one fetches, how far the file has come, and
 at the end that this was all. Nothing of a client's request goes over it; this worker answers ranges and conditions. The
-file's descriptor stays valid when the other worker moves the file to its place or removes it.
+file's descriptor stays valid when the other worker moves the file to its place or removes it. From another machine the
+bytes come, into a draft of this one; it is never put.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from imgkeep.images.shared_body import SharedBody
 from imgkeep.images.singleflight import Call
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from imgkeep.core.errors import ImgkeepError
     from imgkeep.images.fill import FillHead
     from imgkeep.storage.interfaces import Spool
+
+MEMORY_BYTES_MAX: Final = 262_144
+"""Maximum size of an image of another machine that stays in memory while it is followed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +67,8 @@ class PeerFill(Call):
     Args:
         holder: The name of the other worker.
         follow: Follows the fill until the end of the block.
-        disk: Where the file is.
-        memory: Where the bytes go that no file holds.
+        disk: Where the file is, or the draft of a large image without one.
+        memory: Where other bytes go that no file holds.
     """
 
     def __init__(
@@ -109,12 +113,19 @@ class PeerFill(Call):
             self.body.add_file(file)
         return file is not None
 
+    async def _begin_draft(self, fill: RemoteFill, start: int) -> None:
+        """Begin a draft for the bytes that no file of the other worker has."""
+        if fill.path is None and (fill.head.size is None or fill.head.size > MEMORY_BYTES_MAX):
+            await self.body.begin(self._disk)
+        else:
+            await self.body.begin_in_memory(start)
+
     async def _read(self, fill: RemoteFill) -> int:
         """Let readers have each step of the fill; return the size of the image."""
         position, in_file = 0, True
         async for position, data in fill.steps:
             if data and in_file:
-                await self.body.begin_in_memory(position - len(data))
+                await self._begin_draft(fill, position - len(data))
                 in_file = False
             if data:
                 await self.body.write(data)

@@ -1,12 +1,16 @@
 """
 Record cache: looks records up in this order: memory, image index, store.
 
-The store decides: the image index is a view that may lag, and memory drops the records that other workers change.
+The store decides: the image index is a view that may lag, and memory drops the records that other processes change.
+While this process may have missed such a change (`cache_trust.py`), a lookup asks the store for the record and for the
+block of its digest; memory answers only where the store does not.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from cachetools import LRUCache, TTLCache
@@ -19,9 +23,10 @@ from imgkeep.images.lease_preparation import NOTHING_TO_PREPARE
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
 
-    from imgkeep.core.records import Key, Record
+    from imgkeep.core.records import Digest, Key, Record
     from imgkeep.database import ImageIndex
     from imgkeep.images.lease_preparation import LeasePreparation
+    from imgkeep.images.record_sharing import RecordSharing
     from imgkeep.storage.interfaces import Store
 
 RECORDS_BYTES_MAX: Final = 67_108_864
@@ -59,7 +64,7 @@ class RecordCache:
     Args:
         in_flight: Keys for which a fill runs: a fill starts after a lookup.
         timer: Gives monotonic seconds.
-        remembered: Callback with every record that comes into memory.
+        sharing: How memory stays what the store has.
     """
 
     def __init__(
@@ -68,10 +73,10 @@ class RecordCache:
         image_index: ImageIndex,
         in_flight: Container[str],
         timer: Callable[[], float],
-        *,
-        remembered: Callable[[Record], None] = lambda _: None,
+        sharing: RecordSharing,
     ) -> None:
-        self._remembered = remembered
+        self._sharing = sharing
+        self._trust = sharing.trust
         self._store = store
         self._image_index = image_index
         self._in_flight = in_flight
@@ -86,6 +91,7 @@ class RecordCache:
         """Running lookups: their results are out of date if the key changes meanwhile."""
         self._tombstones: TTLCache[Key, bool] = TTLCache(TOMBSTONES_MAX, TOMBSTONES_TTL_S, timer=timer)
         """Keys that have a tombstone in the store."""
+        self._block_checks: dict[Digest, asyncio.Task[None]] = {}
 
     async def find(self, key: Key, preparation: LeasePreparation = NOTHING_TO_PREPARE) -> Record | None:
         """
@@ -93,6 +99,8 @@ class RecordCache:
 
         `preparation` begins where only the store can still have the record.
         """
+        if self._trust is not None and not self._trust.holds:
+            return await self._find_in_store_first(key, preparation)
         record = self.cached(key) or await self._find(key, preparation)
         return record or self.cached(key)  # a fill may have ended during this lookup
 
@@ -146,6 +154,27 @@ class RecordCache:
         self._provisional.pop(key, None)
         self._tombstones.pop(key, None)
 
+    def forget_all(self) -> None:
+        """Drop all records and tombstones from memory."""
+        for key in list(self._lookups):
+            self._outdate_lookups(key)
+        for cache in (self._records, self._provisional, self._tombstones, self._rechecked):
+            cache.clear()
+
+    async def settle_index(self) -> None:
+        """Wait until other processes find in the image index what was put there, as far as the database answers."""
+        await self._image_index.flush()
+
+    async def learn_block(self, digest: Digest) -> None:
+        """Ask the store whether a digest is blocked, unless memory has every block; the store may not answer."""
+        if self._trust is None or self._trust.holds:
+            return
+        check = self._block_checks.get(digest)
+        if check is None:
+            check = self._block_checks[digest] = asyncio.create_task(self._check_block(digest))
+            check.add_done_callback(partial(self._end_check, digest))
+        await asyncio.shield(check)
+
     async def find_another(self, lacking: Record) -> Record | None:
         """Return the store's own record where it names another object than the one that is missing or damaged."""
         key = lacking.key
@@ -165,12 +194,53 @@ class RecordCache:
         try:
             record = await self._look_up(key, preparation)
         finally:
-            self._lookups[key].discard(lookup)
-            if not self._lookups[key]:
-                del self._lookups[key]
+            self._end_lookup(key, lookup)
         if record is not None and lookup.is_current:
             self._remember(record)
         return record
+
+    def _end_lookup(self, key: Key, lookup: _Lookup) -> None:
+        self._lookups[key].discard(lookup)
+        if not self._lookups[key]:
+            del self._lookups[key]
+
+    async def _find_in_store_first(self, key: Key, preparation: LeasePreparation) -> Record | None:
+        """Return the record of the store; where the store does not answer, what this process knows."""
+        known = self.cached(key)
+        if known is None and key in self._in_flight:
+            return None  # the fill puts its record into memory
+        if known is None:
+            preparation.begin()
+        lookup = _Lookup()
+        self._lookups.setdefault(key, set()).add(lookup)
+        try:
+            record = await self._store.find(key)
+        except StorageError:
+            record = self.cached(key) or await self._find_in_index(key)
+            if record is None:
+                raise
+        finally:
+            self._end_lookup(key, lookup)
+        if not lookup.is_current:
+            record = self.cached(key) or record  # a fill has ended during this lookup
+        elif record is not None and record != known:
+            self._remember(record)
+        if record is not None:
+            await self.learn_block(record.digest)
+        return record
+
+    async def _check_block(self, digest: Digest) -> None:
+        try:
+            keys = await self._store.find_block(digest)
+        except StorageError:
+            return
+        if keys is not None:
+            await self._sharing.learn_blocked([digest])
+
+    def _end_check(self, digest: Digest, check: asyncio.Task[None]) -> None:
+        del self._block_checks[digest]
+        if not check.cancelled():
+            check.exception()  # marks it as retrieved: all callers may have left
 
     async def _look_up(self, key: Key, preparation: LeasePreparation) -> Record | None:
         # Where a record is a file on this disk, the image index is no shorter way to it.
@@ -191,7 +261,7 @@ class RecordCache:
         cache, other = (self._provisional, self._records) if may_change(record) else (self._records, self._provisional)
         other.pop(record.key, None)
         cache[record.key] = record
-        self._remembered(record)
+        self._sharing.remembered(record)
 
     def _outdate_lookups(self, key: Key) -> None:
         for lookup in self._lookups.get(key, ()):

@@ -13,21 +13,26 @@ Rules:
 
 The durable steps of a removal, in their order:
 
+0. where nodes share the database: its list of blocked digests, and in the same transaction the keys of the digest. A
+   node that writes a record there does so before this step, and the key gets a tombstone; or it is told of the block
 1. the block of the digest, with the keys that are going to get a tombstone
 2. the deletion of the object; from here on this worker's memory holds the block
-3. the memory of the other workers, and the database's list of blocked digests
+3. the memory of the other processes; then the database's list of blocked digests
 4. the tombstones, some at a time; then the rows of the image index
+
+Without the shared database a removal is refused before step 0; if that fails later, the same removal completes it. If
+the store does not take the block of step 1, step 0 is taken back.
 
 The durable steps of an undo, in their order; after a crash between any two of them the same undo completes the rest:
 
 1. the tombstones of the other keys that the block lists, where they are of the same digest
 2. the block
 3. the tombstone of the key that the operator named: last, because it alone says which digest that key had
-4. memory, the database's list, the other workers
+4. memory, the database's list, the other processes
 
-Other nodes learn of both from the store: see `blocked_digests.py`. Until then a node may put the same bytes again, by
-another link or from its outbox. A public bucket would show them, so every put ends with a look for the block (`put` of
-`storage/bucket/store.py`):
+Nodes that share a database learn of both at once; the others, from the store (`blocked_digests.py`). Until then a node
+may put the same bytes again, by another link or from its outbox. A public bucket would show them, so every put ends
+with a look for the block (`put` of `storage/bucket/store.py`):
 
 1. B puts the object.
 2. B looks for the block of the digest, beside its PUT of the record. If the look finds one, B deletes the object, and
@@ -46,7 +51,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -57,7 +62,7 @@ from imgkeep.core.records import Doubt, Tombstone
 from imgkeep.images.blocked_digests import REFRESH_INTERVAL_S
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
     from datetime import datetime
 
     from imgkeep.clock import Clock, Sleep
@@ -69,7 +74,6 @@ if TYPE_CHECKING:
 
 KEYS_CONCURRENT_MAX: Final = 16
 """Maximum number of tombstones of one digest that are written or deleted at once: one request to a bucket each."""
-
 LATE_MAX: Final = 100
 """Maximum number of late objects that a refresh asks for, two requests each: a new node knows of no removal."""
 
@@ -196,7 +200,7 @@ class Remover:
         digest = await self._find_blocked(key) if tombstone is None else tombstone.digest
         if digest is None:
             return None if tombstone is None else await self._restore(None, tombstone)
-        async with self._lock(digest):
+        async with self._alone(digest):
             if tombstone is not None and await self._store.find_tombstone(key) != tombstone:
                 return None  # another undo has completed it, or a removal has begun since
             return await self._restore(digest, tombstone)
@@ -211,7 +215,7 @@ class Remover:
 
     async def restore_digest(self, digest: Digest) -> Restored | None:
         """Undo the removal of a digest, and of the keys that were removed with it. As `restore_key`."""
-        async with self._lock(digest):
+        async with self._alone(digest):
             if await self._store.find_block(digest) is None and digest not in self._blocked:
                 return None
             return await self._restore(digest, None)
@@ -221,6 +225,11 @@ class Remover:
         await self._blocked.learn(blocked)
         with suppress(StorageError):  # the next refresh rechecks
             await self._recheck(unblocked)
+
+    async def reload(self) -> None:
+        """Read all removals and undos anew, and apply them. Raises as `BlockedDigests.reload`."""
+        await self._blocked.reload()
+        self._image_service.forget_removals()
 
     async def refresh(self) -> None:
         """Read the removals and undos of other nodes from the store, and apply them."""
@@ -289,16 +298,14 @@ class Remover:
 
     async def _remove(self, digest: Digest, named: set[Key], *, force: bool = False) -> None:
         """Remove in the order that the module names."""
-        async with self._lock(digest):
+        async with self._alone(digest):
             fault: StorageError | None = None
             others: Sequence[Key] = ()
             try:
-                others = await self._image_index.keys_of(digest)
+                others = await self._image_index.block(digest)
             except StorageError as error:
                 fault = error  # a removal does not wait for the database
-            before = await self._store.find_block(digest) or ()
-            keys = named.union(others, before)
-            await self._store.block(digest, self._now(), keys)
+            keys = await self._block_in_store(digest, named.union(others))
             await self._blocked.block(digest)
 
             async def put_tombstone(key: Key) -> bool:
@@ -309,6 +316,19 @@ class Remover:
             log.info("image removed", extra={"digest": digest})
             if fault is not None:
                 raise fault
+
+    async def _block_in_store(self, digest: Digest, keys: Collection[Key]) -> Collection[Key]:
+        """Block a digest durably; return the keys that are going to get a tombstone."""
+        before: Collection[Key] | None = None
+        try:
+            before = await self._store.find_block(digest)
+            keys = {*keys, *(before or ())}
+            await self._store.block(digest, self._now(), keys)
+        except StorageError:
+            if before is None and digest not in self._blocked:
+                await self._blocked.unblock_in_database(digest)
+            raise
+        return keys
 
     async def _put_tombstone_unless_provisional(self, key: Key, digest: Digest, *, named: bool, force: bool) -> bool:
         """
@@ -334,8 +354,14 @@ class Remover:
         await self._store.put_tombstone(Tombstone(key, self._now(), digest))
         self._image_service.forget(key)
 
+    @asynccontextmanager
+    async def _alone(self, digest: Digest) -> AsyncGenerator[None]:
+        """Keep a removal and an undo of the same digest apart, in this process and in all that can be told."""
+        async with self._lock(digest), self._blocked.exclusively(digest):
+            yield
+
     def _lock(self, digest: Digest) -> asyncio.Lock:
-        """Return the lock that keeps a removal and an undo of the same digest apart."""
+        """Return the lock that keeps a removal and an undo of the same digest apart in this process."""
         lock = self._locks.get(digest)
         if lock is None:
             lock = self._locks[digest] = asyncio.Lock()
@@ -367,11 +393,8 @@ def in_doubt(record: Record, *, named: bool) -> bool:
     Tell whether an untrusted client may have brought the bytes of a record to its key.
 
     If the operator `named` the key and a plain link filled it, the operator has seen the image of that link and wants
-    it removed. For a key that the removal found by its bytes, the operator has made no such decision, so every doubt
-    counts.
+    it removed. Of a key that the removal found by its bytes the operator has seen none, so every doubt counts.
     """
-    if not named:
-        return bool(record.doubts)
     # A second link that brought the same bytes is no doubt about the plain link.
     agreed = {Doubt.SCHEME} if Doubt.UNSIGNED in record.doubts else set()
-    return bool(record.doubts - PLAIN_DOUBTS - agreed)
+    return bool(record.doubts - PLAIN_DOUBTS - agreed) if named else bool(record.doubts)

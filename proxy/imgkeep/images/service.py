@@ -26,6 +26,7 @@ from imgkeep.images.fill_starter import FillStarter
 from imgkeep.images.incomplete_refetch import IncompleteRefetcher
 from imgkeep.images.record_cache import RecordCache
 from imgkeep.images.record_changes import RecordChanges
+from imgkeep.images.record_sharing import RecordSharing
 from imgkeep.images.request_context import INTERNAL, HeldByPeer, RedirectToSource
 from imgkeep.images.singleflight import SingleFlight
 from imgkeep.images.source_policy import SourcePolicy
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_RULES: Final = SourceRules()
+UNSHARED: Final = RecordSharing()
 
 FOLLOW_ATTEMPTS_MAX: Final = 50
 """Maximum number of times that a request follows a lease to another worker and repeats its lookup."""
@@ -76,8 +78,7 @@ class ImageService:
         rate_limiter: `None`: no client has limits.
         cluster: `None`: this is the only worker.
         make_invalid_signature: Returns a link with another, random signature; `None` if there is none.
-        changed: Called with every key under which another image is stored, or whose image is elsewhere.
-        remembered: Called with every record that comes into memory.
+        sharing: How the records in memory stay those of the store.
         timer: Gives monotonic seconds.
     """
 
@@ -93,8 +94,7 @@ class ImageService:
         rate_limiter: RateLimiter | None = None,
         cluster: Cluster | None = None,
         make_invalid_signature: Callable[[Source], Source | None] = _make_no_signature,
-        changed: Callable[[Key], None] = lambda _: None,
-        remembered: Callable[[Record], None] = lambda _: None,
+        sharing: RecordSharing = UNSHARED,
         timer: Callable[[], float],
     ) -> None:
         self.identify = identify
@@ -102,8 +102,8 @@ class ImageService:
         self._rules = rules
         leases = None if cluster is None else cluster.leases
         running: SingleFlight[Fill] = SingleFlight()
-        self.records = RecordCache(dependencies.store, image_index, running, timer, remembered=remembered)
-        self.changes = RecordChanges(self.records, changed, None if cluster is None else cluster.peers)
+        self.records = RecordCache(dependencies.store, image_index, running, timer, sharing)
+        self.changes = RecordChanges(self.records, sharing)
         self._policy = SourcePolicy(policy, dependencies.observer)
         self._confirmer = Confirmer(
             dependencies, changes=self.changes, leases=leases, alter=make_invalid_signature, timer=timer
@@ -245,8 +245,13 @@ class ImageService:
         """Forget which links brought removed bytes, because an operator undid a removal."""
         self._fills.negative_cache.forget_removals()
 
+    def forget_all(self) -> None:
+        """Drop everything from memory that another process may have changed."""
+        self.changes.forget_all()
+        self.forget_removals()
+
     def learn(self, name: str) -> None:
-        """Apply the notice of another worker: the record of a key has changed, or a link was tried."""
+        """Apply the notice of another process: the record of a key has changed, or a link was tried."""
         if not self._confirmer.learn(name):
             self.changes.forget(Key(name))
 

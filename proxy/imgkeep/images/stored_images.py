@@ -156,6 +156,7 @@ class StoredImages:
         if read is None:
             return None
         digest, format_ = read
+        await self._records.learn_block(digest)
         self.require_not_removed(digest)
         redirect = await self._redirect(name, f'"{digest}"', head=head)
         if redirect is not None:

@@ -100,5 +100,5 @@ class Saver:
             raise Removed(REMOVED)
         subject = Subject(stored.key, stored.host, stored.provider)
         await self._dependencies.observer.fill_ended(FillResult(subject, draft.size, Stored(stored)))
-        await self._image_service.changes.note_stored(stored)
+        await self._image_service.changes.note_stored(stored, is_first=True)
         return Saved(stored, created=True)

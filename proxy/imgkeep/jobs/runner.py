@@ -4,7 +4,8 @@ The job runner: saves the links of jobs in the background, durably.
 Rules:
 - A link is in the database until it is saved or has failed permanently. So a restarted process continues where a killed
   one was; it finds the images that were stored, and does not fetch them again.
-- The link that expires first comes first. Each host has few at a time, so a slow host delays no other.
+- The link that expires first comes first. Each host has few at a time, so a slow host delays no other. In a cluster
+  both hold for all members together (`link_queue.py`).
 - After a failure that may pass the runner retries, at growing intervals, until the link expires.
 - A cancelled job ends at once: the runner starts no waiting link and gives up those that run. A fetch that other
   clients wait for goes on, and so does one that can be stored all the same.
@@ -15,35 +16,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
 from contextlib import contextmanager, suppress
+from math import inf
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.core.backoff import backoff_s
 from imgkeep.core.errors import (
     Busy,
-    Conflict,
     ImgkeepError,
     InvalidRequest,
     InvalidSource,
     LoopDetected,
-    OriginError,
-    OriginTimeout,
-    RateLimited,
     StorageError,
 )
 from imgkeep.core.jobs import NewItem
 from imgkeep.core.records import Failure
 from imgkeep.core.source_url import own_path, read_source
+from imgkeep.database.job_notices import CANCELLED, CREATED, read_notice
+from imgkeep.jobs.link_queue import POLL_INTERVAL_S
+from imgkeep.jobs.retry_delay import retry_delay_s
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from imgkeep.clock import Clock, Sleep
     from imgkeep.core.jobs import Job, JobItem, JobResult, JobState
     from imgkeep.core.records import Source, SourceInfo
     from imgkeep.database import DurableJobs
-    from imgkeep.images.upload import Saver
+    from imgkeep.images.upload import Saved, Saver
+    from imgkeep.jobs.link_queue import LinkQueue
     from imgkeep.jobs.webhooks import WebhookSender
 
 ITEMS_MAX: Final = 10_000
@@ -52,33 +52,23 @@ WAITING_MAX: Final = 1_000_000
 """Maximum number of waiting links in all jobs: some gigabyte of the database."""
 CONCURRENT_MAX: Final = 16
 """Maximum number of links that are being saved at a time."""
-PER_HOST_MAX: Final = 4
-"""Maximum number of them at one host, a quarter of the default of `fetch.per_host_max`: visitors come first."""
-QUEUED_MAX: Final = 256
-"""Maximum number of due links that one search brings into memory."""
-DELAY_MIN_S: Final = 6
-"""Delay after the first failed attempt; longer than the negative cache holds a failure that may pass
-(`images/negative_cache.py`), so that each attempt is one."""
-DELAY_MAX_S: Final = 600
-"""Maximum delay between two attempts."""
-ATTEMPTS_MAX: Final = 12
-"""Maximum number of attempts for a link without an expiry: about an hour and a half."""
-POLL_INTERVAL_S: Final = 1
-"""Interval of searching for due links."""
 RESULTS_RETENTION_S: Final = 7 * 86_400
 """How long after its end a job, and its results, can be read."""
 CLEANUP_INTERVAL_S: Final = 3600
 """Interval of deleting old jobs, and of counting anew how many links wait."""
+RELEASE_TIMEOUT_S: Final = 2
+"""Timeout for giving back at the end what was taken; others take it over all the same, some seconds later."""
 
 log = logging.getLogger(__name__)
 
 
 class JobRunner:
     """
-    Takes jobs and saves their links. One per process; only the leader's `run` is running.
+    Takes jobs and saves their links. One per process; `run` is running in the leader, or in each member of a cluster.
 
     Args:
         jobs: The jobs in the database.
+        links: The links that wait.
         saver: Saves a link.
         webhooks: Delivers the message that a job has ended.
         identify: Returns the identity of a link.
@@ -95,6 +85,7 @@ class JobRunner:
         self,
         *,
         jobs: DurableJobs,
+        links: LinkQueue,
         saver: Saver,
         webhooks: WebhookSender,
         identify: Callable[[Source], SourceInfo],
@@ -107,6 +98,7 @@ class JobRunner:
         count: Callable[[str], None],
     ) -> None:
         self._jobs = jobs
+        self._links = links
         self._saver = saver
         self._webhooks = webhooks
         self._identify = identify
@@ -119,17 +111,18 @@ class JobRunner:
         self._count = count
         self._running: dict[tuple[str, int], JobItem] = {}
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._queued: dict[str, deque[JobItem]] = {}
-        """The due links in memory, by host, earliest expiry first."""
-        self._next_search = 0.0
-        self._searched_without: set[str] = set()
-        """The busy hosts that the last search left out: until the next one only their links can be due."""
+        self._fetching: set[tuple[str, int]] = set()
+        """Those whose fetch has not ended."""
+        self._delivery: asyncio.Task[None] | None = None
         self._next_delivery = 0.0
         self._next_cleanup = 0.0
         self._wake = asyncio.Event()
         self._watchers: dict[str, set[asyncio.Event]] = {}
-        self.waiting = 0
+
+    @property
+    def waiting(self) -> int:
         """How many links wait in all jobs, as of the last count."""
+        return max(self._links.waiting, 0)
 
     async def submit(self, urls: Sequence[object], *, webhook: str | None = None) -> Job:
         """
@@ -144,14 +137,15 @@ class JobRunner:
             raise InvalidRequest(f"urls has to hold 1 to {ITEMS_MAX} links")
         if webhook is not None:
             self._webhooks.check(webhook)
-        if self.waiting + len(urls) > WAITING_MAX:
+        if await self._links.count() + len(urls) > WAITING_MAX:
             raise Busy(f"{WAITING_MAX} links wait already", retry_after_s=60)
         new = await asyncio.to_thread(lambda: [self._read(url) for url in urls])
         job = await self._jobs.create(self._draw_id(), new, webhook)
         if job.failed:
             log.warning("job has links that cannot be used", extra={"job": job.id, "links": job.failed})
-        self.waiting += job.total - job.failed
-        self._next_search = self._next_delivery = 0
+        self._links.waiting += job.total - job.failed
+        self._links.search_soon()
+        self._next_delivery = 0
         self._wake.set()
         return job
 
@@ -168,8 +162,8 @@ class JobRunner:
 
     async def cancel(self, job_id: str) -> Job | None:
         """
-        End a job at once: give up its fetches in this process, and start no other. `None`: there is none. A job that
-        has ended stays as it is.
+        End a job at once: give up its fetches, and start no other. `None`: there is none. A job that has ended stays as
+        it is.
 
         Raises:
             StorageError: It goes on.
@@ -177,13 +171,7 @@ class JobRunner:
         job = await self._jobs.cancel(job_id)
         if job is None:
             return None
-        for host in list(self._queued):
-            left = deque(item for item in self._queued.pop(host) if item.job != job_id)
-            if left:
-                self._queued[host] = left
-        for (owner, _), task in list(self._tasks.items()):
-            if owner == job_id:
-                task.cancel()
+        self._give_up_job(job_id)
         self._next_delivery = 0
         self._next_cleanup = 0  # it counts what waits
         self._wake.set()
@@ -192,7 +180,7 @@ class JobRunner:
 
     @contextmanager
     def watch(self, job_id: str) -> Iterator[asyncio.Event]:
-        """Give an event that is set whenever a link of the job is settled."""
+        """Give an event that is set whenever a link of the job is settled, by whichever member of a cluster."""
         event = asyncio.Event()
         watchers = self._watchers.setdefault(job_id, set())
         watchers.add(event)
@@ -203,9 +191,23 @@ class JobRunner:
             if not watchers:
                 self._watchers.pop(job_id, None)
 
+    def hear(self, notice: str) -> None:
+        """Follow a notice of a member of the cluster, also of this one (`database/job_notices.py`)."""
+        kind, job_id = read_notice(notice)
+        if kind == CREATED:
+            self._links.search_soon()
+            self._wake.set()
+            return
+        if kind == CANCELLED:
+            self._give_up_job(job_id)
+            self._next_delivery = 0
+            self._wake.set()
+        self._notify(job_id)
+
     def poll_now(self) -> None:
         """Search at once: another process may have taken a job."""
-        self._next_search = self._next_delivery = self._next_cleanup = 0
+        self._links.search_soon()
+        self._next_delivery = self._next_cleanup = 0
         self._wake.set()
 
     async def run(self) -> None:
@@ -223,26 +225,56 @@ class JobRunner:
                     log.exception("job runner failed unexpectedly")
                 await self._wait(pause_s)
         finally:
-            tasks = list(self._tasks.values())
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
+            await self._end()
+
+    async def _end(self) -> None:
+        tasks = list(self._tasks.values())
+        if self._delivery is not None:
+            tasks.append(self._delivery)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        with suppress(StorageError, TimeoutError):
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                await self._links.release()
 
     async def _do_due(self) -> float:
         """Clean up, start links and deliver webhooks where it is time to; return how long to wait then."""
+        self._give_up(await self._links.check(self._running))
         if self._timer() >= self._next_cleanup:
             await self._jobs.delete_old(RESULTS_RETENTION_S)
-            self.waiting = await self._jobs.count_waiting()
+            await self._links.recount()
             self._next_cleanup = self._timer() + CLEANUP_INTERVAL_S
         await self._start_due()
-        if self._timer() >= self._next_delivery:
-            self._next_delivery = self._timer() + await self._webhooks.deliver_due()
+        if self._timer() >= self._next_delivery and self._links.is_live:
+            self._start_delivery()
+        await self._jobs.send_late_notices()
         if self.waiting <= 0:
-            self.waiting = await self._jobs.count_waiting()  # once, before a long pause
+            await self._links.recount()  # once, before a long pause
         if self.waiting:
             return POLL_INTERVAL_S
-        return min(max(self._next_delivery - self._timer(), POLL_INTERVAL_S), CLEANUP_INTERVAL_S)
+        return min(max(self._next_delivery - self._timer(), POLL_INTERVAL_S), self._links.pause_max_s)
+
+    def _start_delivery(self) -> None:
+        """Deliver the webhooks that are due; links do not wait for their receivers."""
+        if self._delivery is None:
+            self._next_delivery = inf
+            self._delivery = asyncio.create_task(self._deliver())
+
+    async def _deliver(self) -> None:
+        pause_s: float = POLL_INTERVAL_S
+        try:
+            pause_s = await self._webhooks.deliver_due()
+        except StorageError:
+            pass  # the database reports its own failures
+        except Exception:
+            log.exception("job webhooks failed unexpectedly")
+        finally:
+            self._delivery = None
+            # A job that has ended meanwhile has set it to 0.
+            self._next_delivery = min(self._next_delivery, self._timer() + min(pause_s, self._links.pause_max_s))
+            self._wake.set()
 
     async def _wait(self, seconds: float) -> None:
         """Wait until there is work, for so long at most."""
@@ -257,42 +289,25 @@ class JobRunner:
 
     async def _start_due(self) -> None:
         """Start as many links as the limits allow."""
-        while len(self._running) < CONCURRENT_MAX:
-            item = self._pop()
-            if item is not None:
-                self._start(item)
-            elif not await self._search():
+        while (free := CONCURRENT_MAX - len(self._running)) > 0:
+            items = await self._links.take(self._running, free)
+            if not items:
                 return
+            for item in items:
+                self._start(item)
 
-    def _pop(self) -> JobItem | None:
-        """Return the queued link that expires first, of those whose host is not busy."""
-        busy = self._busy_hosts()
-        free = [items[0] for host, items in self._queued.items() if host not in busy]
-        if not free:
-            return None
-        first = min(free, key=lambda item: (item.expires_at is None, item.expires_at, item.job, item.number))
-        items = self._queued[first.host]
-        items.popleft()
-        if not items:
-            del self._queued[first.host]
-        return first
+    def _give_up_job(self, job_id: str) -> None:
+        """Start no link of a job, and give up those that run."""
+        self._links.forget(job_id)
+        for (owner, _), task in list(self._tasks.items()):
+            if owner == job_id:
+                task.cancel()
 
-    async def _search(self) -> bool:
-        """Queue due links of the database; return `False`: there are none, or the last search was a moment ago."""
-        now, busy = self._timer(), self._busy_hosts()
-        if now < self._next_search and busy >= self._searched_without:
-            return False
-        known = {(item.job, item.number) for items in self._queued.values() for item in items} | self._running.keys()
-        due = await self._jobs.due(QUEUED_MAX, without=known, busy=busy)
-        if len(due) < QUEUED_MAX:
-            self._next_search, self._searched_without = now + POLL_INTERVAL_S, busy
-        for item in due:
-            self._queued.setdefault(item.host, deque()).append(item)
-        return bool(due)
-
-    def _busy_hosts(self) -> set[str]:
-        running = Counter(item.host for item in self._running.values())
-        return {host for host, number in running.items() if number >= PER_HOST_MAX}
+    def _give_up(self, lost: Collection[tuple[str, int]]) -> None:
+        """Give up the fetches of links that other processes have taken over, or cancelled."""
+        for name in self._fetching.intersection(lost):
+            log.info("job link given up", extra={"job": name[0], "number": name[1]})
+            self._tasks[name].cancel()
 
     def _start(self, item: JobItem) -> None:
         self._running[item.job, item.number] = item
@@ -304,6 +319,7 @@ class JobRunner:
     def _finish(self, item: JobItem) -> None:
         del self._running[item.job, item.number]
         del self._tasks[item.job, item.number]
+        self._links.note_finished()
         self._wake.set()
 
     async def _save(self, item: JobItem) -> None:
@@ -315,7 +331,7 @@ class JobRunner:
             log.exception("job link failed unexpectedly")
             job = await self._jobs.mark_failed(item, Failure("internal_error", "the server met an error of its own"))
         if job is not None:
-            self.waiting -= 1
+            self._links.waiting -= 1
             if job.finished_at is not None:
                 self._next_delivery = 0
             self._notify(item.job)
@@ -325,12 +341,12 @@ class JobRunner:
             event.set()
 
     async def _attempt(self, item: JobItem) -> Job | None:
-        if not await self._jobs.is_waiting(item):
-            return None  # another process has cancelled the job since the search
+        if not await self._links.may_start(item):
+            return None
         try:
-            saved = await self._saver.save_link(read_source(item.link))
+            saved = await self._fetch(item)
         except ImgkeepError as error:
-            delay_s = self._retry_delay_s(item, error)
+            delay_s = retry_delay_s(item, error, self._clock(), self._draw())
             if delay_s is None:
                 self._count(error.code)
                 self._log_failure(item, error)
@@ -341,6 +357,13 @@ class JobRunner:
         self._count("saved")
         return await self._jobs.mark_saved(item, saved.record.key, created=saved.created)
 
+    async def _fetch(self, item: JobItem) -> Saved:
+        self._fetching.add((item.job, item.number))
+        try:
+            return await self._saver.save_link(read_source(item.link))
+        finally:
+            self._fetching.discard((item.job, item.number))
+
     def _log_failure(self, item: JobItem, error: ImgkeepError) -> None:
         """Log which link of which job has failed, by its key: the link grants access."""
         facts: dict[str, object] = {"job": item.job, "number": item.number, "host": item.host}
@@ -349,19 +372,6 @@ class JobRunner:
             facts |= {"key": info.key, "provider": info.provider}
         detail = error.in_full if isinstance(error, StorageError) else str(error)
         log.warning("job link failed", extra={**facts, "code": error.code, "detail": detail})
-
-    def _retry_delay_s(self, item: JobItem, error: ImgkeepError) -> float | None:
-        """Return the seconds to wait before another attempt; `None`: no attempt would help."""
-        if not _may_pass(error):
-            return None
-        delay_s = backoff_s(item.attempts, first_s=DELAY_MIN_S, longest_s=DELAY_MAX_S, draw=self._draw())
-        delay_s = max(delay_s, getattr(error, "retry_after_s", None) or 0)
-        if item.expires_at is None:
-            return delay_s if item.attempts + 1 < ATTEMPTS_MAX else None
-        left_s = (item.expires_at - self._clock()).total_seconds()
-        if left_s <= 0:
-            return None
-        return min(delay_s, max(1.0, left_s - 1))  # a last one before the end
 
     def _read(self, url: object) -> NewItem:
         try:
@@ -375,13 +385,3 @@ class JobRunner:
             failure = Failure(LoopDetected.code, "the source is this server")
             return NewItem("", source.host, None, failure, info.key)
         return NewItem(source.url, source.host, info.expires_at, key=info.key)
-
-
-def _may_pass(error: ImgkeepError) -> bool:
-    """Return whether the same link may succeed later."""
-    if isinstance(error, (Busy, RateLimited, OriginTimeout)):
-        return True
-    if isinstance(error, StorageError):
-        return not isinstance(error, Conflict)
-    status = getattr(error, "origin_status", None)
-    return type(error) is OriginError and (status is None or status == 429 or status >= 500)

@@ -47,7 +47,7 @@ class PublicAccess:
         self._sleep = sleep
 
     async def run(self, probe: Callable[[], Awaitable[None]]) -> None:
-        """Try the public URLs now and then, for ever, by a `probe` that raises as `diagnostics.try_public`."""
+        """Try the public URLs now and then, for ever, by a `probe` that raises as `live_check.try_public`."""
         while True:
             await self._sleep(await self._try(probe))
 

@@ -156,6 +156,8 @@ class Membership:
         self._timer = timer
         self._sleep = sleep
         self._before_joining: list[Callable[[], Awaitable[None]]] = []
+        self._after_joining: list[Callable[[], Awaitable[None]]] = []
+        self._confirmed: list[Callable[[float | None], None]] = []
         self._count_changed: list[Callable[[int], None]] = []
         self._gone: list[Callable[[str], None]] = []
         self._is_joined = False
@@ -201,6 +203,17 @@ class Membership:
         """Await `callback` before each attempt to join: this member has missed changes. `StorageError`: not yet."""
         self._before_joining.append(callback)
 
+    def after_joining(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Await `callback` once the row is there, before this member counts as joined. As `before_joining`."""
+        self._after_joining.append(callback)
+
+    def when_confirmed(self, callback: Callable[[float | None], None]) -> None:
+        """
+        Call `callback` whenever the database has confirmed that this member is live, with the time of the question by
+        the timer; with `None`, where its row is gone.
+        """
+        self._confirmed.append(callback)
+
     def when_count_changes(self, callback: Callable[[int], None]) -> None:
         """Call `callback` with the number of live members, whenever it changes."""
         self._count_changed.append(callback)
@@ -222,6 +235,8 @@ class Membership:
             for callback in self._before_joining:
                 await callback()
             await self._session.execute(_JOIN, self._row())
+            for callback in self._after_joining:
+                await callback()
             await self.beat()
         except RefusedByCluster as error:
             self.refused = error
@@ -245,6 +260,8 @@ class Membership:
         self._is_joined = is_joined
         if is_joined:
             self._confirmed_at = sent_at
+        for callback in self._confirmed:
+            callback(sent_at if is_joined else None)
 
     async def run(self) -> None:
         """Send heartbeats, for ever; join again where the row is gone."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
@@ -24,12 +23,11 @@ from imgkeep.core.errors import Busy, OriginError, StorageError
 from imgkeep.images.failure_history import RecentFailure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+    from collections.abc import AsyncGenerator, Callable
 
     from imgkeep.cluster.nodes.membership import Member, Membership
     from imgkeep.cluster.nodes.peer_client import PeerClient
     from imgkeep.cluster.workers.peers import Peers
-    from imgkeep.core.records import Digest, Key
     from imgkeep.images.peer_fill import FillFailure, RemoteFill
     from imgkeep.storage.interfaces import Body
 
@@ -102,18 +100,6 @@ class NodePeers:
             return
         async with self._while_live(holder), self._get(holder, f"/fills/{key}/end") as response:
             _require(response.status == 204)
-
-    async def notify(
-        self,
-        *,
-        blocked: Collection[Digest] = (),
-        changed: Collection[Key] = (),
-        copies: Mapping[str, int] = MappingProxyType({}),
-        unblocked: Collection[Digest] = (),
-    ) -> None:
-        """Tell the workers of this machine. Raises: StorageError: As `Peers.notify`."""
-        if self._local is not None:
-            await self._local.notify(blocked=blocked, changed=changed, copies=copies, unblocked=unblocked)
 
     async def failures(self) -> list[list[RecentFailure]]:
         """Return the recent failures of the workers and nodes that answer in time."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -25,12 +25,14 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from imgkeep.cluster.notice import Notice
 from imgkeep.cluster.progress import SHARE_FILE, read_fill
 from imgkeep.core.errors import Busy, OriginError, StorageError
 from imgkeep.images.failure_history import RecentFailure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from multidict import CIMultiDict
 
@@ -56,15 +58,6 @@ RETRY_INTERVAL_S: Final = 0.02
 
 SECRET_FIELD: Final = "Imgkeep-Peer-Secret"  # noqa: S105 - the name of a header field
 """In requests: `WorkerInfo.secret`."""
-
-
-class Notice(msgspec.Struct):
-    """A message to all peers: digests, keys, and the names of copies that a worker has changed."""
-
-    blocked: list[str] = []
-    changed: list[str] = []
-    copies: dict[str, int] = {}
-    unblocked: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +168,10 @@ class Peers:
         for error in results:
             if isinstance(error, BaseException):
                 raise error
+
+    def exclusively(self, _digest: Digest) -> AbstractAsyncContextManager[None]:
+        """Do nothing: one worker alone removes and restores images (`relay_peers` of `bootstrap/cluster.py`)."""
+        return nullcontext()
 
     async def counters(self) -> tuple[list[bytes], int, int]:
         """Return the counters of all peers, ended ones too; how many peers sent theirs, and how many did not."""

@@ -80,7 +80,7 @@ PROBE_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
 
 Check = tuple[str, "Callable[[], Awaitable[str | None]]"]
 """
-A step of the diagnosis: its name, and what raises a `StorageError` if it fails. It may return a note for the operator:
+A step of the live check: its name, and what raises a `StorageError` if it fails. It may return a note for the operator:
 of what the service cannot do, and what imgkeep does instead.
 """
 

@@ -1,4 +1,4 @@
-"""Steps of the diagnosis that the checks of several services share: a copy within the bucket, and a conditional PUT."""
+"""Steps of the live check that several services share: a copy within the bucket, and a conditional PUT."""
 
 from __future__ import annotations
 

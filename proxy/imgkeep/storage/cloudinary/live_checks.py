@@ -1,4 +1,4 @@
-"""The steps of the diagnosis that Cloudinary has besides those of every service: a private file, and a rename."""
+"""The steps of the live check that Cloudinary has besides those of every service: a private file, and a rename."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of the diagnosis that Google Cloud Storage has besides those of every service."""
+"""The steps of the live check that Google Cloud Storage has besides those of every service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of the diagnosis that S3 has besides those of every service: upload in parts, and unfinished uploads."""
+"""The steps of the live check that S3 has besides those of every service: upload in parts, and unfinished uploads."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ async def _list_abandoned(connection: S3Connection) -> AsyncIterator[tuple[str, 
 
 
 def _is_ours(key: str) -> bool:
-    """Tell whether a name is that of an object, or of the object of a diagnosis beside it."""
+    """Tell whether a name is that of an object, or of the object of a live check beside it."""
     return read_object_name(key.rpartition("/")[2].removesuffix(PARTS_SUFFIX)) is not None
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import msgspec
 from aiohttp import web
 from msgspec import UNSET
 
-from imgkeep.core.errors import InvalidRequest
+from imgkeep.core.errors import InvalidRequest, StorageError
 from imgkeep.core.jobs import JobState
 from imgkeep.jobs.job_json import describe_job
 from imgkeep.jobs.runner import ITEMS_MAX
@@ -31,6 +32,8 @@ HEARTBEAT_S: Final = 15
 """Interval of heartbeats: proxies close connections that are silent for a minute."""
 CHECK_INTERVAL_S: Final = 1
 """Interval in which a waiting request checks whether its client or the server is about to go."""
+LOOK_INTERVAL_S: Final = 5
+"""Interval of looks into the database by a waiting request: a notice of another node may be lost."""
 
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 _CURSOR: Final = re.compile(r"([0-9]{1,12})-([0-9a-f]{32})")
@@ -104,9 +107,8 @@ async def follow_job(request: web.Request) -> web.StreamResponse:
     )
     await response.prepare(request)
     with context.jobs.watch(job.id) as changed:
+        job = await context.jobs.find(job.id) or job
         while True:
-            changed.clear()
-            job = await context.jobs.find(job.id) or job
             name = "progress" if job.finished_at is None else "done"
             data = msgspec.json.encode(schemas.JobFacts(**describe_job(job))).decode()
             await response.write(f"id: {job.saved + job.failed}\nevent: {name}\ndata: {data}\n\n".encode())
@@ -114,21 +116,30 @@ async def follow_job(request: web.Request) -> web.StreamResponse:
                 await response.write_eof()
                 return response
             await asyncio.sleep(EVENTS_INTERVAL_S)
-            if not await _wait_with_heartbeat(request, response, changed):
+            following = await _wait_for_news(request, response, changed, job)
+            if following is None:
                 return response  # the client connects again, and another process answers
+            job = following
 
 
-async def _wait_with_heartbeat(request: web.Request, response: web.StreamResponse, changed: asyncio.Event) -> bool:
-    """Wait for a change, and send heartbeats meanwhile; `False`: the server is about to end."""
-    silent_s = 0
-    while not await _wait_for_change(request, changed):
-        if request.app[API].health.ending:
-            return False
+async def _wait_for_news(
+    request: web.Request, response: web.StreamResponse, changed: asyncio.Event, job: Job
+) -> Job | None:
+    """Wait until a job is another than this, and send heartbeats meanwhile; `None`: the server is about to end."""
+    context, silent_s = request.app[API], 0
+    while True:
+        if await _wait_for_change(request, changed) or silent_s % LOOK_INTERVAL_S == 0:
+            changed.clear()
+            with suppress(StorageError):  # the database is away: the client waits on
+                found = await context.jobs.find(job.id)
+                if found is not None and found != job:
+                    return found
+        if context.health.ending:
+            return None
         silent_s += CHECK_INTERVAL_S
         if silent_s >= HEARTBEAT_S:
             silent_s = 0
             await response.write(b":\n\n")
-    return True
 
 
 async def _wait(request: web.Request, job: Job) -> Job:
@@ -136,10 +147,12 @@ async def _wait(request: web.Request, job: Job) -> Job:
     waited_s = 0
     with context.jobs.watch(job.id) as changed:
         while waited_s < WAIT_MAX_S and not context.health.ending:
-            changed.clear()
-            job = await context.jobs.find(job.id) or job
-            if job.finished_at is not None:
-                break
+            if changed.is_set() or waited_s % LOOK_INTERVAL_S == 0:
+                changed.clear()
+                with suppress(StorageError):  # the database is away, and the job goes on
+                    job = await context.jobs.find(job.id) or job
+                if job.finished_at is not None:
+                    break
             if not await _wait_for_change(request, changed):
                 waited_s += CHECK_INTERVAL_S
     return job

@@ -9,6 +9,7 @@ Each of these ends the use of a cached response:
 - the eviction of its bytes from memory, because they were removed, altered or not requested: the entry of the memory
   cache is then empty;
 - the end of a signature (`CachedResponse.permitted_until`);
+- the end of the trust in all caches (`images/cache_trust.py`): the cache keeps its responses, and answers nothing;
 - `FRESHNESS_LIFETIME_S`, for any other change in this process or another one.
 
 A handler answers a request without an entry, so the cache may evict any entry at any time.
@@ -20,6 +21,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from imgkeep.images.cache_trust import CacheTrust
 from imgkeep.web.image_headers import YEAR_S
 
 if TYPE_CHECKING:
@@ -72,10 +74,15 @@ class CachedResponse:
 
 
 class ResponseCache:
-    """Responses by request target; the least recently used one is evicted first."""
+    """
+    Responses by request target; the least recently used one is evicted first.
 
-    def __init__(self, bytes_max: int = BYTES_MAX) -> None:
+    `trust`: until when it answers; `None`: always.
+    """
+
+    def __init__(self, bytes_max: int = BYTES_MAX, trust: CacheTrust | None = None) -> None:
         self.bytes = 0
+        self._trust = trust or CacheTrust(lambda: 0.0)
         self._bytes_max = bytes_max
         self._responses: OrderedDict[bytes, CachedResponse] = OrderedDict()
         self._targets: dict[str, list[bytes]] = {}
@@ -101,6 +108,12 @@ class ResponseCache:
         for target in list(self._targets.get(key, ())):
             self._remove(target)
 
+    def clear(self) -> None:
+        """Remove every response, because any record may have changed."""
+        self._responses.clear()
+        self._targets.clear()
+        self.bytes = 0
+
     def find(self, target: bytes, now: float) -> CachedResponse | None:
         """Return the response to a request target, if there is one that is fresh at `now`, by the timer."""
         response = self._responses.get(target)
@@ -108,6 +121,8 @@ class ResponseCache:
             return None
         if now >= response.fresh_until:
             self._remove(target)
+            return None
+        if now >= self._trust.until:
             return None
         self._responses.move_to_end(target)
         return response

@@ -8,6 +8,12 @@ from imgkeep.database.cluster_schema import cluster_metadata
 revision = "0007"
 down_revision = "0006"
 
+_PARTIAL_INDEXES = (
+    ("jobs_by_webhook", "jobs", ["webhook_due_at"], "webhook IS NOT NULL"),
+    ("jobs_unfinished", "jobs", ["id"], "finished_at IS NULL"),
+    ("items_by_member", "items", ["member", "host"], "member IS NOT NULL"),
+)
+
 
 _IMAGES = {
     "images_by_host_time": ["host", "stored_at"],
@@ -49,6 +55,10 @@ def upgrade() -> None:
     deliverer = "which member of a cluster delivers it at the moment"
     op.add_column("items", sa.Column("member", sa.String(96), comment=member))
     op.add_column("jobs", sa.Column("webhook_member", sa.String(96), comment=deliverer))
+    op.drop_index("jobs_by_webhook", "jobs")
+    for name, table, columns, condition in _PARTIAL_INDEXES:
+        where = sa.text(condition)
+        op.create_index(name, table, columns, postgresql_where=where, sqlite_where=where)
     if is_postgresql:
         cluster_metadata.create_all(op.get_bind(), checkfirst=False)
 
@@ -57,6 +67,9 @@ def downgrade() -> None:
     _replace_indexes("images", _IMAGES, _IMAGES_BEFORE)
     if op.get_context().dialect.name == "postgresql":
         cluster_metadata.drop_all(op.get_bind())
+    for name, table, _, _ in _PARTIAL_INDEXES:
+        op.drop_index(name, table)
+    op.create_index("jobs_by_webhook", "jobs", ["webhook_due_at"])
     op.drop_column("jobs", "webhook_member")
     op.drop_column("items", "member")
     op.drop_table("outbox")

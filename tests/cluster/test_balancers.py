@@ -13,7 +13,7 @@ import pytest
 from aiohttp import ClientSession, TCPConnector
 from yarl import URL
 
-from tests.support.balancers import BALANCERS, balancing
+from tests.support.balancers import BALANCERS, balancing, check_example
 from tests.support.images import make_image
 from tests.support.origins import FakeOrigin
 from tests.support.temporary_links import signed
@@ -131,6 +131,11 @@ def encoded(url: str) -> str:
 
 def links(number: int) -> list[str]:
     return [encoded(f"https://images.example/v/{n}.png?sig={n}") for n in range(number)]
+
+
+@each_balancer
+async def test_example_has_no_mistake(tmp_path: Path, name: str) -> None:
+    assert await check_example(name, tmp_path) == ""
 
 
 @each_balancer

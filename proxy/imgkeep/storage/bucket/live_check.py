@@ -1,5 +1,5 @@
 """
-Diagnosis of a bucket: every right that it must give is tried, one after the other, with an image under a usual path.
+The live check of a bucket: every right that it must give is tried in turn, with an image under a usual path.
 
 A step that fails does not stop the others, so one run shows everything that has to be done. No message holds the URL
 of a presigned link.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PRESIGN_TTL_S: Final = 60
 RANGE: Final = (8, 16)
 IMAGE_BYTES_MAX: Final = 1024
-"""Maximum size of the image of a diagnosis."""
+"""Maximum size of the image of a check."""
 PRESIGN_REMEDY: Final = "set the clock of this machine, and see that nothing before the bucket changes requests"
 DELETE_TIMEOUT_S: Final = 2
 """Timeout for the removal of a probe's image: the end of a process may wait for it."""
@@ -55,7 +55,7 @@ class Step:
     note: str | None = None
 
 
-async def diagnose(store: BucketStore, *, public_url: Callable[[str], str] | None) -> AsyncGenerator[Step]:
+async def check_bucket(store: BucketStore, *, public_url: Callable[[str], str] | None) -> AsyncGenerator[Step]:
     """Try everything that the bucket must do; `public_url` gives the permanent URL of an object, if it has one."""
     probe = _Probe(store, _image())
     try:

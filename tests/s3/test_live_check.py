@@ -12,7 +12,7 @@ from imgkeep.bootstrap.storage import open_storage
 from imgkeep.cli.check import check as print_check
 from imgkeep.clock import read_clock
 from imgkeep.config import load
-from imgkeep.storage.bucket.diagnostics import diagnose
+from imgkeep.storage.bucket.live_check import check_bucket
 from imgkeep.storage.bucket.store import PROBE
 from imgkeep.storage.s3.errors import NOT_S3, REMEDIES
 from imgkeep.storage.s3.live_checks import NO_CONDITION, NO_LIST, NO_RIGHT
@@ -68,7 +68,7 @@ def check(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         async with open_storage(load({}, variables), clock=read_clock) as storage:
             remote = storage.remote
             assert remote is not None
-            steps = diagnose(remote.bucket, public_url=remote.public_url)
+            steps = check_bucket(remote.bucket, public_url=remote.public_url)
             status = await print_check({}, steps, as_json=False, place=remote.bucket.client.place, out=out)
             return status, lines_about(out.getvalue().splitlines()[1:], remote.bucket.client.place)
 

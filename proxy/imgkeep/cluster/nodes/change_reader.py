@@ -1,0 +1,241 @@
+"""The member's reading of changes (`change_writer.py` has the rules), and whether its caches are trusted meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from imgkeep.cluster.nodes.change_writer import CHANGES, channel_of, is_set_within
+from imgkeep.cluster.nodes.membership import HEARTBEAT_INTERVAL_S
+from imgkeep.cluster.notice import Notice, decode, merge
+from imgkeep.core.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+    from imgkeep.clock import Sleep
+    from imgkeep.cluster.nodes.change_writer import ChangeWriter
+    from imgkeep.cluster.nodes.membership import Membership
+    from imgkeep.core.records import Digest, Key
+    from imgkeep.database.session import DatabaseSession, Row
+    from imgkeep.images.cache_trust import CacheTrust
+
+ROWS_MAX: Final = 100
+"""Maximum number of changes that are read at once: 35 MB, if each is as large as one can be."""
+RETRY_DELAY_S: Final = 1.0
+"""Delay after a change that could not be applied, such as one whose copies a full disk does not let go."""
+KEEP_S: Final = 3600
+CLEAN_UP_INTERVAL_S: Final = 600.0
+
+_READ: Final = "SELECT id, member, payload FROM cluster_changes WHERE id > %s ORDER BY id LIMIT %s"
+_CONFIRM: Final = """
+WITH mine AS (UPDATE cluster_members SET applied = %(applied)s WHERE id = %(member)s RETURNING id)
+SELECT CASE WHEN channel IS NOT NULL THEN pg_notify(channel, %(applied)s || ' ' || id) END
+FROM mine LEFT JOIN unnest(%(channels)s::text[]) AS channel ON true
+"""
+_CLEAN_UP: Final = """
+DELETE FROM cluster_changes
+WHERE at < clock_timestamp() - make_interval(secs => %s) AND id < (SELECT max(id) FROM cluster_changes)
+"""
+"""The last row stays, and tells each member that it has missed none."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """
+    What applies changes to the memory of this process. Each raises `StorageError` where it may not have.
+
+    Attributes:
+        learn: Applies blocked digests, changed keys, copies, and digests that may be blocked no longer.
+        learn_everything: Forgets every record, and reads the removals anew.
+        settle: Writes the records that the database lacks, as far as it answers.
+    """
+
+    learn: Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]]
+    learn_everything: Callable[[], Awaitable[None]]
+    settle: Callable[[], Awaitable[None]]
+
+
+class ChangeReader:
+    """
+    The member's reading of changes.
+
+    Args:
+        membership: Keeps the number of the last applied row.
+        writer: Sends changes that could not be sent before, once the database is back.
+        trust: The caches of this process.
+        stale_max_s: `cluster.stale_max_s`.
+        timer: Gives monotonic seconds.
+        sleep: Waits between two attempts.
+    """
+
+    def __init__(  # noqa: PLR0913 - all but two by name
+        self,
+        session: DatabaseSession,
+        membership: Membership,
+        *,
+        writer: ChangeWriter,
+        trust: CacheTrust,
+        stale_max_s: float,
+        timer: Callable[[], float],
+        sleep: Sleep,
+    ) -> None:
+        self.receiver: Receiver | None = None
+        """What applies the changes; `None`: nothing here remembers anything yet."""
+        self.applied = 0
+        """Number of changes that were applied."""
+        self._session = session
+        self._membership = membership
+        self._writer = writer
+        self._trust = trust
+        self._stale_max_s = stale_max_s
+        self._sleep = sleep
+        self._lock = asyncio.Lock()
+        self._news = asyncio.Event()
+        self._has_position = False
+        """Whether this process has ever read the changes up to `Membership.applied`."""
+        self._may_apply = False
+        """Whether no row can be missing between the last applied one and the next."""
+        self._is_current = False
+        """Whether this member has applied what it had to before it joined."""
+        self._has_failed = False
+        """Whether it could not apply the last change."""
+        trust.until = timer() + stale_max_s
+        session.listen(CHANGES, lambda _: self._news.set())
+        session.when_lost(self._note_lost)
+        membership.before_joining(self.catch_up)
+        membership.after_joining(self._finish_catching_up)
+        membership.when_confirmed(self._note_confirmed)
+
+    async def run(self) -> None:
+        """Apply changes as they come, for ever."""
+        was_trusted = True
+        while True:
+            await is_set_within(self._news, HEARTBEAT_INTERVAL_S)
+            if self._trust.holds != was_trusted:
+                was_trusted = not was_trusted
+                log.log(
+                    logging.INFO if was_trusted else logging.WARNING,
+                    "caches in use again" if was_trusted else "caches suspended; asking the store",
+                )
+            if not self._news.is_set() or not self._may_apply:
+                self._news.clear()  # the rest is read before this member joins again
+                continue
+            self._news.clear()
+            try:
+                async with self._lock:
+                    await self._apply_new()
+                self._has_failed = False
+            except StorageError as error:
+                await self._retry_later(error.in_full)
+            except Exception as error:
+                log.exception("change not applied unexpectedly")
+                await self._retry_later(type(error).__name__)
+
+    async def clean_up(self) -> None:
+        """Delete old rows in an interval, for ever: the leader's duty."""
+        while True:
+            await self._sleep(CLEAN_UP_INTERVAL_S)
+            with suppress(StorageError):
+                await self._session.execute(_CLEAN_UP, (KEEP_S,))
+
+    async def catch_up(self) -> None:
+        """
+        Apply what this process has missed, before it joins.
+
+        Raises:
+            StorageError: It may still be missing something.
+        """
+        self._suspend()
+        async with self._lock:
+            rows = await self._session.execute("SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM cluster_changes")
+            oldest, newest = rows[0]
+            applied = self._membership.applied
+            if not self._has_position or applied > newest or oldest > applied + 1:
+                if self._has_position:
+                    log.warning("changes missed; reading everything anew", extra={"applied": applied, "oldest": oldest})
+                if self.receiver is not None:
+                    await self.receiver.learn_everything()
+                self._membership.applied = newest
+                self._has_position = True
+            self._may_apply = True
+            await self._apply_new()
+
+    async def _finish_catching_up(self) -> None:
+        async with self._lock:
+            await self._apply_new()
+        self._is_current, self._has_failed = True, False
+        if self.receiver is not None:
+            await self.receiver.settle()
+        self._writer.send_unsent()
+
+    async def _apply_new(self) -> None:
+        """Apply the rows that are there, and confirm them."""
+        count = ROWS_MAX
+        while count == ROWS_MAX:
+            rows = await self._session.execute(_READ, (self._membership.applied, ROWS_MAX))
+            count = len(rows)
+            if not rows:
+                return
+            await self._learn(rows)
+            self.applied += count
+            self._membership.applied = rows[-1][0]
+            authors = {row[1] for row in rows} - {self._membership.id}
+            confirmed = await self._session.execute(
+                _CONFIRM,
+                {
+                    "applied": self._membership.applied,
+                    "member": self._membership.id,
+                    "channels": [*map(channel_of, authors)],
+                },
+            )
+            if not confirmed and self._is_current:
+                self._suspend()  # the row is gone: the next heartbeat finds that out, and has this member join again
+
+    async def _learn(self, rows: Sequence[Row]) -> None:
+        """Apply the notices of other members."""
+        notice = merge(_read_notice(row) for row in rows if row[1] != self._membership.id)
+        if self.receiver is None:
+            return
+        if notice.everything:
+            await self.receiver.learn_everything()
+        await self.receiver.learn(
+            notice.blocked,  # type: ignore[arg-type]  # digests
+            notice.changed,  # type: ignore[arg-type]  # keys
+            {},
+            notice.unblocked,  # type: ignore[arg-type]  # digests
+        )
+
+    async def _retry_later(self, reason: str) -> None:
+        log.warning("changes not applied", extra={"reason": reason})
+        self._has_failed = True
+        self._trust.suspend()
+        await self._sleep(RETRY_DELAY_S)
+        self._news.set()
+
+    def _suspend(self) -> None:
+        self._is_current = False
+        self._trust.suspend()
+
+    def _note_lost(self) -> None:
+        self._may_apply = False
+
+    def _note_confirmed(self, at: float | None) -> None:
+        if at is None:
+            self._suspend()
+        elif self._is_current and not self._has_failed:
+            self._trust.until = at + self._stale_max_s
+
+
+def _read_notice(row: Row) -> Notice:
+    try:
+        return decode(row[2])
+    except msgspec.DecodeError:  # of a newer version
+        return Notice(everything=True)
