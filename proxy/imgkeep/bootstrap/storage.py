@@ -270,6 +270,12 @@ def objects_url(config: Config, bucket: BucketStore | None = None) -> str | None
     return None if public_path is None else public_path(OBJECTS)
 
 
+def describe_store(config: Config) -> str:
+    """Return the identity of a store, the same on each node of a cluster."""
+    place = read_store_url("store.url", config.store.url)
+    return "folder" if isinstance(place, Folder) else f"{place}/{place.prefix}".rstrip("/")
+
+
 def _public_paths(config: Config, place: RemotePlace, bucket: BucketStore | None) -> Callable[[str], str] | None:
     """Return the function that gives the public URL of a path; `None`: there is no public URL."""
     if base := config.delivery.base_url.rstrip("/"):
