@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import quote
 
 from imgkeep.bootstrap.bucket_clients import make_client
-from imgkeep.bootstrap.preflight import require_no_images, require_presign
+from imgkeep.bootstrap.preflight import describe_store, require_no_images, require_presign
+from imgkeep.cluster.nodes.membership import DEAD_AFTER_S
 from imgkeep.config import data_folder, read_database_url, read_store_url
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import OBJECTS, object_path
 from imgkeep.core.store_url import Folder
 from imgkeep.database import Database, IncompatibleDatabase
 from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
+from imgkeep.database.store_mark import adopt_store, check_store
 from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.maintenance.migrate import Migration
 from imgkeep.replication.circuit_breaker import CircuitBreaker
@@ -132,6 +134,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     observe: Callable[[str, str, float], None] = lambda *_: None,
     sharing: StorageSharing = NOT_SHARED,
     reading: bool = False,
+    adopting: bool = False,
 ) -> AsyncGenerator[Storage]:
     """
     Open store and database.
@@ -145,9 +148,10 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         sharing: What other processes share with this one. One of several workers calls `cache.open` as soon as its
             peers can reach it.
         reading: Whether to create no file, folder or table.
+        adopting: Whether to take over the database of another store, if no node uses it: a reindex follows.
 
     Raises:
-        IncompatibleDatabase: A newer version wrote the database.
+        IncompatibleDatabase: A newer version wrote the database, or it belongs to another store.
         ConfigError: The settings of the store's service are not usable on this machine, a database's driver is
             missing, or images are on the disk against `store.exclusive`. Other faults are logged; the server retries
             later.
@@ -165,6 +169,10 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         if config.store.exclusive and not reading:
             await asyncio.to_thread(require_no_images, config)
         await _open_parts((database,) if reading else (local, database), reading=reading)
+        if config.database.is_shared and adopting:
+            await adopt_store(database.engine, describe_store(config), dead_after_s=DEAD_AFTER_S)
+        elif config.database.is_shared:
+            check_store(database.engine, describe_store(config))
         remote = None
         if not isinstance(place, Folder):
             remote = await _open_remote(

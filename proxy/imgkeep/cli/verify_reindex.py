@@ -34,7 +34,7 @@ async def run(invocation: Invocation) -> int:
     arguments, config = invocation.arguments, invocation.config
     await asyncio.to_thread(require_store, config)
     await asyncio.to_thread(partial(require_owner, config, server_helps=False))
-    async with open_storage(config, clock=read_clock) as storage:
+    async with open_storage(config, clock=read_clock, adopting=arguments.command == "reindex") as storage:
         stores, image_index = storage.archives, storage.database.image_index
         if arguments.command == "reindex":
             return await reindex(stores, image_index, as_json=arguments.json, out=sys.stdout)
