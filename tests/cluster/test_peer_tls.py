@@ -8,8 +8,9 @@ import pytest
 import trustme
 
 from imgkeep.bootstrap.peer_tls import make_client_context, make_server_context, require_tls_files
-from imgkeep.config import ConfigError
-from imgkeep.config.schema import Cluster
+from imgkeep.bootstrap.preflight import check_machine
+from imgkeep.config import Config, ConfigError
+from imgkeep.config.schema import Cluster, Database, Store
 from imgkeep.core.errors import Busy
 from imgkeep.images.peer_fill import RemoteFill
 from tests.support.nodes import FakeMembership, node_listening, peers_of
@@ -93,3 +94,11 @@ def test_key_of_another_certificate_or_with_a_passphrase_is_refused(
     authority.issue_cert("other.test").private_key_pem.write_to_path(str(other))
     with pytest.raises(ConfigError, match="without a passphrase"):
         make_server_context(Cluster(advertise_url=URL, tls_certificate=settings.tls_certificate, tls_key=str(other)))
+
+
+async def test_check_names_the_setting_of_tls(tmp_path: Path, settings: Cluster) -> None:
+    cluster = Cluster(advertise_url=URL, tls_certificate=settings.tls_certificate, tls_key="/no/key")
+    folder = Store(url=f"file:{tmp_path}")
+    with pytest.raises(ConfigError) as error:
+        await check_machine(Config(store=folder, database=Database(url=f"sqlite:{tmp_path}/i.db"), cluster=cluster))
+    assert error.value.messages == ("cluster.tls_key: /no/key cannot be read: No such file or directory",)

@@ -7,7 +7,7 @@ Rules:
 - A connection has `HEAD_TIMEOUT_S` for its first request, and each request has `REQUEST_BYTES_MAX`: no route takes a
   body. So a stranger costs a socket for a moment.
 - At most `STRANGERS_MAX` connections wait for their first good request. One more closes the oldest, so a flood keeps
-  no peer out whose request comes with its connection. `CONNECTIONS_MAX` bounds those of peers.
+  no peer out whose request comes with its connection. `CONNECTIONS_MAX` bounds those of peers: one more gets 503.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 HEAD_TIMEOUT_S: Final = 5.0
 """Timeout for the first good request on a connection, and for a TLS handshake before it."""
+SHUTDOWN_TIMEOUT_S: Final = 1.0
+"""Timeout for the other end to confirm the end of TLS."""
 IDLE_TIMEOUT_S: Final = 65.0
 """Timeout for an idle connection of a peer."""
 REQUEST_BYTES_MAX: Final = 4096
@@ -95,38 +97,44 @@ class PeerServer(web.Server):
         else:
             if connection.accept():
                 return await self._base.request_handler(request)
-            connection.refuse("connections")
+            self.refused("connections")
+            busy = web.Response(status=503, headers={ANSWER_FIELD: self._verifier.prove(request[_MAC], 503)})
+            busy.force_close()
+            return busy
         return web.Response()  # which nothing sends
 
 
 class PeerConnection(web.RequestHandler):
     """A connection that may be a peer's."""
 
-    __slots__ = ("_server", "_timer", "_unjudged")
+    __slots__ = ("_server", "_timer", "_transport", "_unjudged")
 
     def __init__(self, server: PeerServer, *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(server, loop=loop, **_LIMITS)
         self._server = server
         self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.WriteTransport | None = None
         self._unjudged = 0
         """How many bytes have come since the last good request."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._transport = cast("asyncio.WriteTransport", transport)
         strangers = self._server.strangers
         strangers[self] = None
-        self._timer = self._loop.call_later(HEAD_TIMEOUT_S, self.force_close)
+        self._timer = self._loop.call_later(HEAD_TIMEOUT_S, self._transport.abort)
         if len(strangers) > STRANGERS_MAX:
             oldest = next(iter(strangers))
             del strangers[oldest]
             self._server.refused("connections")
-            oldest.force_close()
+            oldest.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._server.strangers.pop(self, None)
         self._server.peers.discard(self)
         if self._timer is not None:
             self._timer.cancel()
+        self._transport = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -148,6 +156,11 @@ class PeerConnection(web.RequestHandler):
             return super().handle_error(request, status, exc, message)
         self.refuse("form")
         return web.Response()  # which nothing sends
+
+    def abort(self) -> None:
+        """End the connection without a word: a close waits for the other end in TLS."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def accept(self) -> bool:
         """Note a good request; `False`: there are too many connections."""
@@ -212,7 +225,10 @@ async def listen_for_peers(
     await runner.setup()
     assert runner.server is not None
     server = PeerServer(runner.server, verifier, refused)
-    tls: dict[str, Any] = {} if ssl_context is None else {"ssl": ssl_context, "ssl_handshake_timeout": HEAD_TIMEOUT_S}
+    tls: dict[str, Any] = {}
+    if ssl_context is not None:
+        timeouts = {"ssl_handshake_timeout": HEAD_TIMEOUT_S, "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT_S}
+        tls = {"ssl": ssl_context, **timeouts}
     loop = asyncio.get_running_loop()
     listening = [await loop.create_server(server, sock=sock, backlog=BACKLOG, **tls) for sock in sockets]
     listener = PeerListener(server, listening)
