@@ -75,6 +75,7 @@ async def test_commands_refuse_the_database_of_another_store(
     status, _, err = await run(tmp_path / "data", "stats", database__url=postgresql_url)
     assert status == 2, err
     assert "belongs to another store (bucket of others)" in err
+    (tmp_path / "data" / "v1").mkdir(parents=True)
     status, _, err = await run(tmp_path / "data", "reindex", database__url=postgresql_url)
     assert status == 0, err
     assert query(other, "SELECT value FROM state WHERE name = 'store'") == [("folder",)]

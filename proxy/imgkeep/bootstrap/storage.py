@@ -169,16 +169,20 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         if config.store.exclusive and not reading:
             await asyncio.to_thread(require_no_images, config)
         await _open_parts((database,) if reading else (local, database), reading=reading)
-        if config.database.is_shared and adopting:
-            await adopt_store(database.engine, describe_store(config), dead_after_s=DEAD_AFTER_S)
-        elif config.database.is_shared:
-            check_store(database.engine, describe_store(config))
+        await _check_store(config, database, adopting=adopting)
         remote = None
         if not isinstance(place, Folder):
             remote = await _open_remote(
                 stack, config, place, local, database, memory, timer, sleep, observe, sharing, reading
             )
         yield Storage(local, database, memory, remote)
+
+
+async def _check_store(config: Config, database: Database, *, adopting: bool) -> None:
+    if config.database.is_shared and adopting:
+        await adopt_store(database.engine, describe_store(config), dead_after_s=DEAD_AFTER_S)
+    elif config.database.is_shared:
+        check_store(database.engine, describe_store(config))
 
 
 def _make_database(
