@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from imgkeep import __version__
 from imgkeep.bootstrap.peer_tls import make_client_context
-from imgkeep.bootstrap.preflight import describe_store
+from imgkeep.bootstrap.storage import describe_store
 from imgkeep.cluster.nodes.authentication import NONCE_BYTES, RequestSigner
 from imgkeep.cluster.nodes.change_reader import ChangeReader
 from imgkeep.cluster.nodes.change_writer import ChangeWriter

@@ -23,7 +23,6 @@ from imgkeep.core.layout import OBJECTS
 from imgkeep.core.store_url import Folder
 from imgkeep.database import require_driver
 from imgkeep.database.sqlite_file import find_fault, find_file
-from imgkeep.database.store_mark import shorten
 from imgkeep.storage.local import ownership
 from imgkeep.storage.local.store_files import DAMAGED
 
@@ -179,12 +178,6 @@ def database_file(config: Config) -> Path | None:
     """Return the file of the database; `None`: a server holds it. Blocks."""
     url = sa.make_url(read_database_url(config.database.url))
     return find_file(Path(url.database or "")) if url.get_backend_name() == "sqlite" else None
-
-
-def describe_store(config: Config) -> str:
-    """Return the identity of a store, the same on each node of a cluster."""
-    place = read_store_url("store.url", config.store.url)
-    return "folder" if isinstance(place, Folder) else shorten(f"{place}/{place.prefix}".rstrip("/"))
 
 
 def _find_local_mistakes(config: Config) -> list[str]:

@@ -20,15 +20,14 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import quote
 
 from imgkeep.bootstrap.bucket_clients import make_client
-from imgkeep.bootstrap.preflight import describe_store, require_no_images, require_presign
-from imgkeep.cluster.nodes.membership import DEAD_AFTER_S
+from imgkeep.bootstrap.preflight import require_no_images, require_presign
 from imgkeep.config import data_folder, read_database_url, read_store_url
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import OBJECTS, object_path
 from imgkeep.core.store_url import Folder
 from imgkeep.database import Database, IncompatibleDatabase
 from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
-from imgkeep.database.store_mark import adopt_store, check_store
+from imgkeep.database.store_mark import check_store, shorten
 from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.maintenance.migrate import Migration
 from imgkeep.replication.circuit_breaker import CircuitBreaker
@@ -148,13 +147,12 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         sharing: What other processes share with this one. One of several workers calls `cache.open` as soon as its
             peers can reach it.
         reading: Whether to create no file, folder or table.
-        adopting: Whether to take over the database of another store, if no node uses it: a reindex follows.
+        adopting: Whether to open the database of another store as well: a reindex follows.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database, or it belongs to another store.
         ConfigError: The settings of the store's service are not usable on this machine, a database's driver is
-            missing, or images are on the disk against `store.exclusive`. Other faults are logged; the server retries
-            later.
+            missing, or images are on the disk against `store.exclusive`. The server logs other faults, and retries.
     """
     place = read_store_url("store.url", config.store.url)
     database = _make_database(config, clock, place, sharing, reading=reading)
@@ -169,7 +167,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         if config.store.exclusive and not reading:
             await asyncio.to_thread(require_no_images, config)
         await _open_parts((database,) if reading else (local, database), reading=reading)
-        await _check_store(config, database, adopting=adopting)
+        _check_store(config, database, adopting=adopting)
         remote = None
         if not isinstance(place, Folder):
             remote = await _open_remote(
@@ -178,10 +176,8 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         yield Storage(local, database, memory, remote)
 
 
-async def _check_store(config: Config, database: Database, *, adopting: bool) -> None:
-    if config.database.is_shared and adopting:
-        await adopt_store(database.engine, describe_store(config), dead_after_s=DEAD_AFTER_S)
-    elif config.database.is_shared:
+def _check_store(config: Config, database: Database, *, adopting: bool) -> None:
+    if config.database.is_shared and not adopting:
         check_store(database.engine, describe_store(config))
 
 
@@ -280,6 +276,12 @@ def objects_url(config: Config, bucket: BucketStore | None = None) -> str | None
     place = read_store_url("store.url", config.store.url)
     public_path = None if isinstance(place, Folder) else _public_paths(config, place, bucket)
     return None if public_path is None else public_path(OBJECTS)
+
+
+def describe_store(config: Config) -> str:
+    """Return the identity of a store, the same on each node of a cluster."""
+    place = read_store_url("store.url", config.store.url)
+    return "folder" if isinstance(place, Folder) else shorten(f"{place}/{place.prefix}".rstrip("/"))
 
 
 def _public_paths(config: Config, place: RemotePlace, bucket: BucketStore | None) -> Callable[[str], str] | None:

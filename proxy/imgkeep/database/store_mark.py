@@ -8,14 +8,9 @@ the index anew, is the only way to change it.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
-import sqlalchemy as sa
-
-from imgkeep.database.cluster_schema import members
-from imgkeep.database.schema import state
 from imgkeep.database.schema_upgrade import IncompatibleDatabase
 
 if TYPE_CHECKING:
@@ -52,28 +47,3 @@ def check_store(engine: DatabaseEngine, store: str) -> None:
     mark = engine.marks.get(STORE_MARK, store)
     if mark != store:
         raise IncompatibleDatabase(describe_other_store(mark), place=engine.location)
-
-
-async def adopt_store(engine: DatabaseEngine, store: str, *, dead_after_s: float) -> None:
-    """
-    Make a database that of another store, before a reindex fills its image index anew.
-
-    Raises:
-        IncompatibleDatabase: Nodes use it.
-        StorageError: The database failed.
-    """
-
-    def work(connection: sa.Connection) -> bool:
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(JOIN_LOCK)))
-        past = sa.func.clock_timestamp() - sa.literal(timedelta(seconds=dead_after_s))
-        mark = connection.scalar(sa.select(state.c.value).where(state.c.name == STORE_MARK))
-        if mark in {None, store}:
-            return True
-        if connection.scalar(sa.select(members.c.id).where(members.c.heartbeat_at >= past).limit(1)) is not None:
-            return False
-        connection.execute(sa.update(state).where(state.c.name == STORE_MARK).values(value=store))
-        connection.execute(sa.delete(state).where(state.c.name == COMPLETE_MARK))
-        return True
-
-    if not await engine.execute(work):
-        raise IncompatibleDatabase(describe_other_store(engine.marks.get(STORE_MARK, "")), place=engine.location)
