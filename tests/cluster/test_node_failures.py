@@ -78,7 +78,6 @@ async def test_jobs_outlive_killed_nodes(client: Client, origin: CountedOrigin) 
     await until(lambda: len(origin.messages) == len(jobs))
 
 
-@pytest.mark.xfail(reason="changes do not reach other nodes yet", strict=False)
 async def test_removal_reaches_a_node_that_was_cut_off(client: Client, origin: CountedOrigin) -> None:
     first, second, third = client.nodes.members
     url, other = origin.gives("/removed.png"), origin.gives("/stays.png")
@@ -98,7 +97,6 @@ async def test_removal_reaches_a_node_that_was_cut_off(client: Client, origin: C
     assert [(await client.img(url, node)).status for node in (first, second, third)] == [410] * 3
 
 
-@pytest.mark.xfail(reason="changes do not reach other nodes yet", strict=False)
 async def test_partitioned_node_shows_no_removed_image(client: Client, origin: CountedOrigin) -> None:
     """It is cut off from everything, and comes back with what it had in memory."""
     first, second, third = client.nodes.members
@@ -113,7 +111,6 @@ async def test_partitioned_node_shows_no_removed_image(client: Client, origin: C
     assert (await client.img(url, third)).status == 410
 
 
-@pytest.mark.xfail(reason="changes do not reach other nodes yet", strict=False)
 async def test_load_notices_nothing_of_a_stopped_database(client: Client, origin: CountedOrigin) -> None:
     before = await _count_images(client, client.nodes.members[0])
     stored = [origin.gives(f"/stored/{number}.png") for number in range(20)]
@@ -135,7 +132,6 @@ async def test_load_notices_nothing_of_a_stopped_database(client: Client, origin
     assert origin.fetched_twice() <= answers["new"] // 50
 
 
-@pytest.mark.xfail(reason="changes do not reach other nodes yet", strict=False)
 async def test_images_come_while_database_and_bucket_are_away(client: Client, origin: CountedOrigin) -> None:
     nodes, around = client.nodes.members, client.nodes.around
     stored = origin.gives("/had.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,12 +10,14 @@ import trustme
 
 from imgkeep.bootstrap.peer_tls import make_client_context, make_server_context, require_tls_files
 from imgkeep.bootstrap.preflight import check_machine
+from imgkeep.cluster.nodes import peer_listener
 from imgkeep.config import Config, ConfigError
 from imgkeep.config.schema import Cluster, Database, Store
 from imgkeep.core.errors import Busy
 from imgkeep.images.peer_fill import RemoteFill
 from tests.support.nodes import FakeMembership, node_listening, peers_of
 from tests.support.peer_fills import FakeBody, make_head
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,6 +68,28 @@ async def test_certificate_of_an_unknown_authority_is_refused(settings: Cluster)
                 await peers.wait("there/1", KEY)
     assert outcomes == {"unreachable": 1}
     assert node.images.waited_for == []
+
+
+async def test_flood_of_handshakes_keeps_no_peer_out(settings: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_listener, "STRANGERS_MAX", 4)
+    async with node_listening(ssl_context=make_server_context(settings)) as node:
+        strangers = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(50)]
+        members = FakeMembership(node.member)
+        async with peers_of(members, ssl_context=make_client_context(settings)) as (peers, _):
+            await peers.wait("there/1", KEY)
+        assert node.refused["connections"] >= 45
+        for _, writer in strangers:
+            writer.close()
+
+
+async def test_plain_http_at_a_port_with_tls_is_cut_off(settings: Cluster) -> None:
+    async with node_listening(ssl_context=make_server_context(settings)) as node:
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(10):
+            await reader.read()
+        writer.close()
+        await until(lambda: node.refused["form"])
 
 
 def test_node_without_settings_needs_no_context() -> None:

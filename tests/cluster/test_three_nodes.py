@@ -117,7 +117,6 @@ async def test_every_node_knows_a_job(client: Client, origin: CountedOrigin) -> 
     assert len(origin.messages) == 1
 
 
-@pytest.mark.xfail(reason="changes do not reach other nodes yet", strict=False)
 async def test_all_nodes_work_on_a_job(client: Client, origin: CountedOrigin) -> None:
     counters = "imgkeep_job_links_total"
     before = [await client.metric(counters, node) for node in client.nodes.members]
@@ -141,7 +140,6 @@ async def test_any_node_cancels_a_job(client: Client, origin: CountedOrigin) -> 
     assert origin.fetches("/slow/") <= JOB_HOST_MAX
 
 
-@pytest.mark.xfail(reason="changes do not reach other nodes yet", strict=False)
 async def test_removal_is_everywhere_when_it_is_acknowledged(client: Client, origin: CountedOrigin) -> None:
     nodes = client.nodes.members
     for number in range(6):
@@ -154,7 +152,6 @@ async def test_removal_is_everywhere_when_it_is_acknowledged(client: Client, ori
         assert [answer.status for answer in answers] == [410] * 6
 
 
-@pytest.mark.xfail(reason="changes do not reach other nodes yet", strict=False)
 async def test_undo_of_a_removal_is_everywhere_when_it_is_acknowledged(client: Client, origin: CountedOrigin) -> None:
     first, second, third = client.nodes.members
     url = origin.gives("/restored.png")
@@ -166,7 +163,6 @@ async def test_undo_of_a_removal_is_everywhere_when_it_is_acknowledged(client: C
     assert [(await client.img(url, node)).status for node in (first, second, third)] == [200] * 3
 
 
-@pytest.mark.xfail(reason="changes do not reach other nodes yet", strict=False)
 async def test_refetched_image_is_everywhere_when_it_is_acknowledged(client: Client, origin: CountedOrigin) -> None:
     nodes = client.nodes.members
     url = origin.gives("/changed.png")

@@ -16,6 +16,7 @@ from imgkeep.cluster.nodes.node_api import LocalWorkers, make_node_api
 from imgkeep.cluster.nodes.peer_client import PeerClient
 from imgkeep.cluster.nodes.peer_listener import listen_for_peers
 from imgkeep.cluster.nodes.peers import NodePeers
+from imgkeep.listening import BACKLOG
 from tests.support.peer_fills import FakeBody, FakeImages
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ async def node_listening(
     node = FakeNode()
     images: Any = node.images
     app = make_node_api(images, workers=workers, fetch_object=node.fetch_object, failures=node.list_failures)
-    sock = socket.create_server(("127.0.0.1", 0))
+    sock = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
     node.port = sock.getsockname()[1]
     url = f"http{'' if ssl_context is None else 's'}://127.0.0.1:{node.port}"
     node.member = make_member("there/1", url)
