@@ -125,13 +125,13 @@ class BackgroundTasks:
         return None if self._nodes is None else self._nodes.membership
 
     @property
-    def _leads(self) -> bool:
+    def leads(self) -> bool:
         """Whether this process runs what has to run once for all."""
         return self._cluster_leader is None or self._cluster_leader.is_held
 
     @property
-    def _leads_node(self) -> bool:
-        """Whether this process runs what has to run once on this machine."""
+    def leads_node(self) -> bool:
+        """Whether this process runs what has to run once on this machine: the outbox."""
         return self._node_leader is None or self._node_leader.is_held
 
     @property
@@ -214,7 +214,7 @@ class BackgroundTasks:
     async def _count_stored(self) -> None:
         """Count the stored images, as the leader. Health does not wait for it: a count may take minutes."""
         while True:
-            if self._leads:
+            if self.leads:
                 await self._totals.count_if_due()
             await asyncio.sleep(CHECK_INTERVAL_S)
 
@@ -226,7 +226,7 @@ class BackgroundTasks:
             await asyncio.sleep(CHECK_INTERVAL_S)
             before = dict(health.faults)
             await health.check()
-            if self._outbox_worker is not None and not self._leads_node:
+            if self._outbox_worker is not None and not self.leads_node:
                 with suppress(StorageError):
                     await outbox.backlog()  # for the report; the leader's outbox worker reads it by itself
             for part, fault in health.faults.items():
@@ -244,12 +244,7 @@ class BackgroundTasks:
         """
         storage = self._services.storage
         index = storage.database.image_index
-        if (
-            not self._leads
-            or storage.remote is not None
-            or index.complete
-            or any(self._services.health.faults.values())
-        ):
+        if not self.leads or storage.remote is not None or index.complete or any(self._services.health.faults.values()):
             return
         with suppress(StorageError):
             images = await reindex(storage.archives, index)

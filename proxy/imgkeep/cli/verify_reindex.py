@@ -35,7 +35,7 @@ async def run(invocation: Invocation) -> int:
     arguments, config = invocation.arguments, invocation.config
     await asyncio.to_thread(require_store, config)
     await asyncio.to_thread(partial(require_owner, config, server_helps=False))
-    async with open_storage(config, clock=read_clock) as storage:
+    async with open_storage(config, clock=read_clock, adopting=arguments.command == "reindex") as storage:
         stores, database = storage.archives, storage.database
         if arguments.command == "reindex":
             await adopt_store(database.engine, describe_store(config))

@@ -18,7 +18,7 @@ _LEADER_LOCK: Final = 0x696D676B656C
 """Advisory lock of the leader."""
 
 
-CHECK_INTERVAL_S: Final = 2.0
+CHECK_INTERVAL_S: Final = 1.0
 """Interval of attempts to become the leader: each is a statement, and what the leader does waits for longer."""
 
 
