@@ -6,7 +6,6 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-import pytest
 import trustme
 
 from imgkeep.bootstrap.cluster import ClusterParts, open_cluster
@@ -24,6 +23,8 @@ from tests.support.s3.loopback import port_of, reserve
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    import pytest
 
     from imgkeep.bootstrap.services import Services
 
