@@ -243,6 +243,8 @@ class NodeLeases:
         """Request a lease, or return a prepared request that no fill has taken. As `Leases.request`."""
         request = self._requests.get(name)
         if request is None or request.is_taken or request.link != link:
+            if request is not None and not request.is_taken:
+                self._unsent.pop(request.token, None)
             token = str(next(self._tokens))
             request = self._requests[name] = self._unsent[token] = _Request(self, name, link, token)
             if self._request_task is None:
@@ -287,6 +289,9 @@ class NodeLeases:
 
     def _end(self, release: _Release, *, urgent: bool) -> None:
         """Have a release sent."""
+        if self._has_lost_releases:
+            release.sent.set()  # all rows without a running fill are deleted soon
+            return
         self._releases.append(release)
         if urgent:
             self._is_urgent.set()
@@ -378,7 +383,7 @@ class NodeLeases:
             return None if holder == self._membership.id else HeldByPeer(holder, request.name)
         try:
             return LinkFailure(request.link, read_failure(failure).error, remaining_s)
-        except ValueError:
+        except (ValueError, TypeError):
             return None  # of another version: this node asks the origin as well
 
     async def _send_releases(self) -> None:
@@ -404,9 +409,9 @@ class NodeLeases:
     async def _send_batch(self) -> None:
         member = self._membership.id
         if self._has_lost_releases:
+            self._has_lost_releases = False
             tokens = [request.token for request in self._requests.values()]
             await self._session.execute(_RELEASE_ALL_BUT, {"member": member, "tokens": tokens})
-            self._has_lost_releases = False
         batch, self._releases = self._releases[:RELEASES_MAX], self._releases[RELEASES_MAX:]
         if batch:
             batch.sort(key=lambda release: release.name)  # in one order on all nodes, so that none waits for another
