@@ -9,12 +9,10 @@ import pytest
 
 from imgkeep.core.errors import OriginTimeout, SourceNotFound
 from imgkeep.core.source_url import read_source
-from imgkeep.database import DatabaseEngine
 from imgkeep.images.interfaces import NO_LINK
-from tests.support.clock import FakeClock
 from tests.support.fakes import FakeResponse, read_all, settle
 from tests.support.fills import IMAGE, OTHER, URL
-from tests.support.lease_nodes import LeaseNode, lease_nodes
+from tests.support.lease_nodes import LeaseNode, lease_database, lease_nodes
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -25,17 +23,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def database(postgresql: PostgresqlServer) -> Iterator[str]:
-    """Give the URL of a database with its tables."""
-    url = postgresql.make_database()
-
-    async def migrate() -> None:
-        engine = DatabaseEngine(url.replace("postgresql:", "postgresql+psycopg:"), FakeClock())
-        await engine.open()
-        await engine.aclose()
-
-    asyncio.run(migrate())
-    yield url
-    postgresql.drop_database(url)
+    with lease_database(postgresql) as url:
+        yield url
 
 
 @pytest.fixture

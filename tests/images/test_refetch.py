@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgkeep.core.records import Source, SourceInfo
-    from imgkeep.images.interfaces import Leases, LinkFailure
+    from imgkeep.images.interfaces import Leases
     from imgkeep.images.operator_refetch import Refetched
 
 OLD, NEW = make_image(seed=1), make_image(seed=2)
@@ -64,8 +64,8 @@ class FakeLeases(LocalLeases):
         self.taken.append(name)
         return None
 
-    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
-        del stored, failure
+    def release(self, name: str, *, stored: bool = False) -> None:
+        del stored
         self.released.append(name)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from imgkeep import __version__
 from imgkeep.bootstrap.peer_tls import make_client_context
+from imgkeep.bootstrap.storage import describe_store
 from imgkeep.cluster.nodes.authentication import NONCE_BYTES, RequestSigner
 from imgkeep.cluster.nodes.change_reader import ChangeReader
 from imgkeep.cluster.nodes.change_writer import ChangeWriter
@@ -28,8 +29,7 @@ from imgkeep.cluster.nodes.peers import NodePeers
 from imgkeep.cluster.workers.leader import LeaderLock
 from imgkeep.cluster.workers.leases import FillLeases
 from imgkeep.cluster.workers.peers import Peers
-from imgkeep.config import data_folder, read_database_url, read_store_url
-from imgkeep.core.store_url import Folder
+from imgkeep.config import data_folder, read_database_url
 from imgkeep.database.engine import describe_location, require_driver
 from imgkeep.database.session import DatabaseSession
 from imgkeep.health import ClusterState
@@ -285,9 +285,3 @@ def make_session(config: Config) -> DatabaseSession:
     require_driver(url)
     plain_url = url.replace("postgresql+psycopg:", "postgresql:", 1)
     return DatabaseSession(plain_url, place=describe_location(url), draw=random.random)
-
-
-def describe_store(config: Config) -> str:
-    """Return the identity of a store, the same on each node of a cluster."""
-    place = read_store_url("store.url", config.store.url)
-    return "folder" if isinstance(place, Folder) else f"{place}/{place.prefix}".rstrip("/")

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgkeep.cluster.nodes.membership import Membership
-    from imgkeep.cluster.workers.leases import FillLeases
     from imgkeep.database.session import DatabaseSession
+    from imgkeep.images.interfaces import Leases
 
 LEASE_S: Final = 15
 """Seconds until a lease ends that no heartbeat renews: as long as a member without one counts as live."""
@@ -156,7 +156,7 @@ class _Request:
 class _Release:
     """The end of one lease."""
 
-    __slots__ = ("failure", "keep_s", "link", "name", "token")
+    __slots__ = ("failure", "keep_s", "link", "name", "sent", "token")
 
     def __init__(self, request: _Request, keep_s: float, failure: LinkFailure | None = None) -> None:
         self.name = request.name
@@ -164,6 +164,8 @@ class _Release:
         self.keep_s = keep_s
         self.link: bytes | None = None
         self.failure: bytes | None = None
+        self.sent = asyncio.Event()
+        """Set when the database has it, or cannot be told."""
         if failure is not None:
             self.link, self.failure = failure.link, write_failure(FillFailure(failure.link, failure.error))
             self.keep_s = failure.ttl_s
@@ -190,7 +192,7 @@ class NodeLeases:
         self,
         session: DatabaseSession,
         membership: Membership,
-        local: FillLeases | None,
+        local: Leases | None,
         *,
         grace_s: float,
         timer: Callable[[], float],
@@ -247,16 +249,41 @@ class NodeLeases:
                 self._request_task = asyncio.create_task(self._send_requests())
         return request
 
-    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
-        """Release a lease here at once, and for other nodes soon. As `Leases.release`."""
+    def release(self, name: str, *, stored: bool = False) -> None:
+        """Release a lease on this machine at once, and for other nodes soon. As `Leases.release`."""
         if self._local is not None:
             self._local.release(name, stored=stored)
-        request = self._requests.pop(name, None) or self._stored.pop(name, None)
-        if request is None or self._unsent.pop(request.token, None) is not None or not request.may_have_row:
+        request = self._take_request(name)
+        if request is None:
             return
         if stored:
             self._stored[name] = request
-        self._end(_Release(request, self.grace_s if stored else 0, failure), urgent=not stored)
+        self._end(_Release(request, self.grace_s if stored else 0), urgent=not stored)
+
+    async def fail(self, name: str, failure: LinkFailure) -> None:
+        """
+        Release a lease of a link that failed. As `Leases.fail`.
+
+        On this machine last: another worker of it would take the row over, and not see the failure.
+        """
+        try:
+            request = self._take_request(name)
+            if request is not None:
+                release = _Release(request, 0, failure)
+                self._end(release, urgent=True)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                        await release.sent.wait()
+        finally:
+            if self._local is not None:
+                self._local.release(name)
+
+    def _take_request(self, name: str) -> _Request | None:
+        """Take the request of a lease that ends; `None`: the database has no row for it."""
+        request = self._requests.pop(name, None) or self._stored.pop(name, None)
+        if request is None or self._unsent.pop(request.token, None) is not None or not request.may_have_row:
+            return None
+        return request
 
     def _end(self, release: _Release, *, urgent: bool) -> None:
         """Have a release sent."""
@@ -366,6 +393,8 @@ class NodeLeases:
                     await self._send_batch()
                 except StorageError:
                     self._has_lost_releases = True
+                    for release in self._releases:
+                        release.sent.set()
                     self._releases.clear()
                     await asyncio.sleep(RETRY_INTERVAL_S)
                     await self._session.wait_connected()
@@ -389,7 +418,11 @@ class NodeLeases:
                 "links": [release.link for release in batch],
                 "failures": [release.failure for release in batch],
             }
-            await self._session.execute(_RELEASE, parameters)
+            try:
+                await self._session.execute(_RELEASE, parameters)
+            finally:
+                for release in batch:
+                    release.sent.set()
         if self._timer() - self._cleaned_up_at > CLEANUP_INTERVAL_S:
             self._cleaned_up_at = self._timer()
             await self._session.execute(_CLEAN_UP, {"rows_max": CLEANUP_ROWS_MAX})
