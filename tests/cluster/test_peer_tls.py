@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import trustme
 
@@ -15,7 +16,7 @@ from imgkeep.config import Config, ConfigError
 from imgkeep.config.schema import Cluster, Database, Store
 from imgkeep.core.errors import Busy
 from imgkeep.images.peer_fill import RemoteFill
-from tests.support.nodes import FakeMembership, node_listening, peers_of
+from tests.support.nodes import FakeMembership, node_listening, peers_of, write_tls_files
 from tests.support.peer_fills import FakeBody, make_head
 from tests.support.waiting import until
 
@@ -34,17 +35,7 @@ def authority() -> trustme.CA:
 @pytest.fixture
 def settings(tmp_path: Path, authority: trustme.CA) -> Cluster:
     """Settings of a node with a certificate of an own authority."""
-    certificate = authority.issue_cert("127.0.0.1")
-    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
-    for blob in certificate.cert_chain_pems:
-        blob.write_to_path(str(tmp_path / "certificate.pem"), append=True)
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    return Cluster(
-        advertise_url=URL,
-        tls_certificate=str(tmp_path / "certificate.pem"),
-        tls_key=str(tmp_path / "key.pem"),
-        tls_ca=str(tmp_path / "ca.pem"),
-    )
+    return msgspec.convert({"advertise_url": URL, **write_tls_files(tmp_path, authority)}, Cluster)
 
 
 async def test_nodes_speak_tls(settings: Cluster) -> None:

@@ -22,6 +22,9 @@ from tests.support.peer_fills import FakeBody, FakeImages
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    import trustme
 
     from imgkeep.images.failure_history import RecentFailure
 
@@ -119,3 +122,14 @@ async def peers_of(
     peers = NodePeers(members, client, local, body_bytes_max=1_000_000)
     yield peers, outcomes
     await peers.aclose()
+
+
+def write_tls_files(folder: Path, authority: trustme.CA) -> dict[str, str]:
+    """Write a certificate for this machine; return the settings of TLS."""
+    certificate = authority.issue_cert("127.0.0.1")
+    files = {name: str(folder / f"{name}.pem") for name in ("tls_certificate", "tls_key", "tls_ca")}
+    certificate.private_key_pem.write_to_path(files["tls_key"])
+    for blob in certificate.cert_chain_pems:
+        blob.write_to_path(files["tls_certificate"], append=True)
+    authority.cert_pem.write_to_path(files["tls_ca"])
+    return files

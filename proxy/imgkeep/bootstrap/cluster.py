@@ -79,8 +79,11 @@ class Nodes:
     def describe(self) -> ClusterState:
         """Describe the place of this process in the cluster, without the network."""
         membership, fault = self.membership, None
-        if not membership.is_joined or membership.silence_s > DEAD_AFTER_S:
-            fault = f"this process is no member: the database has not confirmed it for {membership.silence_s:.0f} s"
+        state = "catching up" if self.session.is_connected else "cut off"
+        if membership.is_joined and membership.silence_s <= DEAD_AFTER_S:
+            state = "joined"
+        else:
+            fault = f"this process is {state}: the database has not confirmed it for {membership.silence_s:.0f} s"
         members = [
             {
                 "id": member.id,
@@ -91,7 +94,8 @@ class Nodes:
             }
             for member in sorted(membership.members.values(), key=lambda member: (member.node, member.started_at))
         ]
-        return ClusterState(fault, {"id": membership.id, "members": members})
+        own = {"id": membership.id, "state": state, "silence_s": round(membership.silence_s)}
+        return ClusterState(fault, {**own, "members": members})
 
     async def start(self) -> list[asyncio.Task[None]]:
         """

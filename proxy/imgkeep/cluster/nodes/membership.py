@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from imgkeep.core.errors import StorageError
 from imgkeep.database.schema_upgrade import IncompatibleDatabase
+from imgkeep.database.store_mark import JOIN_LOCK, STORE_MARK, describe_other_store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -44,9 +45,7 @@ NAME_WAIT_S: Final = DEAD_AFTER_S + 5
 """Timeout for the earlier machine with the same name to die: it may have lost its disk, and be this one."""
 NAME_WAIT_INTERVAL_S: Final = 1.0
 
-JOIN_LOCK: Final = 0x696D676B656D
-"""Advisory lock: members join one after the other, so that two of them cannot both be the first."""
-_SECRET_MARK, STORE_MARK = "secret", "store"
+_SECRET_MARK: Final = "secret"  # noqa: S105 - the name of a row
 _SCRYPT: Final[dict[str, int]] = {"n": 16384, "r": 8, "p": 1}
 """Parameters of the hash of the secret in the database, 50 ms (RFC 7914, 2): a guess costs as much."""
 
@@ -343,11 +342,7 @@ class Membership:
         cursor = await connection.execute("SELECT name, value FROM state WHERE name IN ('secret', 'store')")
         marks: dict[str, Any] = dict(await cursor.fetchall())
         if marks.get(STORE_MARK, me.store) != me.store:
-            raise self._refuse(
-                f"the database belongs to another store ({marks[STORE_MARK]}): set store.url as on the other nodes, "
-                "or database.url to a database of this cluster alone; `imgkeep reindex` makes a database that no other "
-                "node uses that of this store"
-            )
+            raise self._refuse(describe_other_store(marks[STORE_MARK]))
         is_same = await asyncio.to_thread(_matches, marks.get(_SECRET_MARK), me.secret)
         if not is_same and others:
             raise self._refuse(

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from imgkeep.cluster.nodes.membership import DEAD_AFTER_S, JOIN_LOCK, STORE_MARK
+from imgkeep.cluster.nodes.membership import DEAD_AFTER_S
 from imgkeep.core.errors import StorageError
 from imgkeep.database.cluster_schema import members
 from imgkeep.database.schema import state
+from imgkeep.database.store_mark import COMPLETE_MARK, JOIN_LOCK, STORE_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,7 @@ async def forget_node(database: Database, node: str) -> int:
 
 async def adopt_store(engine: DatabaseEngine, store: str) -> None:
     """
-    Make a database that of a store, with the next reindex.
+    Make a database that of a store, before a reindex fills its image index anew.
 
     Raises:
         StorageError: Nodes with another store use it, or the database failed.
@@ -75,6 +76,7 @@ async def adopt_store(engine: DatabaseEngine, store: str) -> None:
                 f"live nodes use the database for another store ({mark}): set store.url as on them, or end them first",
                 place=engine.location,
             )
+        connection.execute(sa.delete(state).where(state.c.name == COMPLETE_MARK))
         row = insert(state).values(name=STORE_MARK, value=store)
         connection.execute(row.on_conflict_do_update(index_elements=[state.c.name], set_={"value": store}))
 
