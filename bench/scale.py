@@ -68,6 +68,8 @@ COLUMNS: Final = (
 )
 SCANS_ALLOWED: Final = frozenset({"backlog"})
 """Reads that have to look at every row."""
+SMALL: Final = frozenset({"refused", "jobs", "cluster_members"})
+"""Tables that are small beside the others: to read all of one takes milliseconds."""
 
 
 # --- a server
@@ -434,7 +436,7 @@ async def run(url: str, rows: int, *, filled: bool) -> int:
     finally:
         await database.aclose()
     print(report(measurement, sizes, rates))
-    scans = [read.name for read in measurement.reads if read.scanned - {"refused"} and read.name not in SCANS_ALLOWED]
+    scans = [read.name for read in measurement.reads if read.scanned - SMALL and read.name not in SCANS_ALLOWED]
     for name in scans:
         print(f"reads every row: {name}", file=sys.stderr)
     return 1 if scans else 0

@@ -74,7 +74,9 @@ async def url(postgresql_url: str) -> str:
 async def test_members_see_each_other(url: str) -> None:
     a, b = Node(url, "a"), Node(url, "b")
     counts: list[int] = []
+    gone: list[str] = []
     a.membership.when_count_changes(counts.append)
+    a.membership.when_gone(gone.append)
     async with a.running(), b.running():
         assert a.membership.is_joined
         await a.membership.beat()
@@ -83,6 +85,7 @@ async def test_members_see_each_other(url: str) -> None:
         await b.membership.leave()
         await a.membership.beat()
         assert {member.node for member in a.membership.members.values()} == {"a"}
+        assert gone == [b.membership.id]
 
 
 async def test_silent_member_is_dead_and_loses_its_leases(url: str) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import re
 import shutil
 import signal
-import socket
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from tests.support.balancers import balancing
 from tests.support.checkout import Shell
 from tests.support.images import make_image
 from tests.support.program import ROOT, cannot
+from tests.support.s3.loopback import port_of, reserve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,16 +42,12 @@ def read_blocks() -> list[str]:
     return re.findall(r"^```(?:sh|toml)\n(.*?)^```", steps, re.DOTALL | re.MULTILINE)
 
 
-def free_port(address: str) -> int:
-    with socket.create_server((address, 0)) as free:
-        return int(free.getsockname()[1])
-
-
 class Reader:
     """A reader of the page, whose machines are addresses of this one."""
 
     def __init__(self, folder: Path, database: PostgresqlServer, bucket: S3Server, link: str) -> None:
-        self.port = free_port("127.0.0.11")
+        self._holders = [reserve() for _ in range(1 + len(NODES))]
+        self.port, *self._peer_ports = map(port_of, self._holders)
         self.replaced = {
             "sudo -u postgres psql": f"psql -h 127.0.0.1 -p {database.port} -U imgkeep -d postgres",
             "@10.0.0.20/": f"@127.0.0.1:{database.port}/",
@@ -78,7 +74,11 @@ class Reader:
             block = block.replace("node1", node).replace("10.0.0.11", f"10.0.0.1{node[-1]}")
         for old, new in self.replaced.items():
             block = block.replace(old, new)
-        return block.replace(":8081", f":{free_port('127.0.0.1')}") if ":8081" in block else block
+        return block.replace(":8081", f":{self._peer_ports[NODES.index(node)]}")
+
+    def close(self) -> None:
+        for holder in self._holders:
+            holder.close()
 
     def address(self, node: str) -> str:
         return f"127.0.0.1{node[-1]}"
@@ -110,6 +110,7 @@ async def test_reader_comes_from_one_node_to_three(
     await admin.run(reader.read(secrets), "secrets")
     (tmp_path / "admin" / "config.toml").write_text(reader.read(configuration))
     async with AsyncExitStack() as stack:
+        stack.callback(reader.close)
 
         async def add(node: str) -> None:
             shell = reader.shell(node)

@@ -6,6 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import trustme
+
 from imgkeep.bootstrap.cluster import ClusterParts, open_cluster
 from imgkeep.bootstrap.peer_listeners import serve_nodes
 from imgkeep.bootstrap.platform import Platform
@@ -14,6 +16,7 @@ from imgkeep.config import load
 from imgkeep.core.errors import SourceNotFound
 from imgkeep.core.records import Digest, Key, Subject
 from tests.support.images import png_of
+from tests.support.nodes import write_tls_files
 from tests.support.peer_fills import read_body
 from tests.support.s3.loopback import port_of, reserve
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def node(name: str, folder: Path, url: str) -> AsyncIterator[tuple[ClusterParts, Services]]:
+async def node(name: str, folder: Path, url: str, tls: dict[str, str]) -> AsyncIterator[tuple[ClusterParts, Services]]:
     """Run a node whose bucket is away, without background tasks."""
     with reserve() as holder:
         port = port_of(holder)
@@ -38,7 +41,12 @@ async def node(name: str, folder: Path, url: str) -> AsyncIterator[tuple[Cluster
                 "fallback": f"file:{folder}/{name}",
             },
             "database": {"url": url},
-            "cluster": {"name": name, "secret": "s" * 32, "advertise_url": f"http://127.0.0.1:{port}"},
+            "cluster": {
+                "name": name,
+                "secret": "s" * 32,
+                "advertise_url": f"http{'s' * bool(tls)}://127.0.0.1:{port}",
+                **tls,
+            },
         },
         {},
     )
@@ -72,12 +80,13 @@ async def store_in_fallback(services: Services, data: bytes) -> str:
 async def test_nodes_find_each_other_in_the_database(
     tmp_path: Path, postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tls = write_tls_files(tmp_path, trustme.CA())
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     data = png_of(100_000)
     async with (
-        node("a", tmp_path, postgresql_url) as (_, holder),
-        node("b", tmp_path, postgresql_url) as (parts, asking),
+        node("a", tmp_path, postgresql_url, tls) as (_, holder),
+        node("b", tmp_path, postgresql_url, tls) as (parts, asking),
     ):
         peers = parts.node_peers
         assert peers is not None

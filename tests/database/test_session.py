@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,26 @@ async def test_lost_connection_is_replaced_and_listens_again(postgresql_url: str
         await session.wait_connected()
         await other.execute("SELECT pg_notify('news', 'again')")
         await until(lambda: heard == ["again"])
+
+
+async def test_calls_end_before_their_descriptor_is_closed(postgresql_url: str) -> None:
+    selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+    lost: list[bool] = []
+    session, other = make(postgresql_url), make(postgresql_url)
+    session.listen("news", lambda _: None)
+    session.when_lost(lambda: lost.append(True))
+    async with running(session), running(other):
+        (row,) = await session.execute("SELECT pg_backend_pid()")
+        hanging = asyncio.create_task(session.execute("SELECT pg_sleep(60)", timeout_s=60))
+        activity = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%%' AND pid = %s"
+        await until(lambda: other.execute(activity, row))
+        await other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%%'")
+        while not (lost and session.is_connected):
+            for key in selector.get_map().values():
+                os.fstat(key.fd)  # raises where the descriptor is closed
+            await asyncio.sleep(0)
+        with pytest.raises(StorageError):
+            await hanging
 
 
 async def test_transaction_is_closed_to_other_callers(postgresql_url: str) -> None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pytest
 
     from imgkeep.core.records import Key, Record, Source, SourceInfo
-    from imgkeep.images.interfaces import LinkFailure
     from imgkeep.images.peer_fill import FillFailure, RemoteFill
 
 
@@ -45,8 +44,8 @@ class OwnLeases(LocalLeases):
         self.held.add(name)
         return None
 
-    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
-        del stored, failure
+    def release(self, name: str, *, stored: bool = False) -> None:
+        del stored
         self.held.remove(name)
 
 

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from imgkeep.images.interfaces import LinkFailure
     from imgkeep.images.shared_body import SharedBody
 
 
@@ -89,8 +88,8 @@ class Elsewhere(LocalLeases):
         del name
         return "1.1" if self.holds else None
 
-    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
-        del stored, failure
+    def release(self, name: str, *, stored: bool = False) -> None:
+        del stored
         self.released.append(name)
 
 
@@ -116,7 +115,7 @@ async def test_large_image_of_another_machine_is_not_in_memory(size: int | None,
         yield Followed(FillHead(Format.PNG, size, '"e"', storing=True, doubts=frozenset()), None, steps())
 
     bytes_left = world.memory.bytes_left
-    fill = PeerFill(follow, world.disk, world.memory)
+    fill = PeerFill("there/1", follow, world.disk, world.memory)
     fill.body.hold()
     await fill.run()
     assert len(world.disk.drafts) == is_on_disk
@@ -263,7 +262,7 @@ async def test_file_that_is_gone_is_not_followed() -> None:
         yield Followed(FillHead(Format.PNG, None, '"e"', storing=True, doubts=frozenset()), GROWING, steps())
 
     world = World()
-    peer_fill = PeerFill(call, world.disk, world.memory)
+    peer_fill = PeerFill("1.1", call, world.disk, world.memory)
     await peer_fill.run()
     assert await peer_fill.body.wait_head() is None
     assert peer_fill.body.ended

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgkeep.core.records import Source, SourceInfo
-    from imgkeep.images.interfaces import Leases, LinkFailure
+    from imgkeep.images.interfaces import Leases
     from imgkeep.images.operator_refetch import Refetched
 
 OLD, NEW = make_image(seed=1), make_image(seed=2)
@@ -64,8 +64,8 @@ class FakeLeases(LocalLeases):
         self.taken.append(name)
         return None
 
-    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
-        del stored, failure
+    def release(self, name: str, *, stored: bool = False) -> None:
+        del stored
         self.released.append(name)
 
 
@@ -389,6 +389,14 @@ async def test_image_in_outbox_is_not_replaced(setup: Setup) -> None:
     with pytest.raises(StorageError, match="primary"):
         await setup.refetch(before, FRESHER)
     assert setup.objects == {OLD}
+
+
+async def test_image_in_the_outbox_of_another_node_is_not_replaced(setup: Setup) -> None:
+    before = await setup.begin()
+    del setup.world.store.records[before.key]
+    setup.world.image_service.records.put(replace(before, waits_at="b"))
+    with pytest.raises(StorageError, match="primary"):
+        await setup.refetch(before, FRESHER)
 
 
 async def test_refetch_repeats_put_after_crossing_replacement(setup: Setup) -> None:

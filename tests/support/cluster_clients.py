@@ -129,12 +129,21 @@ class Client:
     nodes: Nodes
     session: aiohttp.ClientSession = field(repr=False)
 
-    async def ask(self, path: str, at: Node | str | None = None, method: str = "GET", **how: Any) -> Answer:
+    async def ask(
+        self,
+        path: str,
+        at: Node | str | None = None,
+        method: str = "GET",
+        *,
+        fields: Mapping[str, str] | None = None,
+        **how: Any,
+    ) -> Answer:
         """Ask a node or an address, or the next node by nginx."""
         address = at or self.nodes.proxy
         if not isinstance(address, str):
             address = address.address
-        fields = {} if path.startswith("/img") else {"Authorization": f"Bearer {TOKEN}"}
+        if fields is None:
+            fields = {} if path.startswith("/img") else {"Authorization": f"Bearer {TOKEN}"}
         url = URL(f"http://{address}{path}", encoded=True)
         async with self.session.request(method, url, headers=fields, **how) as response:
             return Answer(response.status, response.headers, await response.read())

@@ -54,6 +54,7 @@ imgkeep.clock.datetime = _Shifted
 """`sitecustomize` of a process whose clock is wrong: Python imports it before anything else."""
 
 _NGINX: Final = """
+user root;
 worker_processes 1;
 daemon off;
 pid nginx.pid;
@@ -62,6 +63,7 @@ events {{ worker_connections 4096; }}
 http {{
     client_body_temp_path temp; proxy_temp_path temp; fastcgi_temp_path temp; uwsgi_temp_path temp; scgi_temp_path temp;
     access_log off;
+    client_max_body_size 8m;
     upstream imgkeep {{
         {servers}
     }}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -12,18 +12,24 @@ from imgkeep.cluster.nodes.leases import NodeLeases
 from imgkeep.cluster.nodes.membership import Membership, NodeIdentity
 from imgkeep.core.errors import Busy
 from imgkeep.core.records import Key
+from imgkeep.database import DatabaseEngine
 from imgkeep.database.session import DatabaseSession
 from imgkeep.images.interfaces import Cluster
 from imgkeep.images.peer_fill import FillFailure, RemoteFill
-from tests.support.fakes import World
+from tests.support.clock import FakeClock
+from tests.support.fakes import World, without_query
+from tests.support.leases import SharedLeases
+from tests.support.temporary_links import NOW
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from typing import LiteralString
 
-    from imgkeep.cluster.workers.leases import FillLeases
+    from imgkeep.core.records import Source, SourceInfo
     from imgkeep.images.fill import FillHead
+    from imgkeep.images.interfaces import Leases
     from imgkeep.images.shared_body import SharedBody
+    from tests.support.postgresql import PostgresqlServer
 
 SECRET = "s" * 32
 GRACE_S = 10.0
@@ -33,7 +39,18 @@ _numbers = count(1)
 class LeaseNode:
     """One process of a node. `peers` reach the other processes of `nodes`, unless these are cut off."""
 
-    def __init__(self, url: str, name: str, nodes: dict[str, LeaseNode], *, local: FillLeases | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        nodes: dict[str, LeaseNode],
+        *,
+        worker: str = "",
+        local: Leases | None = None,
+        identify: Callable[[Source], SourceInfo] = without_query,
+    ) -> None:
+        self.waits = 0
+        self.may_wait = asyncio.Event()
         self.is_cut_off = False
         self.offset_s = 0.0
         self.followed: list[str] = []
@@ -52,8 +69,11 @@ class LeaseNode:
         self.membership = Membership(identity, self.session, timer=self.timer, sleep=asyncio.sleep)
         self.leases = NodeLeases(self.session, self.membership, local, grace_s=GRACE_S, timer=self.timer)
         beside: World | None = next(iter(nodes.values())).world if nodes else None
-        self.world: World = World(beside=beside, cluster=Cluster(self.leases, self))
+        self.world: World = World(beside=beside, cluster=Cluster(self.leases, self), identify=identify)
+        self.world.now = NOW
         nodes[identity.id] = self
+        if worker:
+            nodes[worker] = self
 
     @property
     def id(self) -> str:
@@ -115,15 +135,59 @@ class LeaseNode:
 
 
 @asynccontextmanager
-async def lease_nodes(url: str, *names: str) -> AsyncIterator[list[LeaseNode]]:
+async def lease_nodes(
+    url: str, *names: str, identify: Callable[[Source], SourceInfo] = without_query
+) -> AsyncIterator[list[LeaseNode]]:
     """Run nodes on the same stores and the same database, which know of each other."""
     nodes: dict[str, LeaseNode] = {}
+    for name in names:
+        LeaseNode(url, name, nodes, identify=identify)
+    async with _running(list(nodes.values())) as running:
+        yield running
+
+
+@asynccontextmanager
+async def two_workers(url: str, *names: str) -> AsyncIterator[list[LeaseNode]]:
+    """Run two workers of the node `a`, and other nodes."""
+    nodes: dict[str, LeaseNode] = {}
+    holders: dict[str, str] = {}
+    workers = [
+        LeaseNode(
+            url,
+            "a",
+            nodes,
+            worker=worker,
+            local=SharedLeases(holders, worker),
+        )
+        for worker in ("0.1", "1.2")
+    ]
+    async with _running([*workers, *(LeaseNode(url, name, nodes) for name in names)]) as running:
+        yield running
+
+
+@asynccontextmanager
+async def _running(nodes: list[LeaseNode]) -> AsyncIterator[list[LeaseNode]]:
     async with AsyncExitStack() as stack:
-        for name in names:
-            await stack.enter_async_context(LeaseNode(url, name, nodes).running())
-        for node in nodes.values():
+        for node in nodes:
+            await stack.enter_async_context(node.running())
+        for node in nodes:
             await node.membership.beat()
-        yield list(nodes.values())
+        yield nodes
+
+
+@contextmanager
+def lease_database(postgresql: PostgresqlServer) -> Iterator[str]:
+    """Make a database with its tables until the end of the block; yield its URL."""
+    url = postgresql.make_database()
+
+    async def migrate() -> None:
+        engine = DatabaseEngine(url.replace("postgresql:", "postgresql+psycopg:"), FakeClock())
+        await engine.open()
+        await engine.aclose()
+
+    asyncio.run(migrate())
+    yield url
+    postgresql.drop_database(url)
 
 
 async def _read_all(body: SharedBody[FillHead]) -> AsyncIterator[tuple[int, bytes]]:

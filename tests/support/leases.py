@@ -22,8 +22,27 @@ class LocalLeases:
     def request(self, _name: str, _link: bytes) -> None:
         """There is no other node."""
 
-    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
-        raise NotImplementedError(name, stored, failure)
+    def release(self, name: str, *, stored: bool = False) -> None:
+        raise NotImplementedError(name, stored)
+
+    async def fail(self, name: str, _failure: LinkFailure) -> None:
+        self.release(name)
 
     def give_up_on(self, _holder: str) -> bool:
         return False
+
+
+class SharedLeases(LocalLeases):
+    """The leases of one worker of a machine, whose workers have `holders` together. A grace period has no end."""
+
+    def __init__(self, holders: dict[str, str], worker: str) -> None:
+        self._holders = holders
+        self._worker = worker
+
+    def acquire(self, name: str) -> str | None:
+        holder = self._holders.setdefault(name, self._worker)
+        return None if holder == self._worker else holder
+
+    def release(self, name: str, *, stored: bool = False) -> None:
+        if not stored and self._holders.get(name) == self._worker:
+            del self._holders[name]

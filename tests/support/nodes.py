@@ -16,11 +16,15 @@ from imgkeep.cluster.nodes.node_api import LocalWorkers, make_node_api
 from imgkeep.cluster.nodes.peer_client import PeerClient
 from imgkeep.cluster.nodes.peer_listener import listen_for_peers
 from imgkeep.cluster.nodes.peers import NodePeers
+from imgkeep.listening import BACKLOG
 from tests.support.peer_fills import FakeBody, FakeImages
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    import trustme
 
     from imgkeep.images.failure_history import RecentFailure
 
@@ -79,7 +83,7 @@ async def node_listening(
     node = FakeNode()
     images: Any = node.images
     app = make_node_api(images, workers=workers, fetch_object=node.fetch_object, failures=node.list_failures)
-    sock = socket.create_server(("127.0.0.1", 0))
+    sock = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
     node.port = sock.getsockname()[1]
     url = f"http{'' if ssl_context is None else 's'}://127.0.0.1:{node.port}"
     node.member = make_member("there/1", url)
@@ -118,3 +122,14 @@ async def peers_of(
     peers = NodePeers(members, client, local, body_bytes_max=1_000_000)
     yield peers, outcomes
     await peers.aclose()
+
+
+def write_tls_files(folder: Path, authority: trustme.CA) -> dict[str, str]:
+    """Write a certificate for this machine; return the settings of TLS."""
+    certificate = authority.issue_cert("127.0.0.1")
+    files = {name: str(folder / f"{name}.pem") for name in ("tls_certificate", "tls_key", "tls_ca")}
+    certificate.private_key_pem.write_to_path(files["tls_key"])
+    for blob in certificate.cert_chain_pems:
+        blob.write_to_path(files["tls_certificate"], append=True)
+    authority.cert_pem.write_to_path(files["tls_ca"])
+    return files

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     Task = Coroutine[None, None, None]
 
 LEADER_CHECK_INTERVAL_S: Final = 0.25
-"""Interval of attempts to become the leader; at most this long after a leader's death another worker goes on."""
+"""Interval in which a leader notices that it is none any more."""
 
 LATE_JOBS_S: Final = 30
 """Time in which a draining worker may still create jobs, for requests that it began to serve before."""
@@ -84,7 +84,7 @@ class BackgroundTasks:
         self._nodes = cluster.nodes
         if cluster.nodes is not None:
             cluster.nodes.reader.receiver = Receiver(services.learn, services.learn_everything, services.settle)
-        self._cluster_leader = cluster.cluster_leader
+        self._node_leader, self._cluster_leader = cluster.node_leader, cluster.cluster_leader
         self._duties = self._assign_duties(cluster)
         self._resigned = asyncio.Event()
         watch_totals(services.metrics, self._totals)
@@ -125,9 +125,14 @@ class BackgroundTasks:
         return None if self._nodes is None else self._nodes.membership
 
     @property
-    def _leads(self) -> bool:
+    def leads(self) -> bool:
         """Whether this process runs what has to run once for all."""
         return self._cluster_leader is None or self._cluster_leader.is_held
+
+    @property
+    def leads_node(self) -> bool:
+        """Whether this process runs what has to run once on this machine: the outbox."""
+        return self._node_leader is None or self._node_leader.is_held
 
     @property
     def _leaders(self) -> list[Leader]:
@@ -186,26 +191,30 @@ class BackgroundTasks:
         """Wait for the leadership, and run the leader's tasks until this worker resigns, or loses it."""
         while not self._resigned.is_set():
             while not await leader.acquire():
-                if await _is_set_within(self._resigned, LEADER_CHECK_INTERVAL_S):
+                if await _is_set_within(self._resigned, leader.check_interval_s):
                     return
-            log.info("leader elected")
+            log.info("leader elected", extra={"scope": leader.scope})
             tasks = [asyncio.create_task(task) for task in make_tasks()]
             try:
-                for _ in range(LATE_JOBS_S // LATE_JOBS_INTERVAL_S):
-                    if await _is_set_within(self._resigned, LATE_JOBS_INTERVAL_S):
-                        return
-                    self._services.jobs.poll_now()
-                while leader.is_held and not await _is_set_within(self._resigned, LATE_JOBS_INTERVAL_S):
-                    pass
+                await self._lead(leader)
             finally:
                 for task in tasks:
                     await cancel(task)
                 await leader.release()
 
+    async def _lead(self, leader: Leader) -> None:
+        """Wait until this worker resigns, or loses the leadership."""
+        loop = asyncio.get_running_loop()
+        late = [loop.time() + delay_s for delay_s in range(LATE_JOBS_INTERVAL_S, LATE_JOBS_S + 1, LATE_JOBS_INTERVAL_S)]
+        while leader.is_held and not await _is_set_within(self._resigned, LEADER_CHECK_INTERVAL_S):
+            if late and loop.time() >= late[0]:
+                del late[0]
+                self._services.jobs.poll_now()
+
     async def _count_stored(self) -> None:
         """Count the stored images, as the leader. Health does not wait for it: a count may take minutes."""
         while True:
-            if self._leads:
+            if self.leads:
                 await self._totals.count_if_due()
             await asyncio.sleep(CHECK_INTERVAL_S)
 
@@ -217,7 +226,7 @@ class BackgroundTasks:
             await asyncio.sleep(CHECK_INTERVAL_S)
             before = dict(health.faults)
             await health.check()
-            if self._outbox_worker is not None and not self._leads:
+            if self._outbox_worker is not None and not self.leads_node:
                 with suppress(StorageError):
                     await outbox.backlog()  # for the report; the leader's outbox worker reads it by itself
             for part, fault in health.faults.items():
@@ -235,12 +244,7 @@ class BackgroundTasks:
         """
         storage = self._services.storage
         index = storage.database.image_index
-        if (
-            not self._leads
-            or storage.remote is not None
-            or index.complete
-            or any(self._services.health.faults.values())
-        ):
+        if not self.leads or storage.remote is not None or index.complete or any(self._services.health.faults.values()):
             return
         with suppress(StorageError):
             images = await reindex(storage.archives, index)

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from imgkeep import __version__
 from imgkeep.bootstrap.peer_tls import make_client_context
+from imgkeep.bootstrap.storage import describe_store
 from imgkeep.cluster.nodes.authentication import NONCE_BYTES, RequestSigner
 from imgkeep.cluster.nodes.change_reader import ChangeReader
 from imgkeep.cluster.nodes.change_writer import ChangeWriter
 from imgkeep.cluster.nodes.leader import ClusterLeader
 from imgkeep.cluster.nodes.leases import NodeLeases
-from imgkeep.cluster.nodes.membership import DEAD_AFTER_S, Membership, NodeIdentity
+from imgkeep.cluster.nodes.membership import DEAD_AFTER_S, HEARTBEAT_INTERVAL_S, Membership, NodeIdentity
 from imgkeep.cluster.nodes.peer_client import PeerClient
 from imgkeep.cluster.nodes.peers import NodePeers
 from imgkeep.cluster.workers.leader import LeaderLock
 from imgkeep.cluster.workers.leases import FillLeases
 from imgkeep.cluster.workers.peers import Peers
-from imgkeep.config import data_folder, read_database_url, read_store_url
-from imgkeep.core.store_url import Folder
+from imgkeep.config import data_folder, read_database_url
 from imgkeep.database.engine import describe_location, require_driver
 from imgkeep.database.session import DatabaseSession
 from imgkeep.health import ClusterState
@@ -59,6 +59,9 @@ that began before the image was stored may end after it.
 STALL_MARGIN_S: Final = 10
 """Time by which a peer may be silent for longer than a fetch may take: it checks and stores the image."""
 
+HEARTBEATS_PER_TRUST: Final = 3
+"""Minimum number of heartbeats in `cluster.stale_max_s`."""
+
 Leader: TypeAlias = LeaderLock | ClusterLeader
 
 
@@ -76,8 +79,11 @@ class Nodes:
     def describe(self) -> ClusterState:
         """Describe the place of this process in the cluster, without the network."""
         membership, fault = self.membership, None
-        if not membership.is_joined or membership.silence_s > DEAD_AFTER_S:
-            fault = f"this process is no member: the database has not confirmed it for {membership.silence_s:.0f} s"
+        state = "catching up" if self.session.is_connected else "cut off"
+        if membership.is_joined and membership.silence_s <= DEAD_AFTER_S:
+            state = "joined"
+        else:
+            fault = f"this process is {state}: the database has not confirmed it for {membership.silence_s:.0f} s"
         members = [
             {
                 "id": member.id,
@@ -88,7 +94,8 @@ class Nodes:
             }
             for member in sorted(membership.members.values(), key=lambda member: (member.node, member.started_at))
         ]
-        return ClusterState(fault, {"id": membership.id, "members": members})
+        own = {"id": membership.id, "state": state, "silence_s": round(membership.silence_s)}
+        return ClusterState(fault, {**own, "members": members})
 
     async def start(self) -> list[asyncio.Task[None]]:
         """
@@ -234,7 +241,9 @@ async def _make_nodes(config: Config, platform: Platform, peers: Peers | None) -
         store=describe_store(config),
         is_only_process=peers is None,
     )
-    membership = Membership(identity, session, timer=platform.timer, sleep=platform.sleep)
+    # Caches are trusted for so long after a confirmed heartbeat, and one may be lost.
+    interval_s = min(HEARTBEAT_INTERVAL_S, cluster.stale_max_s / HEARTBEATS_PER_TRUST)
+    membership = Membership(identity, session, timer=platform.timer, sleep=platform.sleep, interval_s=interval_s)
     return make_nodes(session, membership, platform, local=peers, stale_max_s=cluster.stale_max_s)
 
 
@@ -285,9 +294,3 @@ def make_session(config: Config) -> DatabaseSession:
     require_driver(url)
     plain_url = url.replace("postgresql+psycopg:", "postgresql:", 1)
     return DatabaseSession(plain_url, place=describe_location(url), draw=random.random)
-
-
-def describe_store(config: Config) -> str:
-    """Return the identity of a store, the same on each node of a cluster."""
-    place = read_store_url("store.url", config.store.url)
-    return "folder" if isinstance(place, Folder) else f"{place}/{place.prefix}".rstrip("/")

@@ -27,6 +27,7 @@ from imgkeep.core.layout import OBJECTS, object_path
 from imgkeep.core.store_url import Folder
 from imgkeep.database import Database, IncompatibleDatabase
 from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
+from imgkeep.database.store_mark import check_store, shorten
 from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.maintenance.migrate import Migration
 from imgkeep.replication.circuit_breaker import CircuitBreaker
@@ -132,6 +133,7 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     observe: Callable[[str, str, float], None] = lambda *_: None,
     sharing: StorageSharing = NOT_SHARED,
     reading: bool = False,
+    adopting: bool = False,
 ) -> AsyncGenerator[Storage]:
     """
     Open store and database.
@@ -145,12 +147,12 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         sharing: What other processes share with this one. One of several workers calls `cache.open` as soon as its
             peers can reach it.
         reading: Whether to create no file, folder or table.
+        adopting: Whether to open the database of another store as well: a reindex follows.
 
     Raises:
-        IncompatibleDatabase: A newer version wrote the database.
+        IncompatibleDatabase: A newer version wrote the database, or it belongs to another store.
         ConfigError: The settings of the store's service are not usable on this machine, a database's driver is
-            missing, or images are on the disk against `store.exclusive`. Other faults are logged; the server retries
-            later.
+            missing, or images are on the disk against `store.exclusive`. The server logs other faults, and retries.
     """
     place = read_store_url("store.url", config.store.url)
     database = _make_database(config, clock, place, sharing, reading=reading)
@@ -165,12 +167,18 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         if config.store.exclusive and not reading:
             await asyncio.to_thread(require_no_images, config)
         await _open_parts((database,) if reading else (local, database), reading=reading)
+        _check_store(config, database, adopting=adopting)
         remote = None
         if not isinstance(place, Folder):
             remote = await _open_remote(
                 stack, config, place, local, database, memory, timer, sleep, observe, sharing, reading
             )
         yield Storage(local, database, memory, remote)
+
+
+def _check_store(config: Config, database: Database, *, adopting: bool) -> None:
+    if config.database.is_shared and not adopting:
+        check_store(database.engine, describe_store(config))
 
 
 def _make_database(
@@ -268,6 +276,12 @@ def objects_url(config: Config, bucket: BucketStore | None = None) -> str | None
     place = read_store_url("store.url", config.store.url)
     public_path = None if isinstance(place, Folder) else _public_paths(config, place, bucket)
     return None if public_path is None else public_path(OBJECTS)
+
+
+def describe_store(config: Config) -> str:
+    """Return the identity of a store, the same on each node of a cluster."""
+    place = read_store_url("store.url", config.store.url)
+    return "folder" if isinstance(place, Folder) else shorten(f"{place}/{place.prefix}".rstrip("/"))
 
 
 def _public_paths(config: Config, place: RemotePlace, bucket: BucketStore | None) -> Callable[[str], str] | None:

@@ -18,6 +18,7 @@ MODULES: Final = {
     "demo": "demo",
     "export": "import_export",
     "failures": "failures",
+    "forget": "forget",
     "health": "health",
     "import": "import_export",
     "inspect": "inspect",

@@ -11,15 +11,18 @@ from imgkeep.cli.invocation import make_client
 from imgkeep.cli.printing import print_facts, print_json, printable, readable_bytes, readable_time
 from imgkeep.cli.read_only_storage import open_to_read
 from imgkeep.clock import read_clock
+from imgkeep.cluster.nodes.upkeep import list_members
+from imgkeep.core.records import Backlog
 from imgkeep.images.placeholder_suspects import IDENTITIES_MIN, PERIOD_S
 from imgkeep.images.record_json import as_dict, describe_record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping, Sequence
 
     from imgkeep.cli.client import Client
     from imgkeep.cli.dispatch import Command
     from imgkeep.cli.invocation import Invocation
+    from imgkeep.cluster.nodes.upkeep import MemberFacts
     from imgkeep.core.records import Record
     from imgkeep.database import Database, ImageIndex
     from imgkeep.images.record_json import ImageFacts
@@ -104,7 +107,9 @@ async def stats(database: Database, *, now: datetime, as_json: bool, out: TextIO
     image_index = database.image_index
     totals = await image_index.count()
     suspects = await image_index.suspects(since=now - timedelta(seconds=PERIOD_S), identities_min=IDENTITIES_MIN)
-    backlog = await database.outbox.backlog()
+    backlogs, members = await database.outbox.backlogs(), await list_members(database.engine)
+    backlog = _join(backlogs.values())
+    nodes = describe_nodes(backlogs, members)
     facts: dict[str, object] = {
         "images": totals.images,
         "objects": totals.objects,
@@ -116,6 +121,7 @@ async def stats(database: Database, *, now: datetime, as_json: bool, out: TextIO
         "waiting": backlog.images,
         "waiting_since": backlog.oldest,
         "last_error": backlog.error,
+        **({"nodes": nodes} if nodes else {}),
         "hosts": dict(totals.hosts),
         "suspects": [{"host": host, "digest": digest, "identities": number} for host, digest, number in suspects],
     }
@@ -123,7 +129,49 @@ async def stats(database: Database, *, now: datetime, as_json: bool, out: TextIO
         print_json(out, facts)
         return 0
     facts["object_bytes"] = readable_bytes(totals.object_bytes)
+    if nodes:
+        facts["nodes"] = "; ".join(map(_tell_node, nodes))
     facts["hosts"] = ", ".join(f"{host or '-'} ({number})" for host, number in totals.hosts) or None
     facts["suspects"] = ", ".join(f"{digest} at {host} ({number})" for host, digest, number in suspects) or None
     print_facts(out, facts)
     return 0
+
+
+def describe_nodes(backlogs: Mapping[str, Backlog], members: Sequence[MemberFacts]) -> list[dict[str, Any]]:
+    """Return what waits on each node of a cluster, and its processes; nothing where there is one without a name."""
+    names = sorted({*backlogs, *(member.node for member in members)} - {""})
+    described = []
+    for name in names:
+        backlog = backlogs.get(name, Backlog())
+        processes = [
+            {"id": each.id, "version": each.version, "live": each.is_live, "heartbeat_s": round(each.heartbeat_s)}
+            for each in members
+            if each.node == name
+        ]
+        described.append(
+            {
+                "node": name,
+                "waiting": backlog.images,
+                "waiting_since": backlog.oldest,
+                "last_error": backlog.error,
+                "members": processes,
+            }
+        )
+    return described
+
+
+def _join(backlogs: Iterable[Backlog]) -> Backlog:
+    """Return the backlog of all nodes together."""
+    each = list(backlogs)
+    oldest = min((backlog.oldest for backlog in each if backlog.oldest is not None), default=None)
+    error = next((backlog.error for backlog in each if backlog.error is not None), None)
+    return Backlog(sum(backlog.images for backlog in each), oldest, error)
+
+
+def _tell_node(facts: Mapping[str, Any]) -> str:
+    live = [member for member in facts["members"] if member["live"]]
+    versions = ", ".join(sorted({member["version"] for member in live}))
+    beat = min((member["heartbeat_s"] for member in live), default=0)
+    state = f"{len(live)} live of {versions}, {beat} s ago" if live else "not live"
+    waiting = f", {facts['waiting']} waiting since {readable_time(facts['waiting_since'])}" if facts["waiting"] else ""
+    return f"{facts['node']} ({state}{waiting})"

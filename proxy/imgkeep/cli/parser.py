@@ -300,6 +300,15 @@ def _add_upkeep(commands: Commands) -> None:
         store=True,
     )
     add_json(reindex, "one JSON object")
+    forget = add_command(
+        commands,
+        "forget",
+        "drop the images that wait for the bucket on a node that does not come back",
+        "imgkeep forget node3",
+        statuses=((0, "dropped"), (1, "the node is live, or the database cannot be used"), USAGE, *INTERRUPTED),
+    )
+    forget.add_argument("node", metavar="NODE", help="its cluster.name")
+    add_json(forget, "one JSON object")
     migration = add_command(
         commands,
         "migrate",

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, TextIO
 
 from imgkeep.bootstrap.preflight import require_owner, require_store
-from imgkeep.bootstrap.storage import open_storage
+from imgkeep.bootstrap.storage import describe_store, open_storage
 from imgkeep.cli.printing import as_line, print_json, printable
 from imgkeep.cli.progress import progress
 from imgkeep.clock import read_clock
+from imgkeep.cluster.nodes.upkeep import adopt_store
+from imgkeep.core.errors import StorageError
 from imgkeep.maintenance import verify_reindex as maintenance
 
 if TYPE_CHECKING:
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 
     from imgkeep.cli.invocation import Invocation
     from imgkeep.core.records import Record
-    from imgkeep.database import ImageIndex
+    from imgkeep.database import Database, ImageIndex
     from imgkeep.storage.interfaces import ListableStore
 
 REMEDY: Final = (
@@ -34,29 +37,32 @@ async def run(invocation: Invocation) -> int:
     arguments, config = invocation.arguments, invocation.config
     await asyncio.to_thread(require_store, config)
     await asyncio.to_thread(partial(require_owner, config, server_helps=False))
-    async with open_storage(config, clock=read_clock) as storage:
-        stores, image_index = storage.archives, storage.database.image_index
+    async with open_storage(config, clock=read_clock, adopting=arguments.command == "reindex") as storage:
+        stores, database = storage.archives, storage.database
         if arguments.command == "reindex":
-            return await reindex(stores, image_index, as_json=arguments.json, out=sys.stdout)
-        return await verify(stores, image_index, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
+            await adopt_store(database.engine, describe_store(config))
+            return await reindex(stores, database.image_index, as_json=arguments.json, out=sys.stdout)
+        return await verify(stores, database, as_json=arguments.json, out=sys.stdout, err=sys.stderr)
 
 
 async def verify(
-    stores: Sequence[ListableStore], image_index: ImageIndex, *, as_json: bool, out: TextIO, err: TextIO
+    stores: Sequence[ListableStore], database: Database, *, as_json: bool, out: TextIO, err: TextIO
 ) -> int:
     """
     Read everything that is stored, and print each finding and a summary. 1 if an object is damaged, missing or
     unreadable. An incomplete image is as its origin sent it, and no fault of the store; a foreign file is none of ours;
-    removed bytes that came back are deleted.
+    removed bytes that came back are deleted. What waits in the fallback of another node is neither missing nor an
+    orphan: that node is about to upload it.
     """
     counts: Counter[str] = Counter()
     with progress("verifying", None, err) as bar:
         for number, store in enumerate(stores):
 
             async def note(record: Record, *, waits_at: str | None = "" if number > 0 else None) -> None:
-                await image_index.put(replace(record, waits_at=waits_at))
+                await database.image_index.put(replace(record, waits_at=waits_at))
 
-            async for finding in maintenance.verify(store, note):
+            async for found in maintenance.verify(store, note):
+                finding = None if found is None or await _waits_elsewhere(database, found) else found
                 counts[finding.kind if finding else "good"] += 1
                 bar.advance(1)
                 if finding is None:
@@ -74,6 +80,15 @@ async def verify(
         if counts["incomplete"]:
             out.write(REMEDY)
     return 1 if counts["damaged"] or counts["missing"] or counts["unreadable"] else 0
+
+
+async def _waits_elsewhere(database: Database, finding: maintenance.Finding) -> bool:
+    """Tell whether a finding is about an object that another node is about to upload."""
+    if finding.kind not in {"missing", "orphan"}:
+        return False
+    with suppress(StorageError):  # hours of reading do not end with a database that is away for a moment
+        return bool(await database.outbox.holders(finding.digest))
+    return False
 
 
 async def reindex(stores: Sequence[ListableStore], image_index: ImageIndex, *, as_json: bool, out: TextIO) -> int:

@@ -31,6 +31,7 @@ from imgkeep.database.outbox import (
     waits_at_others,
 )
 from imgkeep.database.schema import images, refused, select_records, state
+from imgkeep.database.store_mark import COMPLETE_MARK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -54,8 +55,6 @@ SUSPECTS_MAX: Final = 100
 DELETED_MAX: Final = 1_000_000
 """Maximum number of rows that one statement of a rebuild looks at: more could take longer than a call may."""
 ANY: Final = Wanted()
-_COMPLETE: Final = "complete"
-"""The row of the table `state` that says that a reindex has brought in every record."""
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
 
 _INSERT: Final = postgresql.insert(images)
@@ -99,7 +98,7 @@ class ImageIndex:
     @property
     def complete(self) -> bool:
         """Whether the index has held every record of the store at some time."""
-        return _COMPLETE in self._engine.marks and not self._has_dropped
+        return COMPLETE_MARK in self._engine.marks and not self._has_dropped
 
     async def find(self, key: Key) -> Record | None:
         unwritten = self._unwritten.get(key)
@@ -233,7 +232,7 @@ class ImageIndex:
         for keys in split_keys(total // DELETED_MAX):
             await self._engine.execute(partial(_delete_older, self._node, keys, began))
         await self._engine.execute(partial(_mark_complete, str(began)))
-        self._engine.marks[_COMPLETE] = str(began)
+        self._engine.marks[COMPLETE_MARK] = str(began)
         return total
 
     async def flush(self) -> None:
@@ -342,8 +341,8 @@ def _delete_older(node: str, keys: sa.ColumnElement[bool], began: int, connectio
 
 
 def _mark_complete(value: str, connection: sa.Connection) -> None:
-    mark = {"name": _COMPLETE, "value": value}
-    if not connection.execute(sa.update(state).where(state.c.name == _COMPLETE).values(mark)).rowcount:
+    mark = {"name": COMPLETE_MARK, "value": value}
+    if not connection.execute(sa.update(state).where(state.c.name == COMPLETE_MARK).values(mark)).rowcount:
         connection.execute(sa.insert(state), mark)
 
 

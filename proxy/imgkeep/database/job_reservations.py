@@ -147,7 +147,7 @@ class JobReservations:
             self._free(connection, sa.and_(self._is_lost(items.c.member), self._members_are_known))
             own = items.c.member == self._member
             self._free(connection, sa.and_(own, _NAME.not_in(list(running))) if running else own)
-            lost = sa.and_(self._is_lost(jobs.c.webhook_member), self._members_are_known)
+            lost = sa.and_(jobs.c.webhook.is_not(None), self._is_lost(jobs.c.webhook_member), self._members_are_known)
             connection.execute(sa.update(jobs).where(lost).values(webhook_member=None))
             held = connection.execute(sa.select(items.c.job, items.c.number).where(own)).all()
             waiting = int(connection.scalar(_UNFINISHED) or 0)
@@ -160,7 +160,7 @@ class JobReservations:
 
         def work(connection: sa.Connection) -> None:
             self._free(connection, items.c.member == self._member)
-            own = jobs.c.webhook_member == self._member
+            own = sa.and_(jobs.c.webhook.is_not(None), jobs.c.webhook_member == self._member)
             connection.execute(sa.update(jobs).where(own).values(webhook_member=None))
 
         await self._engine.execute(work)

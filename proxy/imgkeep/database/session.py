@@ -82,8 +82,8 @@ class DatabaseSession:
         """Set when the connections have to be replaced."""
         self._turn = asyncio.Lock()
         """Keeps the statements of other callers out of a transaction; each connection has its own."""
-        self._unawaited: set[asyncio.Future[Any]] = set()
-        """Calls of psycopg whose callers have left."""
+        self._calls: dict[asyncio.Future[Any], Connection] = {}
+        """Calls of psycopg under way, also those whose callers have left."""
         self._connected = asyncio.Event()
 
     @property
@@ -161,9 +161,9 @@ class DatabaseSession:
         async with AsyncExitStack() as stack:
             self._fault, self._turn = asyncio.Event(), asyncio.Lock()
             listening = await self._open_connection()
-            stack.push_async_callback(listening.close)
+            stack.push_async_callback(self._close, listening)
             connection = await self._open_connection()
-            stack.push_async_callback(connection.close)
+            stack.push_async_callback(self._close, connection)
             for channel in self._listeners:
                 await self._call(listening.execute(f'LISTEN "{channel}"'), listening, STATEMENT_TIMEOUT_S)
             task = asyncio.create_task(self._listen(listening, self._fault))
@@ -188,6 +188,18 @@ class DatabaseSession:
         self._connected.clear()
         for callback in self._lost:
             callback()
+
+    async def _close(self, connection: Connection) -> None:
+        """
+        Close a connection, after its calls have ended.
+
+        The loop watches the descriptor for a call. If it were closed before, the next socket of this process would get
+        its number, and could not be opened: uvloop believes that it has it already.
+        """
+        if calls := [call for call, its_connection in self._calls.items() if its_connection is connection]:
+            _shut_down(connection)
+            await asyncio.wait(calls, timeout=STATEMENT_TIMEOUT_S)
+        await connection.close()
 
     async def _open_connection(self) -> Connection:
         import psycopg  # noqa: PLC0415 - an extra
@@ -250,6 +262,8 @@ class DatabaseSession:
         import psycopg  # noqa: PLC0415 - an extra
 
         task = asyncio.ensure_future(call)
+        self._calls[task] = connection
+        task.add_done_callback(self._note_end)
         try:
             done, _ = await asyncio.wait([task], timeout=timeout_s)
         except asyncio.CancelledError:
@@ -270,8 +284,6 @@ class DatabaseSession:
 
     def _leave(self, task: asyncio.Future[Any], connection: Connection, patience_s: float) -> None:
         """Give a call that no caller awaits so long to end."""
-        self._unawaited.add(task)
-        task.add_done_callback(self._finish_unawaited)
         if patience_s > 0:
             asyncio.get_running_loop().call_later(patience_s, self._break_off, task, connection)
         else:
@@ -287,18 +299,28 @@ class DatabaseSession:
         if task.done() or connection.closed:
             return
         self._note_fault(self._fault)
-        with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
-            duplicate.shutdown(socket.SHUT_RDWR)
+        _shut_down(connection)
 
-    def _finish_unawaited(self, task: asyncio.Future[Any]) -> None:
-        self._unawaited.discard(task)
-        if not task.cancelled():
-            task.exception()
+    def _note_end(self, call: asyncio.Future[Any]) -> None:
+        del self._calls[call]
+        if not call.cancelled():
+            call.exception()  # marks it as retrieved: its caller may have left
 
     def _explain(self, error: BaseException) -> StorageError:
         diagnosis = getattr(error, "diag", None)
         text = getattr(diagnosis, "message_primary", None) or str(error) or type(error).__name__
         return StorageError("the database failed", cause=" ".join(text.split()), place=self.place)
+
+
+def _shut_down(connection: Connection) -> None:
+    """End the socket of a connection, and with it its calls, and leave the descriptor to psycopg."""
+    import psycopg  # noqa: PLC0415 - an extra
+
+    with (
+        suppress(OSError, psycopg.OperationalError),  # it is closed
+        socket.socket(fileno=os.dup(connection.fileno())) as duplicate,
+    ):
+        duplicate.shutdown(socket.SHUT_RDWR)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -38,7 +38,6 @@ from imgkeep.images.fill_starter import SECOND_FILL_PREFIX, neither_available
 from imgkeep.images.negative_cache import hash_link
 from imgkeep.images.peer_fill import FillFailure, PeerFill
 from imgkeep.images.request_context import CacheStatus, Delivery, HeldByPeer
-from imgkeep.images.singleflight import SingleFlight
 from imgkeep.images.stored_images import file_name
 
 if TYPE_CHECKING:
@@ -81,11 +80,9 @@ class FillCoalescer:
         self._cluster = cluster
         self._link_asked = link_asked
         self._timer = timer
-        self._peer_fills: SingleFlight[PeerFill] = SingleFlight()
-        """Fills of other workers that requests of this worker follow."""
 
     async def aclose(self) -> None:
-        await self._peer_fills.aclose()
+        await self._fills.followed.aclose()
 
     async def join(  # noqa: PLR0913 - the result of the lookup, and its time
         self,
@@ -255,8 +252,8 @@ class FillCoalescer:
         assert self._cluster is not None
         memory = self._fills.dependencies.memory
         follow = partial(self._cluster.peers.follow, held.holder, held.lease)
-        peer_fill, _ = self._peer_fills.join(
-            held.lease, lambda: PeerFill(follow, self._fills.dependencies.disk, memory)
+        peer_fill, _ = self._fills.followed.join(
+            held.lease, lambda: PeerFill(held.holder, follow, self._fills.dependencies.disk, memory)
         )
         body = peer_fill.body
         body.hold()
@@ -311,6 +308,8 @@ class FillCoalescer:
                 pass  # the peer's client meets the fault as well
         if record is None and name not in self._fills.running:
             self._fills.release(name)
+        if record is not None and record.pending:
+            await self._records.settle_index()  # a peer on another machine finds it there alone
 
     def _read_link(self, source: Source, info: SourceInfo) -> Link:
         return read_link(source, info, self._fills.dependencies.clock())

@@ -76,6 +76,6 @@ class FillResult:
 
 FillListener = Callable[[FillResult], Awaitable[None]]
 """
-Learns how a fill ended: once, before a reader has the last byte or the failure. It never fails, and waits for nothing
-unless the image is stored.
+Learns how a fill ended: once, before a reader has the last byte or the failure. It never fails. If no image is stored,
+it waits for nothing but its lease, and for that a second at most.
 """

@@ -31,6 +31,7 @@ from imgkeep.images.interfaces import LinkFailure
 from imgkeep.images.lease_preparation import NOTHING_TO_PREPARE, LeasePreparation, LeasePreparations
 from imgkeep.images.negative_cache import NegativeCache, failure_ttl_s, hash_link
 from imgkeep.images.request_context import INTERNAL
+from imgkeep.images.singleflight import SingleFlight
 from imgkeep.images.source_order import SourceOrder
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ if TYPE_CHECKING:
     from imgkeep.images.fill_rate_limit import RateLimiter
     from imgkeep.images.fill_result import FillListener, FillResult
     from imgkeep.images.interfaces import LeaseRequest, Leases
+    from imgkeep.images.peer_fill import PeerFill
     from imgkeep.images.record_changes import RecordChanges
     from imgkeep.images.request_context import RequestContext
-    from imgkeep.images.singleflight import SingleFlight
 
 SECOND_FILL_PREFIX: Final = "try."
 """Prefix of the name of a second fill, before the hash of its link: its key has an image already."""
@@ -63,6 +64,7 @@ class FillStarter:
 
     Attributes:
         running: The fills of this process by name.
+        followed: The fills of other workers and nodes that requests of this worker follow, by name.
         leases: `None`: this is the only worker.
         preparations: Requests for leases that run beside lookups; `None`: likewise.
     """
@@ -81,9 +83,10 @@ class FillStarter:
         self.dependencies = dependencies
         self.policy = policy
         self.running = running
+        self.followed: SingleFlight[PeerFill] = SingleFlight()
         self.changes = changes
         self.leases = leases
-        self.preparations = None if leases is None else LeasePreparations(leases, running)
+        self.preparations = None if leases is None else LeasePreparations(leases, running, self.followed)
         self.negative_cache = NegativeCache(timer)
         self.source_order = SourceOrder(policy, timer)
         self._rate_limiter = rate_limiter
@@ -122,8 +125,14 @@ class FillStarter:
         return LeasePreparation(self.preparations, name, partial(self._find_link, source, request_context))
 
     def acquire(self, name: str) -> str | None:
-        """Acquire a lease, unless a fill here has it; `None`: this worker has it. Else the worker that has it."""
-        return None if self.leases is None or name in self.running else self.leases.acquire(name)
+        """
+        Acquire a lease, unless a fill here has it; `None`: this worker has it. Else the worker or member that has it:
+        without a further request for the lease, if this worker follows it already.
+        """
+        if self.leases is None or name in self.running:
+            return None
+        followed = self.followed.find(name)
+        return self.leases.acquire(name) if followed is None else followed.holder
 
     def release(self, name: str, *, stored: bool = False) -> None:
         """Release a lease, if this worker has it."""
@@ -270,9 +279,13 @@ class FillStarter:
             self.negative_cache.add(source, outcome.error, outcome.ttl_s)
 
     async def _release_lease(self, name: str, source: Source, result: FillResult) -> None:
-        if self.leases is not None:
-            failure = _failure_for_peers(source, result)
-            self.leases.release(name, stored=isinstance(result.outcome, Stored), failure=failure)
+        if self.leases is None:
+            return
+        failure = _failure_for_peers(source, result)
+        if failure is None:
+            self.leases.release(name, stored=isinstance(result.outcome, Stored))
+        else:
+            await self.leases.fail(name, failure)
 
 
 async def _run_first_step(

@@ -73,12 +73,11 @@ class Leases(Protocol):
             link: The hash of the link to fetch by, whose recent failure is an answer; or `NO_LINK`.
         """
 
-    def release(self, name: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
-        """
-        Release a lease, if this worker has it: at once, or after the grace period if the image is stored.
+    def release(self, name: str, *, stored: bool = False) -> None:
+        """Release a lease, if this worker has it: at once, or after the grace period if the image is stored."""
 
-        With a `failure`, other nodes get it as the answer to a request by the same link.
-        """
+    async def fail(self, name: str, failure: LinkFailure) -> None:
+        """Release a lease as soon as the failure is the answer to other nodes' requests by the same link, or soon."""
 
     def give_up_on(self, holder: str) -> bool:
         """Note that a holder cannot be reached; `True`: for a moment, this worker fetches without leases of it."""

@@ -81,18 +81,20 @@ class LeasePreparations:
     Args:
         leases: The leases.
         running: The names of the running fills.
+        followed: The names of fills elsewhere that requests of this process follow.
     """
 
-    def __init__(self, leases: Leases, running: Container[str]) -> None:
+    def __init__(self, leases: Leases, running: Container[str], followed: Container[str]) -> None:
         self._leases = leases
         self._running = running
+        self._followed = followed
         self._shared: dict[str, _Shared] = {}
 
     def begin(self, name: str, link: bytes) -> _Shared | None:
         """Request a lease, or join a lookup that did; `None`: there is nothing to prepare."""
         shared = self._shared.get(name)
         if shared is None:
-            if name in self._running or not self._leases.prepare(name, link):
+            if name in self._running or name in self._followed or not self._leases.prepare(name, link):
                 return None
             shared = self._shared[name] = _Shared()
         shared.lookups += 1

@@ -65,6 +65,7 @@ class PeerFill(Call):
             there is no fill to follow.
 
     Args:
+        holder: The name of the other worker.
         follow: Follows the fill until the end of the block.
         disk: Where the file is, or the draft of a large image without one.
         memory: Where other bytes go that no file holds.
@@ -72,11 +73,13 @@ class PeerFill(Call):
 
     def __init__(
         self,
+        holder: str,
         follow: Callable[[], AbstractAsyncContextManager[RemoteFill | FillFailure | None]],
         disk: Spool,
         memory: Spool,
     ) -> None:
         self.body: SharedBody[FillHead | FillFailure | None] = SharedBody(memory)
+        self.holder = holder
         self._follow = follow
         self._disk = disk
 

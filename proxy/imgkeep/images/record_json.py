@@ -44,6 +44,12 @@ class ImageLocation(Struct, kw_only=True):
         str,
         Meta(description="Store that holds the image at the moment.", extra_json_schema={"enum": list(STORES)}),
     ]
+    node: (
+        Annotated[
+            str, Meta(description="Node of a cluster on whose disk alone the image is until the bucket takes it.")
+        ]
+        | UnsetType
+    ) = UNSET
     key: ImageKey
     digest: ObjectDigest
 
@@ -81,6 +87,7 @@ def describe_record(record: Record, *, url: str, storage: str, suspect: bool = F
     return ImageFacts(
         url=url,
         storage=storage,
+        node=record.waits_at or UNSET,
         key=record.key,
         digest=record.digest,
         content_type=record.format.media_type,

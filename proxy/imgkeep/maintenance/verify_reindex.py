@@ -42,6 +42,11 @@ class Finding:
     path: str
     key: Key | None = None
 
+    @property
+    def digest(self) -> Digest:
+        """The digest in the path of an object."""
+        return Digest(self.path.rpartition("/")[2].partition(".")[0])
+
 
 async def read_records(
     store: ListableStore,

@@ -157,13 +157,6 @@ class TieredStore:
         self._sightings.note_nowhere(name)
         return None
 
-    async def fetch_own(self, name: str) -> Body | None:
-        """Open an object that is on this machine, for another node; `None`: it is not. Raises as `fetch`."""
-        body, fault = await self._fetch_locally(name, None)
-        if fault is not None:
-            raise fault
-        return body
-
     async def _fetch_locally(self, name: str, size: int | None) -> tuple[Body | None, StorageError | None]:
         body = await self.cache.fetch(name, size)
         if body is not None:

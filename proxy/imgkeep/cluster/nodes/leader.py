@@ -18,8 +18,15 @@ _LEADER_LOCK: Final = 0x696D676B656C
 """Advisory lock of the leader."""
 
 
+CHECK_INTERVAL_S: Final = 1.0
+"""Interval of attempts to become the leader: each is a statement, and what the leader does waits for longer."""
+
+
 class ClusterLeader:
     """The lock that makes this member the leader of the cluster."""
+
+    scope: Final = "cluster"
+    check_interval_s: Final = CHECK_INTERVAL_S
 
     def __init__(self, session: DatabaseSession) -> None:
         self._session = session

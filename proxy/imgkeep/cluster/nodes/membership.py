@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from imgkeep.core.errors import StorageError
 from imgkeep.database.schema_upgrade import IncompatibleDatabase
+from imgkeep.database.store_mark import JOIN_LOCK, STORE_MARK, describe_other_store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -44,9 +45,7 @@ NAME_WAIT_S: Final = DEAD_AFTER_S + 5
 """Timeout for the earlier machine with the same name to die: it may have lost its disk, and be this one."""
 NAME_WAIT_INTERVAL_S: Final = 1.0
 
-_JOIN_LOCK: Final = 0x696D676B656D
-"""Advisory lock: members join one after the other, so that two of them cannot both be the first."""
-_SECRET_MARK, _STORE_MARK = "secret", "store"
+_SECRET_MARK: Final = "secret"  # noqa: S105 - the name of a row
 _SCRYPT: Final[dict[str, int]] = {"n": 16384, "r": 8, "p": 1}
 """Parameters of the hash of the secret in the database, 50 ms (RFC 7914, 2): a guess costs as much."""
 
@@ -142,10 +141,17 @@ class Membership:
         session: The session of the database.
         timer: Returns monotonic seconds.
         sleep: Waits between two heartbeats.
+        interval_s: Interval of heartbeats.
     """
 
     def __init__(
-        self, identity: NodeIdentity, session: DatabaseSession, *, timer: Callable[[], float], sleep: Sleep
+        self,
+        identity: NodeIdentity,
+        session: DatabaseSession,
+        *,
+        timer: Callable[[], float],
+        sleep: Sleep,
+        interval_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
         self.identity = identity
         self.members: Mapping[str, Member] = {}
@@ -155,6 +161,7 @@ class Membership:
         self._session = session
         self._timer = timer
         self._sleep = sleep
+        self._interval_s = interval_s
         self._before_joining: list[Callable[[], Awaitable[None]]] = []
         self._after_joining: list[Callable[[], Awaitable[None]]] = []
         self._confirmed: list[Callable[[float | None], None]] = []
@@ -266,7 +273,7 @@ class Membership:
     async def run(self) -> None:
         """Send heartbeats, for ever; join again where the row is gone."""
         while True:
-            await self._sleep(HEARTBEAT_INTERVAL_S)
+            await self._sleep(self._interval_s)
             try:
                 if self._session.is_connected:
                     await self.beat()
@@ -323,7 +330,7 @@ class Membership:
 
     async def _mark(self, connection: Connection) -> str | None:
         """Compare the marks with this node, and set those that are missing; return a live rival by this node's name."""
-        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_JOIN_LOCK,))
+        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (JOIN_LOCK,))
         cursor = await connection.execute(
             "SELECT node, host, advertise_url FROM cluster_members "
             "WHERE heartbeat_at >= clock_timestamp() - make_interval(secs => %s) AND id <> %s",
@@ -334,12 +341,8 @@ class Membership:
         others = [row for row in living if row[1] != me.host]
         cursor = await connection.execute("SELECT name, value FROM state WHERE name IN ('secret', 'store')")
         marks: dict[str, Any] = dict(await cursor.fetchall())
-        if marks.get(_STORE_MARK, me.store) != me.store:
-            raise self._refuse(
-                f"the database belongs to another store ({marks[_STORE_MARK]}): set store.url as on the other nodes, "
-                "or database.url to a database of this cluster alone; `imgkeep reindex` makes a database that no other "
-                "node uses that of this store"
-            )
+        if marks.get(STORE_MARK, me.store) != me.store:
+            raise self._refuse(describe_other_store(marks[STORE_MARK]))
         is_same = await asyncio.to_thread(_matches, marks.get(_SECRET_MARK), me.secret)
         if not is_same and others:
             raise self._refuse(
@@ -354,7 +357,7 @@ class Membership:
             marks[_SECRET_MARK] = await asyncio.to_thread(_hash, me.secret, secrets.token_bytes(16))
         if others and not me.secret:
             raise self._refuse("another node uses the database: set cluster.secret and cluster.advertise_url on both")
-        marks[_STORE_MARK] = me.store
+        marks[STORE_MARK] = me.store
         for name, value in marks.items():
             await connection.execute(
                 "INSERT INTO state (name, value) VALUES (%s, %s) "

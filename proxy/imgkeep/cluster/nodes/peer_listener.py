@@ -6,8 +6,9 @@ Rules:
   connection. The reason is in the metrics alone.
 - A connection has `HEAD_TIMEOUT_S` for its first request, and each request has `REQUEST_BYTES_MAX`: no route takes a
   body. So a stranger costs a socket for a moment.
-- At most `STRANGERS_MAX` connections wait for their first good request. One more closes the oldest, so a flood keeps
-  no peer out whose request comes with its connection. `CONNECTIONS_MAX` bounds those of peers.
+- At most `STRANGERS_MAX` connections wait for their first good request, and as many are in their handshake. One more
+  closes the oldest, so a flood keeps no peer out whose request comes with its connection.
+- `CONNECTIONS_MAX` bounds the connections of peers: one more gets 503.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 HEAD_TIMEOUT_S: Final = 5.0
 """Timeout for the first good request on a connection, and for a TLS handshake before it."""
+SHUTDOWN_TIMEOUT_S: Final = 1.0
+"""Timeout for the other end to confirm the end of TLS."""
 IDLE_TIMEOUT_S: Final = 65.0
 """Timeout for an idle connection of a peer."""
 REQUEST_BYTES_MAX: Final = 4096
@@ -39,7 +42,8 @@ STRANGERS_MAX: Final = 256
 """Maximum number of connections without a good request."""
 CONNECTIONS_MAX: Final = 4096
 """Maximum number of connections of peers: 256 for each process of the others (`peer_client.py`)."""
-BACKLOG: Final = 1024
+ACCEPT_RETRY_S: Final = 0.1
+"""Interval of attempts to accept a connection after a failure."""
 
 _REFUSAL: Final = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -95,38 +99,44 @@ class PeerServer(web.Server):
         else:
             if connection.accept():
                 return await self._base.request_handler(request)
-            connection.refuse("connections")
+            self.refused("connections")
+            busy = web.Response(status=503, headers={ANSWER_FIELD: self._verifier.prove(request[_MAC], 503)})
+            busy.force_close()
+            return busy
         return web.Response()  # which nothing sends
 
 
 class PeerConnection(web.RequestHandler):
     """A connection that may be a peer's."""
 
-    __slots__ = ("_server", "_timer", "_unjudged")
+    __slots__ = ("_server", "_timer", "_transport", "_unjudged")
 
     def __init__(self, server: PeerServer, *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(server, loop=loop, **_LIMITS)
         self._server = server
         self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.WriteTransport | None = None
         self._unjudged = 0
         """How many bytes have come since the last good request."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self._transport = cast("asyncio.WriteTransport", transport)
         strangers = self._server.strangers
         strangers[self] = None
-        self._timer = self._loop.call_later(HEAD_TIMEOUT_S, self.force_close)
+        self._timer = self._loop.call_later(HEAD_TIMEOUT_S, self._transport.abort)
         if len(strangers) > STRANGERS_MAX:
             oldest = next(iter(strangers))
             del strangers[oldest]
             self._server.refused("connections")
-            oldest.force_close()
+            oldest.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._server.strangers.pop(self, None)
         self._server.peers.discard(self)
         if self._timer is not None:
             self._timer.cancel()
+        self._transport = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -149,6 +159,11 @@ class PeerConnection(web.RequestHandler):
         self.refuse("form")
         return web.Response()  # which nothing sends
 
+    def abort(self) -> None:
+        """End the connection without a word: a close waits for the other end in TLS."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def accept(self) -> bool:
         """Note a good request; `False`: there are too many connections."""
         self._unjudged = 0
@@ -170,18 +185,69 @@ class PeerConnection(web.RequestHandler):
 
 
 class PeerListener:
-    """A peer API that listens."""
+    """
+    Accepts the connections of a peer API, and takes them through their handshakes.
 
-    def __init__(self, server: PeerServer, listening: Sequence[asyncio.AbstractServer]) -> None:
+    An `asyncio.Server` shows none of those that are in their handshake, so nothing would bound their number.
+
+    Args:
+        server: Makes the connections.
+        sockets: Listening sockets.
+        ssl_context: The certificate of this node; `None`: it speaks plain HTTP.
+    """
+
+    def __init__(
+        self, server: PeerServer, sockets: Sequence[socket.socket], ssl_context: ssl.SSLContext | None
+    ) -> None:
         self._server = server
-        self._listening = listening
+        self._sockets = sockets
+        self._tls: dict[str, Any] = {}
+        if ssl_context is not None:
+            timeouts = {"ssl_handshake_timeout": HEAD_TIMEOUT_S, "ssl_shutdown_timeout": SHUTDOWN_TIMEOUT_S}
+            self._tls = {"ssl": ssl_context, **timeouts}
+        self._handshakes: dict[asyncio.Task[None], None] = {}
+        """The connections in their handshake, the oldest first."""
+        self._accepting = [asyncio.create_task(self._accept(sock)) for sock in sockets]
 
     async def drain(self, grace_s: float) -> None:
         """Accept no more connections, and let running responses end, within `grace_s`."""
-        for each in self._listening:
-            each.close()
+        tasks = [*self._accepting, *self._handshakes]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._accepting.clear()
+        for sock in self._sockets:
+            sock.close()
         self._server.pre_shutdown()
         await self._server.shutdown(grace_s)
+
+    async def _accept(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(sock)
+            except OSError:  # the process has too many files open, or the other end has gone already
+                await asyncio.sleep(ACCEPT_RETRY_S)
+                continue
+            task = asyncio.create_task(self._open(connection))
+            self._handshakes[task] = None
+            task.add_done_callback(lambda done: self._handshakes.pop(done, None))
+            await asyncio.sleep(0)  # the task has begun, so it may be cancelled; and others have their turn
+            if len(self._handshakes) > STRANGERS_MAX:
+                oldest = next(iter(self._handshakes))
+                del self._handshakes[oldest]
+                self._server.refused("connections")
+                oldest.cancel()
+
+    async def _open(self, connection: socket.socket) -> None:
+        """Have the server take a connection, after its handshake."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(self._server, connection, **self._tls)
+        except OSError:  # no TLS, or none in time; the loop has closed the connection
+            self._server.refused("form")
 
 
 @asynccontextmanager
@@ -212,10 +278,7 @@ async def listen_for_peers(
     await runner.setup()
     assert runner.server is not None
     server = PeerServer(runner.server, verifier, refused)
-    tls: dict[str, Any] = {} if ssl_context is None else {"ssl": ssl_context, "ssl_handshake_timeout": HEAD_TIMEOUT_S}
-    loop = asyncio.get_running_loop()
-    listening = [await loop.create_server(server, sock=sock, backlog=BACKLOG, **tls) for sock in sockets]
-    listener = PeerListener(server, listening)
+    listener = PeerListener(server, sockets, ssl_context)
     try:
         yield listener
     finally:

@@ -10,14 +10,21 @@ import asyncio
 import fcntl
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from imgkeep.cluster.workers.worker_info import SharedFolder
 
 
+CHECK_INTERVAL_S: Final = 0.25
+"""Interval of attempts to become the leader; at most this long after a leader's death another worker goes on."""
+
+
 class LeaderLock:
     """The lock that makes the worker `name` the leader."""
+
+    scope: Final = "node"
+    check_interval_s: Final = CHECK_INTERVAL_S
 
     def __init__(self, folder: SharedFolder, name: str) -> None:
         self._folder = folder
@@ -31,7 +38,7 @@ class LeaderLock:
 
     async def acquire(self) -> bool:
         """Become the leader unless another worker is; return whether this worker is now."""
-        return await asyncio.to_thread(self._acquire)
+        return self.is_held or await asyncio.to_thread(self._acquire)
 
     async def release(self) -> None:
         """Release the lock, so that another worker becomes the leader."""

@@ -87,9 +87,12 @@ class FillLeases:
         """Never go on without a lease: the supervisor removes those of a dead worker."""
         return False
 
-    def release(self, key: str, *, stored: bool = False, failure: LinkFailure | None = None) -> None:
+    async def fail(self, key: str, _failure: LinkFailure) -> None:
+        """Release a lease; other workers that follow the fill get its failure."""
+        self.release(key)
+
+    def release(self, key: str, *, stored: bool = False) -> None:
         """Release a lease of this worker, if it holds one: after the grace period where the image is `stored`."""
-        del failure  # another worker gets it while it follows the fill
         if key not in self._held:
             return
         self._remove_expired()

@@ -1,0 +1,91 @@
+"""What commands read of a cluster, and change in it, by its tables alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from imgkeep.cluster.nodes.membership import DEAD_AFTER_S
+from imgkeep.core.errors import StorageError
+from imgkeep.database.cluster_schema import members
+from imgkeep.database.schema import state
+from imgkeep.database.store_mark import COMPLETE_MARK, JOIN_LOCK, STORE_MARK
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from imgkeep.database import Database, DatabaseEngine
+
+
+@dataclass(frozen=True, slots=True)
+class MemberFacts:
+    """
+    A process in the table of members.
+
+    Attributes:
+        heartbeat_s: Seconds since its last heartbeat; one that is silent for longer than `DEAD_AFTER_S` is dead.
+    """
+
+    id: str
+    node: str
+    version: str
+    heartbeat_s: float
+
+    @property
+    def is_live(self) -> bool:
+        return self.heartbeat_s < DEAD_AFTER_S
+
+
+async def list_members(engine: DatabaseEngine) -> Sequence[MemberFacts]:
+    """Return the processes of all nodes; none where the database is a file of this machine. Raises: StorageError."""
+    return await engine.execute(_list_members)
+
+
+async def forget_node(database: Database, node: str) -> int:
+    """
+    Drop what waits in the outbox of a node that does not come back; return the number of images.
+
+    Raises:
+        StorageError: The node lives, or the database failed.
+    """
+    if any(member.node == node and member.is_live for member in await list_members(database.engine)):
+        raise StorageError(f"the node {node!r} is live, and uploads what waits there by itself: end it first")
+    return await database.outbox.forget(node)
+
+
+async def adopt_store(engine: DatabaseEngine, store: str) -> None:
+    """
+    Make a database that of a store, before a reindex fills its image index anew.
+
+    Raises:
+        StorageError: Nodes with another store use it, or the database failed.
+    """
+
+    def work(connection: sa.Connection) -> None:
+        if connection.dialect.name != "postgresql":
+            return
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(JOIN_LOCK)))
+        mark = connection.scalar(sa.select(state.c.value).where(state.c.name == STORE_MARK))
+        if mark == store:
+            return
+        if mark is not None and any(member.is_live for member in _list_members(connection)):
+            raise StorageError(
+                f"live nodes use the database for another store ({mark}): set store.url as on them, or end them first",
+                place=engine.location,
+            )
+        connection.execute(sa.delete(state).where(state.c.name == COMPLETE_MARK))
+        row = insert(state).values(name=STORE_MARK, value=store)
+        connection.execute(row.on_conflict_do_update(index_elements=[state.c.name], set_={"value": store}))
+
+    await engine.execute(work)
+
+
+def _list_members(connection: sa.Connection) -> list[MemberFacts]:
+    if connection.dialect.name != "postgresql":
+        return []
+    silence = sa.extract("epoch", sa.func.clock_timestamp() - members.c.heartbeat_at)
+    query = sa.select(members.c.id, members.c.node, members.c.version, silence).order_by(members.c.node, members.c.id)
+    return [MemberFacts(row[0], row[1], row[2], float(row[3])) for row in connection.execute(query)]
