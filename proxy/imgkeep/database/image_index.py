@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 
 from imgkeep.core.confirmation import LINK_MARK
 from imgkeep.core.errors import StorageError
@@ -341,9 +341,9 @@ def _delete_older(node: str, keys: sa.ColumnElement[bool], began: int, connectio
 
 
 def _mark_complete(value: str, connection: sa.Connection) -> None:
-    mark = {"name": COMPLETE_MARK, "value": value}
-    if not connection.execute(sa.update(state).where(state.c.name == COMPLETE_MARK).values(mark)).rowcount:
-        connection.execute(sa.insert(state), mark)
+    insert = postgresql.insert(state) if is_shared(connection) else sqlite.insert(state)
+    row = insert.values(name=COMPLETE_MARK, value=value)
+    connection.execute(row.on_conflict_do_update(index_elements=[state.c.name], set_={"value": value}))
 
 
 def _time(seconds: int | None) -> datetime | None:
