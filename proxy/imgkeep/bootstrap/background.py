@@ -87,7 +87,7 @@ class BackgroundTasks:
         self._node_leader, self._cluster_leader = cluster.node_leader, cluster.cluster_leader
         self._duties = self._assign_duties(cluster)
         self._resigned = asyncio.Event()
-        watch_totals(services.metrics, self._totals)
+        watch_totals(services.metrics, self._totals, lambda: self.leads)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from imgkeep.cluster.nodes.leases import NodeLeases
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from imgkeep.bootstrap.cluster import ClusterParts, Nodes
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
     from imgkeep.cluster.workers.leases import FillLeases
@@ -83,10 +85,11 @@ def watch_storage(metrics: Metrics, storage: Storage, health: Health) -> None:
             _watch_outbox(metrics, storage.database.outbox, health)
 
 
-def watch_totals(metrics: Metrics, totals: StoredTotals) -> None:
-    """Show how much is stored."""
-    metrics.watch("images", "Images that are stored, as of the last count", lambda: totals.images, shared=True)
-    metrics.watch("images_bytes", "Bytes of these images", lambda: totals.size, shared=True)
+def watch_totals(metrics: Metrics, totals: StoredTotals, leads: Callable[[], bool]) -> None:
+    """Show how much is stored, in the one process that counts it: sums over nodes stay right as the leader changes."""
+    number, size = (lambda: totals.images if leads() else 0), (lambda: totals.size if leads() else 0)
+    metrics.watch("images", "Images that are stored, as of the last count", number, shared=True)
+    metrics.watch("images_bytes", "Bytes of these images", size, shared=True)
 
 
 def _watch_memory_cache(metrics: Metrics, cache: MemoryCache) -> None:
