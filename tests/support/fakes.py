@@ -400,12 +400,13 @@ class World:
         sharing: RecordSharing | None = None,
         store: Any = None,
         blocked: Any = None,
+        image_index: Any = None,
     ) -> None:
         """Make a service, `beside` another one on the same stores, or on a real `store` with its `blocked` digests."""
         self.origin = origin or FakeOrigin()
         self.store: FakeStore = store or (FakeStore() if beside is None else beside.store)
         self.disk: FakeSpool = FakeSpool() if beside is None else beside.disk
-        self.image_index: FakeImageIndex = FakeImageIndex() if beside is None else beside.image_index
+        self.image_index: FakeImageIndex = image_index or (FakeImageIndex() if beside is None else beside.image_index)
         self.memory = MemorySpool(memory_bytes)
         self.format_checker = FormatChecker()
         self.observer = FakeObserver()

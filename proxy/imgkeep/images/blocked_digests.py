@@ -149,13 +149,16 @@ class BlockedDigests:
 
     async def reload(self) -> None:
         """
-        Read the list of the database again, and that of the store if it answers: this process has missed changes.
+        Read the list of a database again that other nodes share, and recheck what it lacks: this process has missed
+        changes.
 
         Raises:
             StorageError: The database does not answer.
         """
-        await self.learn_new(await self._removals.list_blocked())
-        await self.refresh()
+        listed = set(await self._removals.list_blocked())
+        await self.learn_new(listed)
+        with suppress(StorageError):  # a refresh rechecks, once the store answers
+            await self.recheck(list(islice(self._digests.keys() - listed, RECHECKS_MAX)))
 
     async def learn_new(self, digests: Collection[Digest]) -> None:
         """Block those of the digests that are not known to be blocked. As `learn`."""

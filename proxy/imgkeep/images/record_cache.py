@@ -219,6 +219,10 @@ class RecordCache:
             record = self.cached(key) or await self._find_in_index(key)
             if record is None:
                 raise
+        except Removed:
+            if lookup.is_current:
+                self.forget(key)
+            raise
         finally:
             self._end_lookup(key, lookup)
         if not lookup.is_current:
