@@ -235,6 +235,19 @@ async def test_holder_that_is_no_member_is_not_waited_for(url: str) -> None:
         assert a.leases.unleased == 1
 
 
+async def test_wrong_clock_of_a_node_changes_no_lease(url: str) -> None:
+    async with lease_nodes(url, "a", "b") as (a, b):
+        response = FakeResponse().push(IMAGE[:60_000])
+        a.world.origin.gives(URL, lambda: response)
+        b.world.wait(3600)
+        b.offset_s = -300
+        first = await a.world.ask(URL)
+        second = await b.world.ask(URL)
+        response.push(IMAGE[60_000:]).end()
+        assert await read_all(first) == await read_all(second) == IMAGE
+        assert asked(b) == []
+
+
 async def test_late_release_ends_no_other_lease(url: str) -> None:
     async with lease_nodes(url, "a", "b") as (a, b):
         assert await a.leases.request("k", NO_LINK).answer() is None

@@ -237,6 +237,7 @@ class JobRunner:
             await asyncio.wait(tasks)
         with suppress(StorageError, TimeoutError):
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                await self._jobs.flush()
                 await self._links.release()
 
     async def _do_due(self) -> float:
