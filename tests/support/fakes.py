@@ -302,11 +302,15 @@ class FakeImageIndex(ImageIndex):
             raise self.fault
         return self.records.get(key)
 
-    async def put(self, record: Record) -> None:
+    async def put(self, record: Record, *, is_adopted: bool = False) -> None:
+        del is_adopted
         self.calls["put"] += 1
         if self.fault is not None:
             raise self.fault
         self.records[record.key] = record
+
+    def doubt(self, key: Key) -> None:
+        """Note nothing: every record is written at once."""
 
     async def flush(self) -> None:
         self.calls["flush"] += 1
