@@ -197,7 +197,7 @@ class _Builder:
         health = self.make_health()
         own_ports: set[int] = set()
         blocked_digests = BlockedDigests(self.storage.store, database.removals, _drop_of(self.storage), parts.notifier)
-        database.image_index.when_blocked(blocked_digests.learn_new)
+        database.image_index.when_blocked(blocked_digests.learn_found)
         dependencies = self.open_dependencies(FillObserver(self.metrics, health, failures), blocked_digests, own_ports)
         sharing = share_records(parts, self.storage, blocked_digests, responses)
         image_service = self.open_image_service(dependencies, parts.cluster, sharing)
