@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -14,14 +15,16 @@ from hypothesis import strategies as st
 
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import decode_record, encode_record
-from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record
-from imgkeep.database.image_index import UNWRITTEN_MAX, _to_record, _to_row
+from imgkeep.core.records import Digest, Doubt, Format, Key, PixelSize, Provenance, Record
+from imgkeep.database.image_index import _REMOVAL_LOCK, UNWRITTEN_MAX
+from imgkeep.database.image_rows import to_record, to_row
 from imgkeep.database.schema import images, metadata, select_records
 from tests.support.database import make_records, query, walk
 from tests.support.stores import NOON, record_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator
     from pathlib import Path
 
     from imgkeep.database import Database, ImageIndex
@@ -57,8 +60,8 @@ any_record = st.builds(
 def test_record_survives_the_round_trip(record: Record, memory: sa.Engine) -> None:
     with memory.begin() as connection:
         connection.execute(sa.delete(images))
-        connection.execute(sa.insert(images), {**_to_row(record), "indexed_at": 0})
-        assert _to_record(connection.execute(select_records("")).one()) == record
+        connection.execute(sa.insert(images), {**to_row(record), "indexed_at": 0})
+        assert to_record(connection.execute(select_records("")).one()) == record
     assert decode_record(encode_record(record)) == record
 
 
@@ -346,3 +349,105 @@ async def test_damaged_row_is_a_fault_until_a_rebuild(change: str, connect: Conn
         await index.find(record.key)
     await index.rebuild(walk([record]))
     assert await index.find(record.key) == record
+
+
+# --- several nodes
+
+
+@pytest.fixture
+async def shared(postgresql_url: str, connect: Connect) -> tuple[ImageIndex, ImageIndex, list[Digest]]:
+    """Give the image indexes of two nodes that share a database, and what the second one is told of blocks."""
+    url = postgresql_url.replace("postgresql:", "postgresql+psycopg:")
+    first, second = connect(url), connect(url)
+    await first.open()
+    told: list[Digest] = []
+
+    async def learn(digests: Collection[Digest]) -> None:
+        told.extend(digests)
+
+    second.image_index.when_blocked(learn)
+    return first.image_index, second.image_index, told
+
+
+async def test_record_before_a_removal_is_found_by_it(shared: tuple[ImageIndex, ImageIndex, list[Digest]]) -> None:
+    first, second, told = shared
+    record = record_of(b"an image")
+    await second.put(record)
+    await second.flush()
+    assert await first.block(record.digest) == [record.key]
+    assert told == []
+
+
+async def test_record_after_a_removal_is_told_of_it(shared: tuple[ImageIndex, ImageIndex, list[Digest]]) -> None:
+    first, second, told = shared
+    record, other = record_of(b"an image"), record_of(b"another image", name="b")
+    assert await first.block(record.digest) == []
+    for each in (record, other):
+        await second.put(each)
+    await second.flush()
+    assert told == [record.digest]
+    assert await first.block(record.digest) == [record.key], "a repeated removal finds it"
+
+
+async def test_record_during_a_removal_waits_for_it(
+    shared: tuple[ImageIndex, ImageIndex, list[Digest]], postgresql_url: str
+) -> None:
+    _, second, told = shared
+    record = record_of(b"an image")
+    await second.keys_of(record.digest)  # it is connected
+    async with await psycopg.AsyncConnection.connect(postgresql_url) as removal:
+        await removal.execute("SELECT pg_advisory_xact_lock(%s)", (_REMOVAL_LOCK,))
+        await second.put(record)
+        flushing = asyncio.create_task(second.flush())
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+        async def is_waiting() -> bool:
+            rows = await (await removal.execute(waiting)).fetchone()
+            return rows == (1,)
+
+        await until(is_waiting)
+        await removal.execute("INSERT INTO refused (digest) VALUES (%s)", (record.digest,))
+        assert await (await removal.execute("SELECT key FROM images")).fetchall() == []
+        await removal.commit()
+        await flushing
+    assert told == [record.digest]
+
+
+async def test_removal_in_a_file_of_one_node_blocks_nothing(tmp_path: Path, connect: Connect) -> None:
+    database = connect(f"sqlite:///{tmp_path}/imgkeep.db")
+    record = record_of(b"an image")
+    await database.image_index.put(record)
+    assert await database.image_index.block(record.digest) == [record.key]
+    assert await database.removals.list_blocked() == []
+
+
+async def test_adopted_record_replaces_no_row_that_stands_for_every_link(index: ImageIndex) -> None:
+    old, new = record_of(b"an image"), record_of(b"another image", etag='"new"')
+    await index.put(new)
+    await index.flush()
+    await index.put(old, is_adopted=True)  # read from the store before `new` was there, and written after it
+    assert await index.find(new.key) == new
+    await index.flush()
+    assert await index.find(new.key) == new
+    doubted = new.with_doubts(frozenset({Doubt.UNSIGNED}))
+    await index.put(doubted)
+    await index.flush()
+    await index.put(new, is_adopted=True)
+    await index.flush()
+    assert await index.find(new.key) == new, "a lookup of such a row asks the store in any case"
+
+
+async def test_record_that_another_process_may_have_replaced_is_written_as_adopted(
+    shared: tuple[ImageIndex, ImageIndex, list[Digest]],
+) -> None:
+    first, second, _ = shared
+    old, new = record_of(b"an image"), record_of(b"another image", etag='"new"')
+    second._batch_delay_s = 60
+    await second.put(old)
+    await first.put(new)
+    await first.flush()
+    assert await second.find(old.key) == old
+    second.doubt(old.key)  # it is told of the change
+    assert await second.find(old.key) == new
+    await second.flush()
+    assert await first.find(new.key) == new

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imgkeep.core.errors import Conflict, Removed
 from imgkeep.database import RemovalIndex
 from imgkeep.images.blocked_digests import BlockedDigests
+from imgkeep.images.cache_trust import CacheTrust
 from imgkeep.images.record_cache import RecordCache
 from imgkeep.images.record_changes import RecordChanges
 from imgkeep.images.record_sharing import RecordSharing
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from imgkeep.core.records import Digest, Key, Record
+    from imgkeep.database import Database
+    from imgkeep.images.interfaces import Notifier
     from tests.support.memory_bucket import Order
 
 
@@ -40,14 +43,24 @@ class BucketNode:
         changed: Keys whose responses were evicted from the response cache.
     """
 
-    def __init__(self, name: str, bucket: MemoryBucket, order: Order | None = None) -> None:
+    def __init__(
+        self, name: str, bucket: MemoryBucket, order: Order | None = None, notifier: Notifier | None = None
+    ) -> None:
         self.name = name
         self.client = MemoryClient(bucket)
         self.client.order = order
         self.store = BucketStore(self.client)
         self.index = FakeImageIndex()
         self.changed: list[Key] = []
-        self.sharing = RecordSharing(changed=self.changed.append, remembered=self.store.note_seen)
+        self.timer = Timer()
+        self.trust = CacheTrust(self.timer)
+        self.sharing = RecordSharing(
+            changed=self.changed.append,
+            remembered=self.store.note_seen,
+            learn_blocked=self._learn_blocked,
+            notifier=notifier,
+            trust=self.trust,
+        )
         self.records = RecordCache(self.store, self.index, (), Timer(), self.sharing)
         self.changes = RecordChanges(self.records, self.sharing)
         self.settler = RecordSettler(self.store.unsettled, self.store.find, self.index, self.changes)
@@ -59,8 +72,11 @@ class BucketNode:
             stored = await self.store.put(await draft_of(body), record)
         except (Conflict, Removed):
             return None
-        await self.changes.note_stored(stored)
+        await self.changes.note_stored(stored, is_first=True)
         return stored
+
+    async def _learn_blocked(self, digests: Collection[Digest]) -> None:
+        raise AssertionError(f"this node has no list of blocked digests for {digests}")
 
     async def look_up(self, key: Key) -> Record | None:
         return await self.records.find(key)
@@ -94,11 +110,19 @@ class Removals(RemovalIndex):
 class ServingNode(BucketNode):
     """A node with an image service, which removes images."""
 
-    def __init__(self, name: str, bucket: MemoryBucket, order: Order | None = None) -> None:
-        super().__init__(name, bucket, order)
-        self.removals = Removals()
-        self.blocked = BlockedDigests(self.store, self.removals, self._drop_copies)
-        self.world = World(store=self.store, sharing=self.sharing, blocked=self.blocked)
+    def __init__(
+        self,
+        name: str,
+        bucket: MemoryBucket,
+        order: Order | None = None,
+        notifier: Notifier | None = None,
+        database: Database | None = None,
+    ) -> None:
+        super().__init__(name, bucket, order, notifier)
+        self.removals: Any = Removals() if database is None else database.removals
+        self.blocked = BlockedDigests(self.store, self.removals, self._drop_copies, notifier)
+        index = None if database is None else database.image_index
+        self.world = World(store=self.store, sharing=self.sharing, blocked=self.blocked, image_index=index)
         self.index = self.world.image_index
         self.changes = self.world.image_service.changes
         self.records = self.changes.records
@@ -110,6 +134,9 @@ class ServingNode(BucketNode):
             blocked_digests=self.blocked,
             clock=lambda: NOON,
         )
+
+    async def _learn_blocked(self, digests: Collection[Digest]) -> None:
+        await self.blocked.learn_new(digests)
 
     async def _drop_copies(self, _digest: Digest) -> None:
         """Drop nothing: this node has no disk."""

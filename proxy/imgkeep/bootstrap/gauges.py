@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imgkeep.cluster.nodes.leases import NodeLeases
-
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
-    from imgkeep.cluster.workers.leases import FillLeases
+    from imgkeep.cluster.nodes.leases import NodeLeases
     from imgkeep.database import Outbox
     from imgkeep.health import Health
     from imgkeep.images.format_checker import FormatChecker
@@ -31,14 +32,32 @@ def watch_fills(
     metrics.watch("format_checks_in_flight", "Images that threads check", lambda: format_checker.under_way)
 
 
-def watch_leases(metrics: Metrics, leases: FillLeases | NodeLeases | None) -> None:
+def watch_leases(metrics: Metrics, leases: NodeLeases | None) -> None:
     """Show the fills that other nodes could not know of."""
-    if isinstance(leases, NodeLeases):
+    if leases is not None:
         metrics.watch_count(
             "cluster_unleased_fills",
             "Fills without the lease of their key, because the database or the lease's holder could not be reached",
             lambda: leases.unleased,
         )
+
+
+def watch_changes(metrics: Metrics, nodes: Nodes | None) -> None:
+    """Show how changes of other members arrive, and whether this process may have missed some."""
+    if nodes is None:
+        return
+    reader, writer, trust = nodes.reader, nodes.writer, nodes.trust
+    metrics.watch_count("cluster_changes_applied", "Changes of the cluster that were applied", lambda: reader.applied)
+    metrics.watch_count(
+        "cluster_members_expelled",
+        "Members that did not confirm a change in time, and have to catch up",
+        lambda: writer.expelled,
+    )
+    metrics.watch(
+        "cluster_caches_suspended",
+        "Processes that may have missed changes, and ask the store for every lookup",
+        lambda: not trust.holds,
+    )
 
 
 def watch_jobs(metrics: Metrics, jobs: JobRunner) -> None:
@@ -65,10 +84,11 @@ def watch_storage(metrics: Metrics, storage: Storage, health: Health) -> None:
             _watch_outbox(metrics, storage.database.outbox, health)
 
 
-def watch_totals(metrics: Metrics, totals: StoredTotals) -> None:
-    """Show how much is stored."""
-    metrics.watch("images", "Images that are stored, as of the last count", lambda: totals.images, shared=True)
-    metrics.watch("images_bytes", "Bytes of these images", lambda: totals.size, shared=True)
+def watch_totals(metrics: Metrics, totals: StoredTotals, leads: Callable[[], bool]) -> None:
+    """Show how much is stored, in the one process that counts it: sums over nodes stay right as the leader changes."""
+    number, size = (lambda: totals.images if leads() else 0), (lambda: totals.size if leads() else 0)
+    metrics.watch("images", "Images that are stored, as of the last count", number, shared=True)
+    metrics.watch("images_bytes", "Bytes of these images", size, shared=True)
 
 
 def _watch_memory_cache(metrics: Metrics, cache: MemoryCache) -> None:

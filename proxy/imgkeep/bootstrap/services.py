@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep import __version__
 from imgkeep.bootstrap.cluster import ALONE, share_records
-from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_storage
+from imgkeep.bootstrap.gauges import watch_changes, watch_fills, watch_jobs, watch_leases, watch_storage
 from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import StorageSharing, objects_url, open_storage
@@ -47,7 +47,8 @@ from imgkeep.storage.disk_cache import CacheShare
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 
-    from imgkeep.bootstrap.cluster import ClusterParts, Nodes
+    from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
@@ -163,7 +164,8 @@ async def open_services(
     ):
         inspector = make_inspector(config, platform.clock)
         builder = _Builder(config, platform, storage, metrics, inspector, parts.limit_share, stack)
-        watch_leases(metrics, parts.leases)
+        watch_leases(metrics, parts.node_leases)
+        watch_changes(metrics, parts.nodes)
         yield await builder.build(parts, responses)
 
 
@@ -195,7 +197,7 @@ class _Builder:
         health = self.make_health()
         own_ports: set[int] = set()
         blocked_digests = BlockedDigests(self.storage.store, database.removals, _drop_of(self.storage), parts.notifier)
-        database.image_index.when_blocked(blocked_digests.learn_new)
+        database.image_index.when_blocked(blocked_digests.learn_found)
         dependencies = self.open_dependencies(FillObserver(self.metrics, health, failures), blocked_digests, own_ports)
         sharing = share_records(parts, self.storage, blocked_digests, responses)
         image_service = self.open_image_service(dependencies, parts.cluster, sharing)

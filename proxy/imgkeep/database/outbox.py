@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from imgkeep.core.records import Backlog, Key, OutboxEntry
+from imgkeep.database.dialect_insert import insert_new
 from imgkeep.database.schema import images, outbox
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ class Outbox:
         self._flush = flush
         """Waits until the image index has written all records that were put."""
         self.last_backlog: Backlog | None = None
+
+    async def add(self, records: Sequence[Record]) -> None:
+        """Add images that are pending, without a change of their rows in the image index."""
+        if records:
+            await self._engine.execute(lambda connection: update_entries(connection, self._node, records))
 
     async def due(self, limit: int) -> Sequence[OutboxEntry]:
         """Return up to `limit` images whose time has come, those that wait longest first."""
@@ -132,8 +137,7 @@ def update_entries(connection: sa.Connection, node: str, records: Sequence[Recor
         if record.pending and known.get(record.key) != record.digest
     ]
     if new:
-        insert = postgresql.insert(outbox) if connection.dialect.name == "postgresql" else sqlite.insert(outbox)
-        connection.execute(insert.on_conflict_do_nothing(), new)  # another worker of this node may enlist it
+        connection.execute(insert_new(connection, outbox), new)  # another worker of this node may enlist it
 
 
 def delete_entries(connection: sa.Connection, node: str, keys: Collection[Key]) -> None:
