@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from imgkeep.cluster.nodes import change_writer
+from imgkeep.cluster.nodes import change_reader, change_writer
 from imgkeep.cluster.nodes.change_writer import UNSENT_MAX, ChangeWriter
 from imgkeep.cluster.notice import NAMES_MAX, Notice, decode, encode, merge
 from imgkeep.core.errors import Busy, StorageError
@@ -18,6 +18,9 @@ from tests.support.change_nodes import STALE_MAX_S, ChangeNode, make_tables
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+    from contextlib import AbstractAsyncContextManager
+
     from tests.support.postgresql import PostgresqlServer
 
 X, Y = Digest("x" * 64), Digest("y" * 64)
@@ -278,6 +281,45 @@ async def test_replaced_record_is_told_once_the_database_is_back(url: str, postg
         postgresql.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         await until(lambda: b.learner.changed == [K])
         assert a.learner.settled > settled, "the others look the record up in the database"
+
+
+async def test_replaced_record_is_told_to_the_workers_of_the_machine_without_the_database(url: str) -> None:
+    told: list[Key] = []
+
+    class Local:
+        async def notify(self, *, changed: Collection[Key] = (), **_what: object) -> None:
+            told.extend(changed)
+
+        def exclusively(self, _digest: Digest) -> AbstractAsyncContextManager[None]:
+            raise AssertionError("nothing is removed")
+
+    a = ChangeNode(url, "a")
+    writer = ChangeWriter(a.session, "a/2", local=Local(), timer=a.timer, sleep=asyncio.sleep)
+    with pytest.raises(StorageError):
+        await writer.notify(changed=[K])
+    assert told == [K]
+
+
+async def test_missing_notifications_delay_changes_and_lose_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(change_reader, "HEARTBEAT_INTERVAL_S", 0.05)
+    a, b = ChangeNode(url, "a"), ChangeNode(url, "b")
+    b.session._listeners.clear()  # as a pooler between may have it
+    async with a.running(), b.running():
+        await a.writer.notify(blocked=[X])
+        assert b.learner.blocked == [X]
+        assert a.writer.expelled == 0
+
+
+async def test_database_that_goes_away_does_not_suspend_caches_at_once(url: str, postgresql: PostgresqlServer) -> None:
+    a = ChangeNode(url, "a")
+    async with a.running():
+        name = url.rpartition("/")[2]
+        postgresql.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        a.session._note_fault(a.session._fault)
+        a.reader._news.set()
+        await until(lambda: not a.reader._may_apply)
+        assert a.trust.holds
+        postgresql.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
 
 def test_too_many_unsent_changes_become_one(url: str) -> None:

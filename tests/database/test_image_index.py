@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import decode_record, encode_record
-from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record
-from imgkeep.database.image_index import _REMOVAL_LOCK, UNWRITTEN_MAX, _to_record, _to_row
+from imgkeep.core.records import Digest, Doubt, Format, Key, PixelSize, Provenance, Record
+from imgkeep.database.image_index import _REMOVAL_LOCK, UNWRITTEN_MAX
+from imgkeep.database.image_rows import to_record, to_row
 from imgkeep.database.schema import images, metadata, select_records
 from tests.support.database import make_records, query, walk
 from tests.support.stores import NOON, record_of
@@ -59,8 +60,8 @@ any_record = st.builds(
 def test_record_survives_the_round_trip(record: Record, memory: sa.Engine) -> None:
     with memory.begin() as connection:
         connection.execute(sa.delete(images))
-        connection.execute(sa.insert(images), {**_to_row(record), "indexed_at": 0})
-        assert _to_record(connection.execute(select_records("")).one()) == record
+        connection.execute(sa.insert(images), {**to_row(record), "indexed_at": 0})
+        assert to_record(connection.execute(select_records("")).one()) == record
     assert decode_record(encode_record(record)) == record
 
 
@@ -418,3 +419,35 @@ async def test_removal_in_a_file_of_one_node_blocks_nothing(tmp_path: Path, conn
     await database.image_index.put(record)
     assert await database.image_index.block(record.digest) == [record.key]
     assert await database.removals.list_blocked() == []
+
+
+async def test_adopted_record_replaces_no_row_that_stands_for_every_link(index: ImageIndex) -> None:
+    old, new = record_of(b"an image"), record_of(b"another image", etag='"new"')
+    await index.put(new)
+    await index.flush()
+    await index.put(old, is_adopted=True)  # read from the store before `new` was there, and written after it
+    assert await index.find(new.key) == new
+    await index.flush()
+    assert await index.find(new.key) == new
+    doubted = new.with_doubts(frozenset({Doubt.UNSIGNED}))
+    await index.put(doubted)
+    await index.flush()
+    await index.put(new, is_adopted=True)
+    await index.flush()
+    assert await index.find(new.key) == new, "a lookup of such a row asks the store in any case"
+
+
+async def test_record_that_another_process_may_have_replaced_is_written_as_adopted(
+    shared: tuple[ImageIndex, ImageIndex, list[Digest]],
+) -> None:
+    first, second, _ = shared
+    old, new = record_of(b"an image"), record_of(b"another image", etag='"new"')
+    second._batch_delay_s = 60
+    await second.put(old)
+    await first.put(new)
+    await first.flush()
+    assert await second.find(old.key) == old
+    second.doubt(old.key)  # it is told of the change
+    assert await second.find(old.key) == new
+    await second.flush()
+    assert await first.find(new.key) == new

@@ -43,7 +43,7 @@ async def test_cancelled_listener_leaves_no_lease(monkeypatch: pytest.MonkeyPatc
     world.origin.gives(URL, IMAGE)
     reached = asyncio.Event()
 
-    async def hang(_record: Record) -> None:
+    async def hang(_record: Record, **_how: object) -> None:
         reached.set()
         await asyncio.Event().wait()
 

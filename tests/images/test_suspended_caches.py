@@ -63,6 +63,7 @@ async def test_tombstone_is_seen_while_suspended(node: ServingNode) -> None:
     node.trust.suspend()
     with pytest.raises(Removed):
         await node.look_up(A.key)
+    assert node.records.cached(A.key) is None
 
 
 async def test_replaced_record_is_adopted_while_suspended(node: ServingNode) -> None:

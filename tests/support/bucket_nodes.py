@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imgkeep.core.errors import Conflict, Removed
 from imgkeep.database import RemovalIndex
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from imgkeep.core.records import Digest, Key, Record
+    from imgkeep.database import Database
     from imgkeep.images.interfaces import Notifier
     from tests.support.memory_bucket import Order
 
@@ -110,12 +111,18 @@ class ServingNode(BucketNode):
     """A node with an image service, which removes images."""
 
     def __init__(
-        self, name: str, bucket: MemoryBucket, order: Order | None = None, notifier: Notifier | None = None
+        self,
+        name: str,
+        bucket: MemoryBucket,
+        order: Order | None = None,
+        notifier: Notifier | None = None,
+        database: Database | None = None,
     ) -> None:
         super().__init__(name, bucket, order, notifier)
-        self.removals = Removals()
+        self.removals: Any = Removals() if database is None else database.removals
         self.blocked = BlockedDigests(self.store, self.removals, self._drop_copies, notifier)
-        self.world = World(store=self.store, sharing=self.sharing, blocked=self.blocked)
+        index = None if database is None else database.image_index
+        self.world = World(store=self.store, sharing=self.sharing, blocked=self.blocked, image_index=index)
         self.index = self.world.image_index
         self.changes = self.world.image_service.changes
         self.records = self.changes.records

@@ -116,9 +116,11 @@ class ChangeNode:
         return int(rows[0][0]) if rows else -1
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[ChangeNode]:
+    async def running(self, *, reads: bool = True) -> AsyncIterator[ChangeNode]:
         """Run the session and the reader until the end of the block; the test sends the heartbeats."""
-        tasks = [asyncio.create_task(self.session.run()), asyncio.create_task(self.reader.run())]
+        tasks = [asyncio.create_task(self.session.run())]
+        if reads:
+            tasks.append(asyncio.create_task(self.reader.run()))
         try:
             await self.session.attempted.wait()
             yield self

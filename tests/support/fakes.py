@@ -302,11 +302,15 @@ class FakeImageIndex(ImageIndex):
             raise self.fault
         return self.records.get(key)
 
-    async def put(self, record: Record) -> None:
+    async def put(self, record: Record, *, is_adopted: bool = False) -> None:
+        del is_adopted
         self.calls["put"] += 1
         if self.fault is not None:
             raise self.fault
         self.records[record.key] = record
+
+    def doubt(self, key: Key) -> None:
+        """Note nothing: every record is written at once."""
 
     async def flush(self) -> None:
         self.calls["flush"] += 1
@@ -400,12 +404,13 @@ class World:
         sharing: RecordSharing | None = None,
         store: Any = None,
         blocked: Any = None,
+        image_index: Any = None,
     ) -> None:
         """Make a service, `beside` another one on the same stores, or on a real `store` with its `blocked` digests."""
         self.origin = origin or FakeOrigin()
         self.store: FakeStore = store or (FakeStore() if beside is None else beside.store)
         self.disk: FakeSpool = FakeSpool() if beside is None else beside.disk
-        self.image_index: FakeImageIndex = FakeImageIndex() if beside is None else beside.image_index
+        self.image_index: FakeImageIndex = image_index or (FakeImageIndex() if beside is None else beside.image_index)
         self.memory = MemorySpool(memory_bytes)
         self.format_checker = FormatChecker()
         self.observer = FakeObserver()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imgkeep.cluster.nodes.leases import NodeLeases
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from imgkeep.bootstrap.cluster import ClusterParts, Nodes
+    from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
-    from imgkeep.cluster.workers.leases import FillLeases
+    from imgkeep.cluster.nodes.leases import NodeLeases
     from imgkeep.database import Outbox
     from imgkeep.health import Health
     from imgkeep.images.format_checker import FormatChecker
@@ -33,9 +32,9 @@ def watch_fills(
     metrics.watch("format_checks_in_flight", "Images that threads check", lambda: format_checker.under_way)
 
 
-def watch_leases(metrics: Metrics, leases: FillLeases | NodeLeases | None) -> None:
+def watch_leases(metrics: Metrics, leases: NodeLeases | None) -> None:
     """Show the fills that other nodes could not know of."""
-    if isinstance(leases, NodeLeases):
+    if leases is not None:
         metrics.watch_count(
             "cluster_unleased_fills",
             "Fills without the lease of their key, because the database or the lease's holder could not be reached",

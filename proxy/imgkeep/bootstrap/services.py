@@ -47,7 +47,8 @@ from imgkeep.storage.disk_cache import CacheShare
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 
-    from imgkeep.bootstrap.cluster import ClusterParts, Nodes
+    from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
@@ -163,7 +164,7 @@ async def open_services(
     ):
         inspector = make_inspector(config, platform.clock)
         builder = _Builder(config, platform, storage, metrics, inspector, parts.limit_share, stack)
-        watch_leases(metrics, parts.leases)
+        watch_leases(metrics, parts.node_leases)
         watch_changes(metrics, parts.nodes)
         yield await builder.build(parts, responses)
 
@@ -196,7 +197,7 @@ class _Builder:
         health = self.make_health()
         own_ports: set[int] = set()
         blocked_digests = BlockedDigests(self.storage.store, database.removals, _drop_of(self.storage), parts.notifier)
-        database.image_index.when_blocked(blocked_digests.learn_new)
+        database.image_index.when_blocked(blocked_digests.learn_found)
         dependencies = self.open_dependencies(FillObserver(self.metrics, health, failures), blocked_digests, own_ports)
         sharing = share_records(parts, self.storage, blocked_digests, responses)
         image_service = self.open_image_service(dependencies, parts.cluster, sharing)

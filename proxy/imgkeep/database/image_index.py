@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
@@ -19,10 +18,10 @@ import sqlalchemy as sa
 
 from imgkeep.core.confirmation import LINK_MARK
 from imgkeep.core.errors import StorageError
-from imgkeep.core.layout import read_doubts, read_validator, write_doubts
-from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Trust, Wanted
+from imgkeep.core.records import Digest, Key, Record, Wanted
 from imgkeep.database.dialect_insert import insert_or_replace
 from imgkeep.database.image_counts import NOT_BLOCKED, Totals, count_images, count_totals, split_keys
+from imgkeep.database.image_rows import to_records, to_row
 from imgkeep.database.outbox import (
     FIND_TIMEOUT_S,
     delete_entries,
@@ -35,6 +34,8 @@ from imgkeep.database.store_mark import COMPLETE_MARK
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+    from collections.abc import Set as AbstractSet
+    from datetime import datetime
 
     from imgkeep.database.engine import DatabaseEngine
     from imgkeep.database.record_lookup import RecordLookup
@@ -55,7 +56,6 @@ SUSPECTS_MAX: Final = 100
 DELETED_MAX: Final = 1_000_000
 """Maximum number of rows that one statement of a rebuild looks at: more could take longer than a call may."""
 ANY: Final = Wanted()
-_FORMATS: Final = {format_.extension: format_ for format_ in Format}
 
 _REMOVAL_LOCK: Final = 0x696D676B656F
 _LOCK_ALONE: Final = sa.select(sa.func.pg_advisory_xact_lock(_REMOVAL_LOCK))
@@ -83,6 +83,8 @@ class ImageIndex:
         self._batch_delay_s = batch_delay_s
         self._found_blocked: Callable[[Collection[Digest]], Awaitable[None]] = _note_nothing
         self._unwritten: dict[Key, Record] = {}
+        self._adopted: set[Key] = set()
+        """Those of them that this process did not write, or that another one may have written since."""
         self._has_dropped = False
         """Whether records were dropped that were too many to wait."""
         self._flush_task: asyncio.Task[None] | None = None
@@ -96,10 +98,10 @@ class ImageIndex:
 
     async def find(self, key: Key) -> Record | None:
         unwritten = self._unwritten.get(key)
-        if unwritten is not None:
+        if unwritten is not None and key not in self._adopted:
             return unwritten
         if self._lookup is not None and self._lookup.is_connected:
-            found = _to_records(await self._lookup.find(key, timeout_s=FIND_TIMEOUT_S))
+            found = to_records(await self._lookup.find(key, timeout_s=FIND_TIMEOUT_S))
             return found[0] if found else None
         records = await self._select(select_records(self._node).where(images.c.key == key), timeout_s=FIND_TIMEOUT_S)
         return records[0] if records else None
@@ -113,19 +115,31 @@ class ImageIndex:
             found.update({record.key: record for record in await self._select(query)})
         return found
 
-    async def put(self, record: Record) -> None:
-        """Add a record, soon. `find` returns it at once; an unreachable database gets it later."""
+    async def put(self, record: Record, *, is_adopted: bool = False) -> None:
+        """
+        Add a record, soon. `find` returns it at once; an unreachable database gets it later.
+
+        `is_adopted`: it was read from the store. The process that wrote it there writes the row as well, and may have
+        written another record since. So this one replaces no row that stands for every link, and `find` looks there.
+        """
         if len(self._unwritten) >= UNWRITTEN_MAX:
             self._has_dropped = True
             return
         self._unwritten[record.key] = record
+        (self._adopted.add if is_adopted else self._adopted.discard)(record.key)
         self.start_flush()
+
+    def doubt(self, key: Key) -> None:
+        """Note that another process may have written another record of a key."""
+        if key in self._unwritten:
+            self._adopted.add(key)
 
     async def drop(self, keys: Collection[Key]) -> None:
         """Remove the rows of keys, here and in the outbox; other nodes do so once they have deleted the bytes."""
         await self.flush()
         for key in keys:
             self._unwritten.pop(key, None)
+            self._adopted.discard(key)
 
         def work(connection: sa.Connection) -> None:
             if is_shared(connection):
@@ -253,6 +267,7 @@ class ImageIndex:
                     for record in batch:
                         if self._unwritten.get(record.key) is record:
                             del self._unwritten[record.key]
+                            self._adopted.discard(record.key)
         except StorageError:
             return  # they wait for the next put or check
         finally:
@@ -260,8 +275,11 @@ class ImageIndex:
 
     async def _write(self, batch: Sequence[Record]) -> int:
         if batch:
+            adopted = self._adopted.intersection(record.key for record in batch)
             blocked = await self._engine.execute(
-                lambda connection: _upsert(connection, self._node, batch, self._now(connection))
+                lambda connection: _upsert(
+                    connection, self._node, _leave_out_known(connection, batch, adopted), self._now(connection)
+                )
             )
             if blocked:
                 await self._found_blocked([*map(Digest, blocked)])
@@ -278,15 +296,7 @@ class ImageIndex:
 
 
 def _read(connection: sa.Connection, query: sa.Select[Any]) -> list[Record]:
-    return _to_records(connection.execute(query).all())
-
-
-def _to_records(rows: Sequence[Any]) -> list[Record]:
-    try:
-        return [_to_record(row) for row in rows]
-    except (KeyError, TypeError, ValueError, OverflowError, OSError):
-        # Nothing in a SQLite file guards against flipped bits.
-        raise StorageError("the image index holds a damaged row; `imgkeep reindex` repairs it") from None
+    return to_records(connection.execute(query).all())
 
 
 def is_shared(connection: sa.Connection) -> bool:
@@ -302,11 +312,20 @@ def _block(connection: sa.Connection, digest: Digest) -> Sequence[str]:
     return connection.scalars(sa.select(images.c.key).where(images.c.digest == digest)).all()
 
 
+def _leave_out_known(connection: sa.Connection, records: Sequence[Record], adopted: AbstractSet[Key]) -> list[Record]:
+    """Leave out the adopted records whose row stands for every link: the process that wrote it knew better."""
+    query = sa.select(images.c.key).where(images.c.key.in_(adopted), images.c.doubts.is_(None))
+    known = set(connection.scalars(query)) if adopted else set()
+    return [record for record in records if record.key not in known]
+
+
 def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now: int) -> Sequence[str]:
     """Write rows; return which of their digests other processes have blocked."""
     # A key that waits and is in the primary, too, is read twice. In one order, so that no two nodes wait for each
     # other's rows.
     records = sorted({record.key: record for record in records}.values(), key=attrgetter("key"))
+    if not records:
+        return ()
     shared = is_shared(connection)
     if shared:
         connection.execute(_LOCK_SHARED)  # by itself: a later statement sees what was committed when it was granted
@@ -316,7 +335,7 @@ def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now
         connection.execute(sa.delete(images).where(images.c.key.in_([record.key for record in records])))
     # Compiled once and handed to the driver as it is: SQLAlchemy's handling of each row costs more than the row.
     insert = statement.compile(dialect=connection.dialect)
-    rows = [{**_to_row(record), "indexed_at": now} for record in records]
+    rows = [{**to_row(record), "indexed_at": now} for record in records]
     order = insert.positiontup
     connection.exec_driver_sql(insert.string, [tuple(map(row.__getitem__, order)) for row in rows] if order else rows)
     update_entries(connection, node, records)
@@ -340,50 +359,3 @@ def _mark_complete(value: str, connection: sa.Connection) -> None:
         connection.execute(insert_or_replace(state), mark)
     elif not connection.execute(sa.update(state).where(state.c.name == COMPLETE_MARK).values(mark)).rowcount:
         connection.execute(sa.insert(state), mark)
-
-
-def _time(seconds: int | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
-
-
-def _to_row(record: Record) -> dict[str, object]:
-    return {
-        "key": record.key,
-        "identity": record.identity,
-        "host": record.host,
-        "digest": record.digest,
-        "extension": record.format.extension,
-        "size": record.size,
-        "width": record.pixel_size.width if record.pixel_size else None,
-        "height": record.pixel_size.height if record.pixel_size else None,
-        "etag": record.etag,
-        "stored_at": int(record.stored_at.timestamp()),
-        "provider": record.provider,
-        "temporary": record.temporary,
-        "expires_at": int(record.expires_at.timestamp()) if record.expires_at else None,
-        "origin_etag": record.validator.etag if record.validator else None,
-        "origin_modified": record.validator.modified if record.validator else None,
-        "doubts": ",".join(write_doubts(record.doubts)) or None,
-        "brought_by": record.brought_by or None,
-    }
-
-
-def _to_record(row: sa.Row[Any]) -> Record:
-    return Record(
-        key=Key(row.key),
-        identity=row.identity,
-        digest=Digest(row.digest),
-        format=_FORMATS[row.extension],
-        size=row.size,
-        pixel_size=PixelSize(row.width, row.height) if row.width and row.height else None,
-        etag=row.etag,
-        stored_at=datetime.fromtimestamp(row.stored_at, UTC),
-        validator=read_validator(row.origin_etag, row.origin_modified),
-        waits_at=row.node,
-        provenance=Provenance(
-            host=row.host, provider=row.provider, temporary=row.temporary, expires_at=_time(row.expires_at)
-        ),
-        trust=Trust(
-            doubts=read_doubts(row.doubts.split(",")) if row.doubts else frozenset(), brought_by=row.brought_by or ""
-        ),
-    )

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
-from imgkeep.database.cluster_schema import members
 from imgkeep.database.durable_jobs import SEARCHED_MAX, to_item
 from imgkeep.database.schema import items, jobs
 
@@ -74,7 +73,33 @@ UPDATE items SET member = :member FROM free WHERE items.job = free.job AND items
 RETURNING items.*
 """
 )
-_NAME: Final = sa.tuple_(items.c.job, items.c.number)
+_CHECK: Final = sa.text(
+    """
+WITH running AS (
+    SELECT * FROM unnest(CAST(:job AS text[]), CAST(:number AS int[])) AS running (job, number)
+), live AS (
+    SELECT id FROM cluster_members WHERE heartbeat_at >= clock_timestamp() - CAST(:dead_after AS interval)
+), known AS (
+    SELECT EXISTS (
+        SELECT FROM cluster_members WHERE started_at < clock_timestamp() - CAST(:dead_after AS interval)) AS yes
+), lost AS (
+    SELECT job, number FROM items WHERE member IS NOT NULL AND CASE
+        WHEN member = :member THEN (job, number) NOT IN (SELECT job, number FROM running)
+        ELSE (SELECT yes FROM known) AND member NOT IN (SELECT id FROM live) END
+    FOR UPDATE SKIP LOCKED
+), freed AS (
+    UPDATE items SET member = NULL FROM lost WHERE items.job = lost.job AND items.number = lost.number
+), freed_webhooks AS (
+    UPDATE jobs SET webhook_member = NULL WHERE webhook IS NOT NULL AND webhook_member <> :member
+        AND (SELECT yes FROM known) AND webhook_member NOT IN (SELECT id FROM live)
+)
+SELECT waiting, has_webhooks, held.job, held.number FROM (
+    SELECT (SELECT coalesce(sum(total - saved - failed), 0) FROM jobs WHERE finished_at IS NULL) AS waiting,
+        EXISTS (SELECT FROM jobs WHERE webhook IS NOT NULL AND finished_at IS NOT NULL) AS has_webhooks
+) AS all_jobs LEFT JOIN (SELECT job, number FROM items WHERE member = :member) AS held ON true
+"""
+)
+"""One statement, whose parts see the tables as they were before it."""
 _UNFINISHED: Final = (
     sa.select(sa.func.coalesce(sa.func.sum(jobs.c.total - jobs.c.saved - jobs.c.failed), 0))
     .where(jobs.c.finished_at.is_(None))
@@ -89,12 +114,14 @@ class Checked:
     What a check of the reservations has found.
 
     Attributes:
-        held: The links that this member has reserved.
+        held: Those of the running links that this member still has.
         waiting: How many links wait in all jobs.
+        has_webhooks: Whether a webhook waits for its delivery.
     """
 
     held: Collection[Name]
     waiting: int
+    has_webhooks: bool
 
 
 class JobReservations:
@@ -110,8 +137,7 @@ class JobReservations:
     def __init__(self, engine: DatabaseEngine, member: str, *, dead_after_s: float) -> None:
         self._engine = engine
         self._member = member
-        self._past = sa.func.clock_timestamp() - sa.literal(timedelta(seconds=dead_after_s))
-        self._members_are_known = sa.exists().where(members.c.started_at < self._past)
+        self._dead_after = timedelta(seconds=dead_after_s)
 
     async def reserve(self, limit: int, *, per_host_max: int) -> Sequence[JobItem]:
         """
@@ -142,24 +168,21 @@ class JobReservations:
 
     async def check(self, running: Collection[Name]) -> Checked:
         """End reservations of dead members, and those of this one that it does not know of: of links not `running`."""
-
-        def work(connection: sa.Connection) -> Checked:
-            self._free(connection, sa.and_(self._is_lost(items.c.member), self._members_are_known))
-            own = items.c.member == self._member
-            self._free(connection, sa.and_(own, _NAME.not_in(list(running))) if running else own)
-            lost = sa.and_(jobs.c.webhook.is_not(None), self._is_lost(jobs.c.webhook_member), self._members_are_known)
-            connection.execute(sa.update(jobs).where(lost).values(webhook_member=None))
-            held = connection.execute(sa.select(items.c.job, items.c.number).where(own)).all()
-            waiting = int(connection.scalar(_UNFINISHED) or 0)
-            return Checked({(row.job, row.number) for row in held}, waiting)
-
-        return await self._engine.execute(work)
+        parameters = {
+            "member": self._member,
+            "dead_after": self._dead_after,
+            "job": [job_id for job_id, _ in running],
+            "number": [number for _, number in running],
+        }
+        rows = await self._engine.execute(lambda connection: connection.execute(_CHECK, parameters).all())
+        held = {(row.job, row.number) for row in rows} & set(running)
+        return Checked(held, int(rows[0].waiting), rows[0].has_webhooks)
 
     async def release(self) -> None:
         """End all reservations of this member."""
 
         def work(connection: sa.Connection) -> None:
-            self._free(connection, items.c.member == self._member)
+            connection.execute(sa.update(items).where(items.c.member == self._member).values(member=None))
             own = sa.and_(jobs.c.webhook.is_not(None), jobs.c.webhook_member == self._member)
             connection.execute(sa.update(jobs).where(own).values(webhook_member=None))
 
@@ -168,12 +191,3 @@ class JobReservations:
     async def count_waiting(self) -> int:
         """Return the number of waiting links in all jobs."""
         return int(await self._engine.execute(lambda connection: connection.scalar(_UNFINISHED)) or 0)
-
-    def _is_lost(self, member: sa.Column[str | None]) -> sa.ColumnElement[bool]:
-        """Return the condition that a member is dead or unknown."""
-        is_live = sa.exists().where(members.c.id == member, members.c.heartbeat_at >= self._past)
-        return sa.and_(member.is_not(None), member != self._member, ~is_live)
-
-    def _free(self, connection: sa.Connection, condition: sa.ColumnElement[bool]) -> None:
-        free = sa.select(items.c.job, items.c.number).where(condition).with_for_update(of=items, skip_locked=True)
-        connection.execute(sa.update(items).where(_NAME.in_(free)).values(member=None))

@@ -149,13 +149,30 @@ class BlockedDigests:
 
     async def reload(self) -> None:
         """
-        Read the list of the database again, and that of the store if it answers: this process has missed changes.
+        Read the list of a database again that other nodes share, and recheck what it lacks: this process has missed
+        changes.
 
         Raises:
             StorageError: The database does not answer.
         """
-        await self.learn_new(await self._removals.list_blocked())
-        await self.refresh()
+        listed = set(await self._removals.list_blocked())
+        await self.learn_new(listed)
+        with suppress(StorageError):  # a refresh rechecks, once the store answers
+            await self.recheck(list(islice(self._digests.keys() - listed, RECHECKS_MAX)))
+
+    async def learn_found(self, digests: Collection[Digest]) -> None:
+        """
+        Block digests that the database calls blocked, unless the store does not: its answer may be older than an undo.
+
+        The row stays: it may be that of a removal whose block is on its way into the store.
+        """
+        new = [digest for digest in digests if digest not in self._digests]
+        await self.learn_new(new)
+        for digest in new:
+            message = self._digests.get(digest)
+            with suppress(StorageError):  # then it stays blocked until a refresh
+                if await self._store.find_block(digest) is None and self._digests.get(digest) == message:
+                    self._digests.pop(digest, None)
 
     async def learn_new(self, digests: Collection[Digest]) -> None:
         """Block those of the digests that are not known to be blocked. As `learn`."""

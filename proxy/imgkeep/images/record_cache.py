@@ -132,7 +132,7 @@ class RecordCache:
         if current is None or current == record:
             return record
         self.put(current)
-        await self.index(current)
+        await self.index(current, is_adopted=True)
         return current
 
     def put(self, record: Record) -> None:
@@ -140,10 +140,10 @@ class RecordCache:
         self._outdate_lookups(record.key)
         self._remember(record)
 
-    async def index(self, record: Record) -> None:
-        """Put a record into the image index."""
+    async def index(self, record: Record, *, is_adopted: bool = False) -> None:
+        """Put a record into the image index. `is_adopted`: as `ImageIndex.put`."""
         try:
-            await self._image_index.put(record)
+            await self._image_index.put(record, is_adopted=is_adopted)
         except StorageError:
             return  # a view that lags: the next lookup that has to ask the store corrects it
 
@@ -153,6 +153,7 @@ class RecordCache:
         self._records.pop(key, None)
         self._provisional.pop(key, None)
         self._tombstones.pop(key, None)
+        self._image_index.doubt(key)
 
     def forget_all(self) -> None:
         """Drop all records and tombstones from memory."""
@@ -219,6 +220,10 @@ class RecordCache:
             record = self.cached(key) or await self._find_in_index(key)
             if record is None:
                 raise
+        except Removed:
+            if lookup.is_current:
+                self.forget(key)
+            raise
         finally:
             self._end_lookup(key, lookup)
         if not lookup.is_current:
@@ -253,7 +258,7 @@ class RecordCache:
         if record is None and key not in self._in_flight:
             record = await self._find_in_store(key, preparation)
             if record is not None:
-                await self.index(record)
+                await self.index(record, is_adopted=True)
         return record
 
     def _remember(self, record: Record) -> None:

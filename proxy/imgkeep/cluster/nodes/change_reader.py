@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from imgkeep.database.session import DatabaseSession, Row
     from imgkeep.images.cache_trust import CacheTrust
 
+    Learn = Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]]
+    Act = Callable[[], Awaitable[None]]
+
 ROWS_MAX: Final = 100
 """Maximum number of changes that are read at once: 35 MB, if each is as large as one can be."""
 RETRY_DELAY_S: Final = 1.0
@@ -58,9 +61,9 @@ class Receiver:
         settle: Writes the records that the database lacks, as far as it answers.
     """
 
-    learn: Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]]
-    learn_everything: Callable[[], Awaitable[None]]
-    settle: Callable[[], Awaitable[None]]
+    learn: Learn
+    learn_everything: Act
+    settle: Act
 
 
 class ChangeReader:
@@ -106,7 +109,7 @@ class ChangeReader:
         self._is_current = False
         """Whether this member has applied what it had to before it joined."""
         self._has_failed = False
-        """Whether it could not apply the last change."""
+        """Whether it is applying a change, or could not apply the last one."""
         trust.until = timer() + stale_max_s
         session.listen(CHANGES, lambda _: self._news.set())
         session.when_lost(self._note_lost)
@@ -115,7 +118,7 @@ class ChangeReader:
         membership.when_confirmed(self._note_confirmed)
 
     async def run(self) -> None:
-        """Apply changes as they come, for ever."""
+        """Apply changes as they come, for ever; and look for them in an interval, should notifications not arrive."""
         was_trusted = True
         while True:
             await is_set_within(self._news, HEARTBEAT_INTERVAL_S)
@@ -125,19 +128,19 @@ class ChangeReader:
                     logging.INFO if was_trusted else logging.WARNING,
                     "caches in use again" if was_trusted else "caches suspended; asking the store",
                 )
-            if not self._news.is_set() or not self._may_apply:
-                self._news.clear()  # the rest is read before this member joins again
-                continue
             self._news.clear()
+            if not self._may_apply:
+                continue  # the rest is read before this member joins again
             try:
                 async with self._lock:
                     await self._apply_new()
-                self._has_failed = False
-            except StorageError as error:
-                await self._retry_later(error.in_full)
             except Exception as error:
-                log.exception("change not applied unexpectedly")
-                await self._retry_later(type(error).__name__)
+                if isinstance(error, StorageError):
+                    log.warning("changes not applied", extra={"reason": error.in_full})
+                else:
+                    log.exception("changes not applied unexpectedly")
+                await self._sleep(RETRY_DELAY_S)
+                self._news.set()
 
     async def clean_up(self) -> None:
         """Delete old rows in an interval, for ever: the leader's duty."""
@@ -166,15 +169,15 @@ class ChangeReader:
                 self._membership.applied = newest
                 self._has_position = True
             self._may_apply = True
+            self._has_failed = False
             await self._apply_new()
 
     async def _finish_catching_up(self) -> None:
         async with self._lock:
             await self._apply_new()
-        self._is_current, self._has_failed = True, False
+        self._is_current = True
         if self.receiver is not None:
-            await self.receiver.settle()
-        self._writer.send_unsent()
+            self._writer.send_unsent(self.receiver.settle)
 
     async def _apply_new(self) -> None:
         """Apply the rows that are there, and confirm them."""
@@ -184,7 +187,9 @@ class ChangeReader:
             count = len(rows)
             if not rows:
                 return
+            self._has_failed = True
             await self._learn(rows)
+            self._has_failed = False
             self.applied += count
             self._membership.applied = rows[-1][0]
             authors = {row[1] for row in rows} - {self._membership.id}
@@ -204,21 +209,18 @@ class ChangeReader:
         notice = merge(_read_notice(row) for row in rows if row[1] != self._membership.id)
         if self.receiver is None:
             return
-        if notice.everything:
-            await self.receiver.learn_everything()
-        await self.receiver.learn(
-            notice.blocked,  # type: ignore[arg-type]  # digests
-            notice.changed,  # type: ignore[arg-type]  # keys
-            {},
-            notice.unblocked,  # type: ignore[arg-type]  # digests
-        )
-
-    async def _retry_later(self, reason: str) -> None:
-        log.warning("changes not applied", extra={"reason": reason})
-        self._has_failed = True
-        self._trust.suspend()
-        await self._sleep(RETRY_DELAY_S)
-        self._news.set()
+        try:
+            if notice.everything:
+                await self.receiver.learn_everything()
+            await self.receiver.learn(
+                notice.blocked,  # type: ignore[arg-type]  # digests
+                notice.changed,  # type: ignore[arg-type]  # keys
+                {},
+                notice.unblocked,  # type: ignore[arg-type]  # digests
+            )
+        except BaseException:
+            self._trust.suspend()
+            raise
 
     def _suspend(self) -> None:
         self._is_current = False

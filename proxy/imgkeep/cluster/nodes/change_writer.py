@@ -38,7 +38,7 @@ from imgkeep.cluster.notice import Notice, encode, merge
 from imgkeep.core.errors import Busy, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 
     from imgkeep.clock import Sleep
     from imgkeep.core.records import Digest, Key
@@ -130,6 +130,8 @@ class ChangeWriter:
     ) -> None:
         """As `Notifier.notify`. Without the database a replaced record reaches the other nodes later."""
         notice = Notice(blocked=list(blocked), changed=list(changed), unblocked=list(unblocked))
+        if notice == Notice():
+            return
         try:
             await self._tell(notice)
         except StorageError:
@@ -152,16 +154,17 @@ class ChangeWriter:
             with suppress(StorageError):  # then the lock ends with the session
                 await self._session.execute("SELECT pg_advisory_unlock(%s, %s)", names)
 
-    def send_unsent(self) -> None:
-        """Start to send the changes that the database could not take before."""
-        notice, self._unsent = self._unsent, Notice()
-        if notice != Notice():
-            wait = asyncio.create_task(self.notify_again(notice))
-            self._waits.add(wait)
-            wait.add_done_callback(self._waits.discard)
+    def send_unsent(self, settle: Callable[[], Awaitable[None]]) -> None:
+        """Start to send the changes that the database could not take before, after the records that it lacks."""
+        wait = asyncio.create_task(self._send_unsent(settle))
+        self._waits.add(wait)
+        wait.add_done_callback(self._end_wait)
 
-    async def notify_again(self, notice: Notice) -> None:
-        """Send changes that could not be sent before; keep them for later where they cannot be sent now either."""
+    async def _send_unsent(self, settle: Callable[[], Awaitable[None]]) -> None:
+        await settle()  # the others look there
+        notice, self._unsent = self._unsent, Notice()
+        if notice == Notice():
+            return
         try:
             await self._tell(notice)
         except StorageError:
@@ -211,6 +214,10 @@ class ChangeWriter:
                         if not written.done():
                             written.set_exception(StorageError(str(fault), place=fault.place, cause=fault.cause))
                     continue
+                except BaseException:  # of this program, or its end
+                    for _, written in batch:
+                        written.cancel()
+                    raise
                 wait = asyncio.create_task(self._wait_until_applied(last))
                 self._waits.add(wait)
                 wait.add_done_callback(self._end_wait)
