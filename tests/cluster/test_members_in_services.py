@@ -51,11 +51,12 @@ async def test_limits_follow_the_members(tmp_path: Path, postgresql_url: str) ->
             state = first.nodes.describe()
             assert state.fault is None
             assert state.facts["id"] == first.nodes.membership.id
+            assert (state.facts["state"], state.facts["silence_s"]) == ("joined", 0)
             assert [each["node"] for each in state.facts["members"]] == ["a", "b", "c"]  # type: ignore[attr-defined]
         await first.nodes.membership.beat()
         assert first.limit_share.members == 1
         await first.nodes.membership.leave()
-        assert "the database has not confirmed it" in str(first.nodes.describe().fault)
+        assert "catching up: the database has not confirmed it" in str(first.nodes.describe().fault)
 
 
 def test_workers_of_one_machine_divide_the_limits(tmp_path: Path) -> None:

@@ -141,6 +141,28 @@ async def test_images_come_while_database_and_bucket_are_away(client: Client, or
     assert [origin.asked[f"/fresh/{number}.png"] for number in range(3)] == [1] * 3
 
 
+async def test_image_that_waits_on_one_node_is_shown_by_all(client: Client, origin: CountedOrigin) -> None:
+    nodes, around = client.nodes.members, client.nodes.around
+    around.s3.process.stop()
+    url = origin.gives("/waits.png")
+    first = await client.img(url, nodes[0])
+    key = (await client.ask("/api/images?limit=1", nodes[0])).json["images"][0]["key"]
+    for node in nodes:
+        shown = await client.img(url, node)
+        assert (shown.status, shown.body) == (200, first.body)
+        facts = (await client.ask(f"/api/images/{key}", node)).json
+        assert (facts["storage"], facts["node"]) == ("local", nodes[0].name)
+    assert origin.asked["/waits.png"] == 1
+    around.restore()
+    await until(lambda: _all_ready(client))
+
+    async def is_in_the_bucket() -> bool:
+        found = [(await client.ask(f"/api/images/{key}", node)).json for node in nodes]
+        return all(facts["storage"] == "s3" and "node" not in facts for facts in found)
+
+    await until(is_in_the_bucket)
+
+
 async def test_clock_that_is_five_minutes_off_changes_nothing(client: Client, origin: CountedOrigin) -> None:
     third = client.nodes.members[2]
     third.kill()

@@ -10,6 +10,7 @@ import pytest
 from imgkeep.core.errors import OriginTimeout, SourceNotFound
 from imgkeep.core.source_url import read_source
 from imgkeep.images.interfaces import NO_LINK
+from imgkeep.images.negative_cache import hash_link
 from tests.support.fakes import FakeResponse, read_all, settle
 from tests.support.fills import IMAGE, OTHER, URL
 from tests.support.lease_nodes import LeaseNode, lease_database, lease_nodes
@@ -183,6 +184,18 @@ async def test_failure_that_is_not_remembered_frees_the_lease(url: str) -> None:
         assert await b.world.get(URL) == ("stored", IMAGE)
 
 
+@pytest.mark.parametrize("failure", [b"", b"\0\0\0\1x", b"\0\0\0\1\x80"])
+async def test_failure_of_another_version_is_no_answer(url: str, failure: bytes) -> None:
+    async with lease_nodes(url, "a") as (a,):
+        insert = (
+            "INSERT INTO cluster_leases (name, member, token, until, link, failure) "
+            "VALUES (%s, 'x/1', '', now() + interval '1 h', %s, %s)"
+        )
+        await a.session.execute(insert, (key_of(a), hash_link(read_source(URL)), failure))
+        a.world.origin.gives(URL, IMAGE)
+        assert await a.world.get(URL) == ("stored", IMAGE)
+
+
 async def test_large_failure_is_not_shared(url: str) -> None:
     async with lease_nodes(url, "a") as (a,):
         error = SourceNotFound("404", origin_status=404)
@@ -222,6 +235,19 @@ async def test_holder_that_is_no_member_is_not_waited_for(url: str) -> None:
         assert a.leases.unleased == 1
 
 
+async def test_wrong_clock_of_a_node_changes_no_lease(url: str) -> None:
+    async with lease_nodes(url, "a", "b") as (a, b):
+        response = FakeResponse().push(IMAGE[:60_000])
+        a.world.origin.gives(URL, lambda: response)
+        b.world.wait(3600)
+        b.offset_s = -300
+        first = await a.world.ask(URL)
+        second = await b.world.ask(URL)
+        response.push(IMAGE[60_000:]).end()
+        assert await read_all(first) == await read_all(second) == IMAGE
+        assert asked(b) == []
+
+
 async def test_late_release_ends_no_other_lease(url: str) -> None:
     async with lease_nodes(url, "a", "b") as (a, b):
         assert await a.leases.request("k", NO_LINK).answer() is None
@@ -247,13 +273,18 @@ async def test_database_away_before_during_and_after(url: str, postgresql: Postg
         response.push(IMAGE).end()
         assert (await fetching)[1] == IMAGE
         assert blocked
+        for number in range(3):
+            with pytest.raises(SourceNotFound):
+                await b.world.get(f"https://images.example/missing{number}.png")
+        assert b.leases._releases == [], "nothing waits in memory"
+        assert not b.leases._requests
         await break_off(postgresql, url, allow=True)
         await a.session.wait_connected()
         assert await a.rows() == [], "what could not be released is released now"
         b.world.origin.gives("https://images.example/b.png", IMAGE)
         await b.session.wait_connected()
         assert await b.world.get("https://images.example/b.png") == ("stored", IMAGE)
-        assert b.leases.unleased == 1
+        assert b.leases.unleased == 4
 
 
 async def break_off(postgresql: PostgresqlServer, url: str, *, allow: bool) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
@@ -15,13 +16,14 @@ from hypothesis import strategies as st
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import decode_record, encode_record
 from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record
-from imgkeep.database.image_index import UNWRITTEN_MAX, _to_record, _to_row
+from imgkeep.database.image_index import _REMOVAL_LOCK, UNWRITTEN_MAX, _to_record, _to_row
 from imgkeep.database.schema import images, metadata, select_records
 from tests.support.database import make_records, query, walk
 from tests.support.stores import NOON, record_of
+from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator
     from pathlib import Path
 
     from imgkeep.database import Database, ImageIndex
@@ -346,3 +348,73 @@ async def test_damaged_row_is_a_fault_until_a_rebuild(change: str, connect: Conn
         await index.find(record.key)
     await index.rebuild(walk([record]))
     assert await index.find(record.key) == record
+
+
+# --- several nodes
+
+
+@pytest.fixture
+async def shared(postgresql_url: str, connect: Connect) -> tuple[ImageIndex, ImageIndex, list[Digest]]:
+    """Give the image indexes of two nodes that share a database, and what the second one is told of blocks."""
+    url = postgresql_url.replace("postgresql:", "postgresql+psycopg:")
+    first, second = connect(url), connect(url)
+    await first.open()
+    told: list[Digest] = []
+
+    async def learn(digests: Collection[Digest]) -> None:
+        told.extend(digests)
+
+    second.image_index.when_blocked(learn)
+    return first.image_index, second.image_index, told
+
+
+async def test_record_before_a_removal_is_found_by_it(shared: tuple[ImageIndex, ImageIndex, list[Digest]]) -> None:
+    first, second, told = shared
+    record = record_of(b"an image")
+    await second.put(record)
+    await second.flush()
+    assert await first.block(record.digest) == [record.key]
+    assert told == []
+
+
+async def test_record_after_a_removal_is_told_of_it(shared: tuple[ImageIndex, ImageIndex, list[Digest]]) -> None:
+    first, second, told = shared
+    record, other = record_of(b"an image"), record_of(b"another image", name="b")
+    assert await first.block(record.digest) == []
+    for each in (record, other):
+        await second.put(each)
+    await second.flush()
+    assert told == [record.digest]
+    assert await first.block(record.digest) == [record.key], "a repeated removal finds it"
+
+
+async def test_record_during_a_removal_waits_for_it(
+    shared: tuple[ImageIndex, ImageIndex, list[Digest]], postgresql_url: str
+) -> None:
+    _, second, told = shared
+    record = record_of(b"an image")
+    await second.keys_of(record.digest)  # it is connected
+    async with await psycopg.AsyncConnection.connect(postgresql_url) as removal:
+        await removal.execute("SELECT pg_advisory_xact_lock(%s)", (_REMOVAL_LOCK,))
+        await second.put(record)
+        flushing = asyncio.create_task(second.flush())
+        waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+        async def is_waiting() -> bool:
+            rows = await (await removal.execute(waiting)).fetchone()
+            return rows == (1,)
+
+        await until(is_waiting)
+        await removal.execute("INSERT INTO refused (digest) VALUES (%s)", (record.digest,))
+        assert await (await removal.execute("SELECT key FROM images")).fetchall() == []
+        await removal.commit()
+        await flushing
+    assert told == [record.digest]
+
+
+async def test_removal_in_a_file_of_one_node_blocks_nothing(tmp_path: Path, connect: Connect) -> None:
+    database = connect(f"sqlite:///{tmp_path}/imgkeep.db")
+    record = record_of(b"an image")
+    await database.image_index.put(record)
+    assert await database.image_index.block(record.digest) == [record.key]
+    assert await database.removals.list_blocked() == []

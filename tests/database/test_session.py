@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import asynccontextmanager
+import struct
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -142,3 +144,59 @@ async def test_unreachable_database_is_a_fault_at_once() -> None:
     async with running(session):
         with pytest.raises(StorageError, match="not reachable"):
             await session.execute("SELECT 1")
+
+
+# --- a pooler between
+
+
+@asynccontextmanager
+async def pooler(url: str, *, passes_notifications: bool) -> AsyncIterator[str]:
+    """Run a relay that has numbers of its own for its connections, as a pooler does; give the URL of its address."""
+    place = urlsplit(url)
+    relayed: set[asyncio.StreamWriter] = set()
+
+    async def relay_answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                kind, length = struct.unpack("!ci", await reader.readexactly(5))
+                body = await reader.readexactly(length - 4)
+                if kind == b"K":  # the number of the connection, and a key
+                    body = struct.pack("!i", struct.unpack("!i", body[:4])[0] + 1) + body[4:]
+                if kind != b"A" or passes_notifications:
+                    writer.write(struct.pack("!ci", kind, length) + body)
+                    await writer.drain()
+
+    async def relay_requests(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        relayed.add(writer)
+        server_reader, server_writer = await asyncio.open_connection(place.hostname, place.port)
+        answers = asyncio.create_task(relay_answers(server_reader, writer))
+        while data := await reader.read(65_536):
+            server_writer.write(data)
+        server_writer.close()
+        await answers
+        for end in (server_writer, writer):
+            end.close()
+            with suppress(ConnectionError):
+                await end.wait_closed()
+        relayed.remove(writer)
+
+    async with await asyncio.start_server(relay_requests, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield url.replace(f":{place.port}", f":{port}") + "?sslmode=disable"
+        await until(lambda: not relayed)
+
+
+async def test_pooler_of_sessions_passes(postgresql_url: str) -> None:
+    async with pooler(postgresql_url, passes_notifications=True) as url, running(make(url)) as session:
+        assert session.is_connected
+        assert await session.execute("SELECT 1") == [(1,)]
+
+
+async def test_pooler_that_keeps_notifications_back_is_reported(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("imgkeep.database.postgresql.ECHO_TIMEOUT_S", 0.2)
+    async with pooler(postgresql_url, passes_notifications=False) as url, running(make(url)) as session:
+        assert not session.is_connected
+    (record,) = (record for record in caplog.records if record.message == "database session not connected")
+    assert "pool_mode = session" in record.__dict__["reason"]

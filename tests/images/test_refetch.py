@@ -391,6 +391,14 @@ async def test_image_in_outbox_is_not_replaced(setup: Setup) -> None:
     assert setup.objects == {OLD}
 
 
+async def test_image_in_the_outbox_of_another_node_is_not_replaced(setup: Setup) -> None:
+    before = await setup.begin()
+    del setup.world.store.records[before.key]
+    setup.world.image_service.records.put(replace(before, waits_at="b"))
+    with pytest.raises(StorageError, match="primary"):
+        await setup.refetch(before, FRESHER)
+
+
 async def test_refetch_repeats_put_after_crossing_replacement(setup: Setup) -> None:
     before = await setup.begin()
     store, third = setup.world.store, make_image(seed=3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
 import shutil
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from imgkeep.cli.verify_reindex import verify
 from imgkeep.core.errors import Conflict, Unreachable
 from imgkeep.core.records import Backlog, Tombstone
 from imgkeep.maintenance.verify_reindex import reindex
@@ -203,6 +206,24 @@ async def test_reindex_leaves_what_waits_on_other_nodes(cluster: Cluster) -> Non
     assert await reindex(b.storage.archives, b.index) == 1
     await a.enlist()
     assert (await place(b, waiting), await place(b, stored)) == ("a", None)
+
+
+async def test_verify_reports_nothing_that_another_node_is_about_to_upload(cluster: Cluster) -> None:
+    a, b = await cluster.start("a", "b")
+    waiting = await a.put(b"x", name="x")
+    for node in (a, b):
+        await node.regain_bucket()
+    orphan = record_of(b"y", name="y")
+    for body, record in ((b"x", waiting), (b"y", orphan)):
+        draft = await b.storage.spool.begin(len(body))
+        await draft.write(body)
+        await b.remote.bucket.put_object(draft, record.object_name)
+        await draft.aclose()
+    out = io.StringIO()
+    assert await verify(b.storage.archives, b.database, as_json=True, out=out, err=io.StringIO()) == 0
+    found, summary = map(json.loads, out.getvalue().splitlines())
+    assert (found["kind"], found["path"].endswith(orphan.object_name)) == ("orphan", True)
+    assert (summary["good"], summary["orphan"]) == (1, 1)
 
 
 async def test_nodes_reindex_at_once(cluster: Cluster) -> None:

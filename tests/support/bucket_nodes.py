@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from imgkeep.core.errors import Conflict, Removed
 from imgkeep.database import RemovalIndex
 from imgkeep.images.blocked_digests import BlockedDigests
+from imgkeep.images.cache_trust import CacheTrust
 from imgkeep.images.record_cache import RecordCache
 from imgkeep.images.record_changes import RecordChanges
 from imgkeep.images.record_sharing import RecordSharing
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from imgkeep.core.records import Digest, Key, Record
+    from imgkeep.images.interfaces import Notifier
     from tests.support.memory_bucket import Order
 
 
@@ -40,14 +42,24 @@ class BucketNode:
         changed: Keys whose responses were evicted from the response cache.
     """
 
-    def __init__(self, name: str, bucket: MemoryBucket, order: Order | None = None) -> None:
+    def __init__(
+        self, name: str, bucket: MemoryBucket, order: Order | None = None, notifier: Notifier | None = None
+    ) -> None:
         self.name = name
         self.client = MemoryClient(bucket)
         self.client.order = order
         self.store = BucketStore(self.client)
         self.index = FakeImageIndex()
         self.changed: list[Key] = []
-        self.sharing = RecordSharing(changed=self.changed.append, remembered=self.store.note_seen)
+        self.timer = Timer()
+        self.trust = CacheTrust(self.timer)
+        self.sharing = RecordSharing(
+            changed=self.changed.append,
+            remembered=self.store.note_seen,
+            learn_blocked=self._learn_blocked,
+            notifier=notifier,
+            trust=self.trust,
+        )
         self.records = RecordCache(self.store, self.index, (), Timer(), self.sharing)
         self.changes = RecordChanges(self.records, self.sharing)
         self.settler = RecordSettler(self.store.unsettled, self.store.find, self.index, self.changes)
@@ -59,8 +71,11 @@ class BucketNode:
             stored = await self.store.put(await draft_of(body), record)
         except (Conflict, Removed):
             return None
-        await self.changes.note_stored(stored)
+        await self.changes.note_stored(stored, is_first=True)
         return stored
+
+    async def _learn_blocked(self, digests: Collection[Digest]) -> None:
+        raise AssertionError(f"this node has no list of blocked digests for {digests}")
 
     async def look_up(self, key: Key) -> Record | None:
         return await self.records.find(key)
@@ -94,10 +109,12 @@ class Removals(RemovalIndex):
 class ServingNode(BucketNode):
     """A node with an image service, which removes images."""
 
-    def __init__(self, name: str, bucket: MemoryBucket, order: Order | None = None) -> None:
-        super().__init__(name, bucket, order)
+    def __init__(
+        self, name: str, bucket: MemoryBucket, order: Order | None = None, notifier: Notifier | None = None
+    ) -> None:
+        super().__init__(name, bucket, order, notifier)
         self.removals = Removals()
-        self.blocked = BlockedDigests(self.store, self.removals, self._drop_copies)
+        self.blocked = BlockedDigests(self.store, self.removals, self._drop_copies, notifier)
         self.world = World(store=self.store, sharing=self.sharing, blocked=self.blocked)
         self.index = self.world.image_index
         self.changes = self.world.image_service.changes
@@ -110,6 +127,9 @@ class ServingNode(BucketNode):
             blocked_digests=self.blocked,
             clock=lambda: NOON,
         )
+
+    async def _learn_blocked(self, digests: Collection[Digest]) -> None:
+        await self.blocked.learn_new(digests)
 
     async def _drop_copies(self, _digest: Digest) -> None:
         """Drop nothing: this node has no disk."""

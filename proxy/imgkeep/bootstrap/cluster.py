@@ -23,7 +23,7 @@ from imgkeep.cluster.nodes.change_reader import ChangeReader
 from imgkeep.cluster.nodes.change_writer import ChangeWriter
 from imgkeep.cluster.nodes.leader import ClusterLeader
 from imgkeep.cluster.nodes.leases import NodeLeases
-from imgkeep.cluster.nodes.membership import DEAD_AFTER_S, Membership, NodeIdentity
+from imgkeep.cluster.nodes.membership import DEAD_AFTER_S, HEARTBEAT_INTERVAL_S, Membership, NodeIdentity
 from imgkeep.cluster.nodes.peer_client import PeerClient
 from imgkeep.cluster.nodes.peers import NodePeers
 from imgkeep.cluster.workers.leader import LeaderLock
@@ -59,6 +59,9 @@ that began before the image was stored may end after it.
 STALL_MARGIN_S: Final = 10
 """Time by which a peer may be silent for longer than a fetch may take: it checks and stores the image."""
 
+HEARTBEATS_PER_TRUST: Final = 3
+"""Minimum number of heartbeats in `cluster.stale_max_s`."""
+
 Leader: TypeAlias = LeaderLock | ClusterLeader
 
 
@@ -76,8 +79,11 @@ class Nodes:
     def describe(self) -> ClusterState:
         """Describe the place of this process in the cluster, without the network."""
         membership, fault = self.membership, None
-        if not membership.is_joined or membership.silence_s > DEAD_AFTER_S:
-            fault = f"this process is no member: the database has not confirmed it for {membership.silence_s:.0f} s"
+        state = "catching up" if self.session.is_connected else "cut off"
+        if membership.is_joined and membership.silence_s <= DEAD_AFTER_S:
+            state = "joined"
+        else:
+            fault = f"this process is {state}: the database has not confirmed it for {membership.silence_s:.0f} s"
         members = [
             {
                 "id": member.id,
@@ -88,7 +94,8 @@ class Nodes:
             }
             for member in sorted(membership.members.values(), key=lambda member: (member.node, member.started_at))
         ]
-        return ClusterState(fault, {"id": membership.id, "members": members})
+        own = {"id": membership.id, "state": state, "silence_s": round(membership.silence_s)}
+        return ClusterState(fault, {**own, "members": members})
 
     async def start(self) -> list[asyncio.Task[None]]:
         """
@@ -234,7 +241,9 @@ async def _make_nodes(config: Config, platform: Platform, peers: Peers | None) -
         store=describe_store(config),
         is_only_process=peers is None,
     )
-    membership = Membership(identity, session, timer=platform.timer, sleep=platform.sleep)
+    # Caches are trusted for so long after a confirmed heartbeat, and one may be lost.
+    interval_s = min(HEARTBEAT_INTERVAL_S, cluster.stale_max_s / HEARTBEATS_PER_TRUST)
+    membership = Membership(identity, session, timer=platform.timer, sleep=platform.sleep, interval_s=interval_s)
     return make_nodes(session, membership, platform, local=peers, stale_max_s=cluster.stale_max_s)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from imgkeep.cluster.nodes.leases import NodeLeases
 
 if TYPE_CHECKING:
-    from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.cluster import ClusterParts, Nodes
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
     from imgkeep.cluster.workers.leases import FillLeases
     from imgkeep.database import Outbox
@@ -39,6 +39,24 @@ def watch_leases(metrics: Metrics, leases: FillLeases | NodeLeases | None) -> No
             "Fills without the lease of their key, because the database or the lease's holder could not be reached",
             lambda: leases.unleased,
         )
+
+
+def watch_changes(metrics: Metrics, nodes: Nodes | None) -> None:
+    """Show how changes of other members arrive, and whether this process may have missed some."""
+    if nodes is None:
+        return
+    reader, writer, trust = nodes.reader, nodes.writer, nodes.trust
+    metrics.watch_count("cluster_changes_applied", "Changes of the cluster that were applied", lambda: reader.applied)
+    metrics.watch_count(
+        "cluster_members_expelled",
+        "Members that did not confirm a change in time, and have to catch up",
+        lambda: writer.expelled,
+    )
+    metrics.watch(
+        "cluster_caches_suspended",
+        "Processes that may have missed changes, and ask the store for every lookup",
+        lambda: not trust.holds,
+    )
 
 
 def watch_jobs(metrics: Metrics, jobs: JobRunner) -> None:

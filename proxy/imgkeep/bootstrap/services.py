@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep import __version__
 from imgkeep.bootstrap.cluster import ALONE, share_records
-from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_storage
+from imgkeep.bootstrap.gauges import watch_changes, watch_fills, watch_jobs, watch_leases, watch_storage
 from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import StorageSharing, objects_url, open_storage
@@ -164,6 +164,7 @@ async def open_services(
         inspector = make_inspector(config, platform.clock)
         builder = _Builder(config, platform, storage, metrics, inspector, parts.limit_share, stack)
         watch_leases(metrics, parts.leases)
+        watch_changes(metrics, parts.nodes)
         yield await builder.build(parts, responses)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, TextIO
@@ -15,6 +16,7 @@ from imgkeep.cli.printing import as_line, print_json, printable
 from imgkeep.cli.progress import progress
 from imgkeep.clock import read_clock
 from imgkeep.cluster.nodes.upkeep import adopt_store
+from imgkeep.core.errors import StorageError
 from imgkeep.maintenance import verify_reindex as maintenance
 
 if TYPE_CHECKING:
@@ -60,9 +62,7 @@ async def verify(
                 await database.image_index.put(replace(record, waits_at=waits_at))
 
             async for found in maintenance.verify(store, note):
-                finding = found
-                if found is not None and found.kind in {"missing", "orphan"}:
-                    finding = None if await database.outbox.holders(found.digest) else found
+                finding = None if found is None or await _waits_elsewhere(database, found) else found
                 counts[finding.kind if finding else "good"] += 1
                 bar.advance(1)
                 if finding is None:
@@ -80,6 +80,15 @@ async def verify(
         if counts["incomplete"]:
             out.write(REMEDY)
     return 1 if counts["damaged"] or counts["missing"] or counts["unreadable"] else 0
+
+
+async def _waits_elsewhere(database: Database, finding: maintenance.Finding) -> bool:
+    """Tell whether a finding is about an object that another node is about to upload."""
+    if finding.kind not in {"missing", "orphan"}:
+        return False
+    with suppress(StorageError):  # hours of reading do not end with a database that is away for a moment
+        return bool(await database.outbox.holders(finding.digest))
+    return False
 
 
 async def reindex(stores: Sequence[ListableStore], image_index: ImageIndex, *, as_json: bool, out: TextIO) -> int:

@@ -16,12 +16,12 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 from imgkeep.core.confirmation import LINK_MARK
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import read_doubts, read_validator, write_doubts
 from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Record, Trust, Wanted
+from imgkeep.database.dialect_insert import insert_or_replace
 from imgkeep.database.image_counts import NOT_BLOCKED, Totals, count_images, count_totals, split_keys
 from imgkeep.database.outbox import (
     FIND_TIMEOUT_S,
@@ -56,12 +56,6 @@ DELETED_MAX: Final = 1_000_000
 """Maximum number of rows that one statement of a rebuild looks at: more could take longer than a call may."""
 ANY: Final = Wanted()
 _FORMATS: Final = {format_.extension: format_ for format_ in Format}
-
-_INSERT: Final = postgresql.insert(images)
-_UPSERT: Final = _INSERT.on_conflict_do_update(
-    index_elements=[images.c.key],
-    set_={column.name: _INSERT.excluded[column.name] for column in images.c if column is not images.c.key},
-)
 
 _REMOVAL_LOCK: Final = 0x696D676B656F
 _LOCK_ALONE: Final = sa.select(sa.func.pg_advisory_xact_lock(_REMOVAL_LOCK))
@@ -316,7 +310,7 @@ def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now
     shared = is_shared(connection)
     if shared:
         connection.execute(_LOCK_SHARED)  # by itself: a later statement sees what was committed when it was granted
-        statement: sa.Insert = _UPSERT
+        statement: sa.Insert = insert_or_replace(images)
     else:  # of SQLite, whose transactions come one after the other, this is the quicker way
         statement = sa.insert(images)
         connection.execute(sa.delete(images).where(images.c.key.in_([record.key for record in records])))

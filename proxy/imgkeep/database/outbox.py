@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from imgkeep.core.records import Backlog, Key, OutboxEntry
+from imgkeep.database.dialect_insert import insert_new
 from imgkeep.database.schema import images, outbox
 
 if TYPE_CHECKING:
@@ -132,8 +132,7 @@ def update_entries(connection: sa.Connection, node: str, records: Sequence[Recor
         if record.pending and known.get(record.key) != record.digest
     ]
     if new:
-        insert = postgresql.insert(outbox) if connection.dialect.name == "postgresql" else sqlite.insert(outbox)
-        connection.execute(insert.on_conflict_do_nothing(), new)  # another worker of this node may enlist it
+        connection.execute(insert_new(connection, outbox), new)  # another worker of this node may enlist it
 
 
 def delete_entries(connection: sa.Connection, node: str, keys: Collection[Key]) -> None:

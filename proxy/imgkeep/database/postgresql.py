@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import select
 import socket
 from contextlib import suppress
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import psycopg
 
     Connection = psycopg.Connection[Any]
+    AsyncConnection = psycopg.AsyncConnection[Any]
 
 CONNECT_TIMEOUT_S: Final = 5
 """Timeout for a connection, for each address of the server."""
@@ -43,6 +45,8 @@ A statement that has the server notice a dead client as soon (PostgreSQL 17, 19.
 what the client has locked, as the leadership. It is a statement because poolers refuse settings at the connection. For
 the zone UTC psycopg reads no file.
 """
+ECHO_TIMEOUT_S: Final = 2
+"""Timeout for a notification of this process to itself."""
 ENCODING: Final = "UTF8"
 _GRANTS: Final = (
     "give the user of database.url the rights on it, as the owner of the database: "
@@ -57,6 +61,10 @@ _PRIMARY: Final = (
 _CREATE: Final = (
     f"check the name in database.url, or make it: CREATE DATABASE \"{{name}}\" ENCODING '{ENCODING}' "
     'TEMPLATE template0 OWNER "{user}"'
+)
+_POOLER: Final = (
+    "database.url leads to a pooler that takes its connections back after each transaction: set pool_mode = session "
+    "there, or name the server itself"
 )
 _CONNECTIONS: Final = (
     "raise max_connections of the server, or the CONNECTION LIMIT of the role or of the database in database.url; "
@@ -138,6 +146,24 @@ def check_server(connection: psycopg.BaseConnection[Any], *, read_only: bool, pl
     reported = {connection.info.parameter_status(name) for name in ("in_hot_standby", "default_transaction_read_only")}
     if "on" in reported and not read_only:
         raise StorageError("the database takes no writes", cause=_PRIMARY, place=place)
+
+
+async def check_pooler(listening: AsyncConnection, sending: AsyncConnection, place: str) -> None:
+    """
+    Check that a notification arrives, where a pooler is between: in transactions alone it would be lost silently.
+
+    Raises:
+        StorageError: It does not arrive.
+    """
+    rows = await (await listening.execute("SELECT pg_backend_pid()")).fetchall()
+    if rows[0][0] == listening.info.backend_pid:
+        return  # the server itself
+    channel = f"imgkeep_{secrets.token_hex(8)}"
+    await listening.execute(f'LISTEN "{channel}"'.encode())
+    await sending.execute("SELECT pg_notify(%s, '')", (channel,))
+    if not [notice async for notice in listening.notifies(timeout=ECHO_TIMEOUT_S, stop_after=1)]:
+        raise StorageError("a pooler keeps notifications of the database back", cause=_POOLER, place=place)
+    await listening.execute(f'UNLISTEN "{channel}"'.encode())
 
 
 def is_lost(connection: Connection) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from sqlalchemy import BindParameter, Select
 
 metadata = MetaData()
+
+CONDITION: Final = "condition"
+"""In the facts of an index: the rows that it has. The form that a dialect has for it would import the dialect."""
 
 images = Table(
     "images",
@@ -90,14 +93,12 @@ jobs = Table(
     Index(
         "jobs_by_webhook",
         "webhook_due_at",
-        postgresql_where=text("webhook IS NOT NULL"),
-        sqlite_where=text("webhook IS NOT NULL"),
+        info={CONDITION: "webhook IS NOT NULL"},
     ),
     Index(
         "jobs_unfinished",
         "id",
-        postgresql_where=text("finished_at IS NULL"),
-        sqlite_where=text("finished_at IS NULL"),
+        info={CONDITION: "finished_at IS NULL"},
     ),
     Index("jobs_by_time", "created_at", "id"),
     sqlite_with_rowid=False,
@@ -124,8 +125,7 @@ items = Table(
         "items_by_member",
         "member",
         "host",
-        postgresql_where=text("member IS NOT NULL"),
-        sqlite_where=text("member IS NOT NULL"),
+        info={CONDITION: "member IS NOT NULL"},
     ),
     sqlite_with_rowid=False,
 )
@@ -151,3 +151,11 @@ def select_records(node: str | BindParameter[str]) -> Select[Any]:
         return select(images, mine.label("node"))
     others = select(func.min(outbox.c.node)).where(same).scalar_subquery()
     return select(images, func.coalesce(mine, others).label("node"))
+
+
+def apply_conditions(dialect: str) -> None:
+    """Give the indexes with a condition the form that a dialect has for it."""
+    for table in metadata.tables.values():
+        for index in table.indexes:
+            if CONDITION in index.info:
+                index.dialect_options[dialect]["where"] = text(index.info[CONDITION])

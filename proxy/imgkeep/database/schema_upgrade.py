@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from imgkeep.core.errors import StorageError
 from imgkeep.database.cluster_schema import cluster_metadata
-from imgkeep.database.schema import metadata, state
+from imgkeep.database.schema import apply_conditions, metadata, state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,6 +74,7 @@ def prepare_tables(
     elif read_only:
         raise StorageError("the database has no tables; `imgkeep reindex` makes them, and fills the image index")
     else:
+        apply_conditions(connection.dialect.name)
         metadata.create_all(connection, checkfirst=False)
         if is_postgresql:
             cluster_metadata.create_all(connection, checkfirst=False)

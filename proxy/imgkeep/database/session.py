@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from imgkeep.core.backoff import backoff_s
 from imgkeep.core.errors import StorageError
-from imgkeep.database.postgresql import CONNECT_TIMEOUT_S, CONNECTION_PARAMETERS, SERVER_SETTINGS
+from imgkeep.database.postgresql import CONNECT_TIMEOUT_S, CONNECTION_PARAMETERS, SERVER_SETTINGS, check_pooler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -164,6 +164,7 @@ class DatabaseSession:
             stack.push_async_callback(self._close, listening)
             connection = await self._open_connection()
             stack.push_async_callback(self._close, connection)
+            await self._call(check_pooler(listening, connection, self.place), listening, STATEMENT_TIMEOUT_S)
             for channel in self._listeners:
                 await self._call(listening.execute(f'LISTEN "{channel}"'), listening, STATEMENT_TIMEOUT_S)
             task = asyncio.create_task(self._listen(listening, self._fault))

@@ -130,9 +130,12 @@ class BlockedDigests:
             StorageError: The object may be left, or a process may not know yet.
         """
         self._note([digest])
-        await self._store.delete_object(digest)
+        steps = [self._store.delete_object(digest)]
         if self._notifier is not None:
-            await self._notifier.notify(blocked=[digest])
+            steps.append(self._notifier.notify(blocked=[digest]))
+        for fault in await asyncio.gather(*steps, return_exceptions=True):
+            if fault is not None:
+                raise fault
         await self._removals.block([digest])
 
     def exclusively(self, digest: Digest) -> AbstractAsyncContextManager[None]:

@@ -308,6 +308,8 @@ class FillCoalescer:
                 pass  # the peer's client meets the fault as well
         if record is None and name not in self._fills.running:
             self._fills.release(name)
+        if record is not None and record.pending:
+            await self._records.settle_index()  # a peer on another machine finds it there alone
 
     def _read_link(self, source: Source, info: SourceInfo) -> Link:
         return read_link(source, info, self._fills.dependencies.clock())

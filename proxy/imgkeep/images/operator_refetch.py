@@ -67,6 +67,8 @@ LEASE_POLL_INTERVAL_S: Final = 0.25
 LEASE_POLLS_MAX: Final = 240
 """Maximum number of these attempts: a minute, as long as a fetch may take."""
 
+WAITS: Final = "the stored image waits for the primary store: fetch it again once it is there"
+
 LASTING_DOUBTS: Final = frozenset({Doubt.SPLIT, Doubt.CONTESTED})
 """Doubts about the key, which remain after an operator has confirmed one link."""
 
@@ -139,6 +141,9 @@ class Refetcher:
         """
         known = await self._dependencies.store.find(key)
         if known is None:
+            waiting = await self._image_service.look_up(key)
+            if waiting is not None and waiting.pending:
+                raise StorageError(WAITS)  # on another node
             return None
         source = self._choose_link(known, source)
         reason = judge(source, self._policy)
@@ -261,7 +266,7 @@ class Refetcher:
             if known is None:
                 return None
             if known.pending:
-                raise StorageError("the stored image waits for the primary store: fetch it again once it is there")
+                raise StorageError(WAITS)
             same = known.digest == draft.digest
             if checked.is_incomplete and not same:
                 require_complete(checked)

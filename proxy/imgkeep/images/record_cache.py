@@ -251,8 +251,7 @@ class RecordCache:
             except StorageError:
                 return record  # the known record is better than none
         if record is None and key not in self._in_flight:
-            preparation.begin()
-            record = await self._find_in_store(key)
+            record = await self._find_in_store(key, preparation)
             if record is not None:
                 await self.index(record)
         return record
@@ -267,9 +266,10 @@ class RecordCache:
         for lookup in self._lookups.get(key, ()):
             lookup.is_current = False
 
-    async def _find_in_store(self, key: Key) -> Record | None:
+    async def _find_in_store(self, key: Key, preparation: LeasePreparation) -> Record | None:
         if key in self._tombstones:
             raise Removed(REMOVED)
+        preparation.begin()
         try:
             return await self._store.find(key)
         except Removed:

@@ -6,8 +6,7 @@ Rules:
 - Each key that is known to name the image gets a tombstone. A provisional record does not prove that its key names the
   image: it stays as it is. The link that brought it shows nothing any more, because its bytes are blocked; the other
   links of the key make fills of their own as before. So bytes that came by an invented signature block no key.
-- A removal by force (`force`) also blocks a digest that was never stored, and puts a tombstone on a key whose record is
-  provisional.
+- A forced removal also blocks a digest that was never stored, and puts a tombstone on a key with a provisional record.
 - The block is durable before anything is deleted. So an interrupted removal can be repeated, and its image is not shown
   in between.
 
@@ -16,8 +15,9 @@ The durable steps of a removal, in their order:
 0. where nodes share the database: its list of blocked digests, and in the same transaction the keys of the digest. A
    node that writes a record there does so before this step, and the key gets a tombstone; or it is told of the block
 1. the block of the digest, with the keys that are going to get a tombstone
-2. the deletion of the object; from here on this worker's memory holds the block
-3. the memory of the other processes; then the database's list of blocked digests
+2. the deletion of the object; from here on this worker's memory holds the block. At the same time the memory of the
+   other processes
+3. the database's list of blocked digests
 4. the tombstones, some at a time; then the rows of the image index
 
 Without the shared database a removal is refused before step 0; if that fails later, the same removal completes it. If

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 
+from imgkeep.images.cache_trust import CacheTrust
 from imgkeep.storage.local.memory_cache import CacheEntry
 from imgkeep.web.fastpath.response_cache import FRESHNESS_LIFETIME_S, TARGETS_MAX, CachedResponse, ResponseCache
 from imgkeep.web.fastpath.response_writer import encode_specific_fields
@@ -99,3 +100,25 @@ def test_memory_is_counted_as_it_is_taken() -> None:
         tracemalloc.stop()
     # The handle that a store gives, some 250 bytes with its path, is counted too, and not made here.
     assert taken / number <= cache.bytes / number <= taken / number + 400
+
+
+def test_suspended_cache_answers_nothing_and_keeps_its_responses() -> None:
+    trust = CacheTrust(lambda: 0.0, until=10)
+    cache = ResponseCache(trust=trust)
+    cache.put(b"/a", response("one"))
+    assert cache.find(b"/a", 9) is not None
+    assert cache.find(b"/a", 10) is None, "the time that is read anyway ends the trust, without a task that notices"
+    trust.until = 20
+    assert cache.find(b"/a", 10) is not None
+    trust.suspend()
+    assert cache.find(b"/a", 10) is None
+
+
+def test_cleared_cache_is_empty() -> None:
+    cache = ResponseCache()
+    cache.put(b"/a", response("one"))
+    cache.clear()
+    assert (len(cache), cache.bytes) == (0, 0)
+    cache.put(b"/a", response("one"))
+    cache.invalidate("one")
+    assert cache.find(b"/a", 0) is None

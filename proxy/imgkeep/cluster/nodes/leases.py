@@ -32,10 +32,9 @@ from typing import TYPE_CHECKING, Final
 
 from cachetools import TTLCache
 
-from imgkeep.cluster.progress import read_failure, write_failure
+from imgkeep.cluster.nodes.lease_table import LeaseTable, Release
 from imgkeep.core.errors import StorageError
 from imgkeep.images.interfaces import LinkFailure
-from imgkeep.images.peer_fill import FillFailure
 from imgkeep.images.request_context import HeldByPeer
 
 if TYPE_CHECKING:
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
     from imgkeep.database.session import DatabaseSession
     from imgkeep.images.interfaces import Leases
 
-LEASE_S: Final = 15
-"""Seconds until a lease ends that no heartbeat renews: as long as a member without one counts as live."""
 ANSWER_TIMEOUT_S: Final = 1.0
 """Timeout for the answer to a request, from the request on: a fetch without the lease is better than a slow one."""
 ANSWER_LOOKS: Final = 10
@@ -61,14 +58,10 @@ RELEASE_INTERVAL_S: Final = 0.05
 """Interval of collecting releases for one statement, unless one of them has a failure."""
 RELEASES_MAX: Final = 500
 """Maximum number of releases in one statement."""
-FAILURE_BYTES_MAX: Final = 16_384
-"""Maximum size of a failure in a row; an error page that is shown to clients may be larger, and is not shared."""
 ATTEMPTS_MAX: Final = 3
 """Maximum number of attempts of a request whose row changes between the two parts of its statement."""
 CLEANUP_INTERVAL_S: Final = 10.0
 """Interval of deleting rows that have ended."""
-CLEANUP_ROWS_MAX: Final = 10_000
-"""Maximum number of rows deleted at a time, a tenth of a second."""
 GIVEN_UP_S: Final = 5
 """Seconds for which a member that could not be reached is not asked again."""
 GIVEN_UP_MAX: Final = 1000
@@ -76,55 +69,6 @@ STORED_MAX: Final = 16_384
 """Maximum number of leases in their grace periods that can be released before the end; 1 kB each, 16 MB."""
 RETRY_INTERVAL_S: Final = 1.0
 """Interval of attempts to send releases to a database that refuses them."""
-
-_REQUEST: Final = """
-WITH asked AS (
-    SELECT * FROM unnest(%(names)s::text[], %(tokens)s::text[], %(links)s::bytea[]) AS asked (name, token, link)
-), known AS (
-    SELECT held.name, held.member, held.failure, extract(epoch FROM held.until - now())::float8 AS remaining_s
-    FROM cluster_leases AS held JOIN asked ON held.name = asked.name
-    WHERE held.until > now() AND CASE WHEN held.failure IS NULL THEN NOT starts_with(held.member, %(node)s)
-        ELSE held.link = asked.link END
-), acquired AS (
-    INSERT INTO cluster_leases AS held (name, member, token, until, link)
-    SELECT name, %(member)s, token, now() + make_interval(secs => %(lease_s)s), link
-    FROM asked WHERE name NOT IN (SELECT name FROM known) ORDER BY name
-    ON CONFLICT (name) DO UPDATE SET member = excluded.member, token = excluded.token, until = excluded.until,
-        link = excluded.link, stored = false, failure = NULL
-    WHERE held.until <= now() OR CASE WHEN held.failure IS NULL THEN starts_with(held.member, %(node)s)
-        ELSE held.link <> excluded.link END
-    RETURNING name
-)
-SELECT name, member, failure, remaining_s FROM known
-UNION ALL SELECT name, %(member)s, NULL, 0 FROM acquired
-"""
-"""
-The first part reads rows that another node has, and locks none. A name without a row of the result has got another
-holder since, so the member asks again. In one order on all nodes: none waits for a row while it has a later one.
-"""
-_RELEASE: Final = """
-WITH ended AS (
-    SELECT * FROM unnest(%(names)s::text[], %(tokens)s::text[], %(keep_s)s::float8[], %(links)s::bytea[],
-        %(failures)s::bytea[]) AS ended (name, token, keep_s, link, failure)
-), deleted AS (
-    DELETE FROM cluster_leases AS held USING ended
-    WHERE held.name = ended.name AND held.member = %(member)s AND held.token = ended.token AND keep_s = 0
-)
-UPDATE cluster_leases AS held
-SET until = now() + make_interval(secs => keep_s), stored = ended.failure IS NULL, link = ended.link,
-    failure = ended.failure
-FROM ended
-WHERE held.name = ended.name AND held.member = %(member)s AND held.token = ended.token AND keep_s > 0
-"""
-_RELEASE_ALL_BUT: Final = """
-DELETE FROM cluster_leases
-WHERE member = %(member)s AND NOT stored AND failure IS NULL AND token <> ALL(%(tokens)s::text[])
-"""
-_CLEAN_UP: Final = """
-DELETE FROM cluster_leases WHERE name IN (
-    SELECT name FROM cluster_leases WHERE until < now() ORDER BY until LIMIT %(rows_max)s FOR UPDATE SKIP LOCKED
-)
-"""
 
 
 class _Request:
@@ -151,26 +95,6 @@ class _Request:
     def may_have_row(self) -> bool:
         """Whether the database may have a row for this request: it has, or the answer is not known."""
         return not self.result.done() or not isinstance(self.result.result(), HeldByPeer | LinkFailure)
-
-
-class _Release:
-    """The end of one lease."""
-
-    __slots__ = ("failure", "keep_s", "link", "name", "sent", "token")
-
-    def __init__(self, request: _Request, keep_s: float, failure: LinkFailure | None = None) -> None:
-        self.name = request.name
-        self.token = request.token
-        self.keep_s = keep_s
-        self.link: bytes | None = None
-        self.failure: bytes | None = None
-        self.sent = asyncio.Event()
-        """Set when the database has it, or cannot be told."""
-        if failure is not None:
-            self.link, self.failure = failure.link, write_failure(FillFailure(failure.link, failure.error))
-            self.keep_s = failure.ttl_s
-            if len(self.failure) > FAILURE_BYTES_MAX:
-                self.link, self.failure, self.keep_s = None, None, 0
 
 
 class NodeLeases:
@@ -201,6 +125,7 @@ class NodeLeases:
         self.unleased = 0
         self._session = session
         self._membership = membership
+        self._table = LeaseTable(session, membership)
         self._local = local
         self._timer = timer
         self._tokens = count(1)
@@ -212,7 +137,7 @@ class NodeLeases:
         """By token, requests that no statement has yet."""
         self._request_task: asyncio.Task[None] | None = None
         self._requested_at = 0.0
-        self._releases: list[_Release] = []
+        self._releases: list[Release] = []
         self._is_urgent = asyncio.Event()
         self._has_lost_releases = False
         self._release_task: asyncio.Task[None] | None = None
@@ -243,6 +168,8 @@ class NodeLeases:
         """Request a lease, or return a prepared request that no fill has taken. As `Leases.request`."""
         request = self._requests.get(name)
         if request is None or request.is_taken or request.link != link:
+            if request is not None and not request.is_taken:
+                self._unsent.pop(request.token, None)
             token = str(next(self._tokens))
             request = self._requests[name] = self._unsent[token] = _Request(self, name, link, token)
             if self._request_task is None:
@@ -258,7 +185,7 @@ class NodeLeases:
             return
         if stored:
             self._stored[name] = request
-        self._end(_Release(request, self.grace_s if stored else 0), urgent=not stored)
+        self._end(Release(name, request.token, keep_s=self.grace_s if stored else 0), urgent=not stored)
 
     async def fail(self, name: str, failure: LinkFailure) -> None:
         """
@@ -269,7 +196,7 @@ class NodeLeases:
         try:
             request = self._take_request(name)
             if request is not None:
-                release = _Release(request, 0, failure)
+                release = Release(name, request.token, failure=failure)
                 self._end(release, urgent=True)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -285,8 +212,11 @@ class NodeLeases:
             return None
         return request
 
-    def _end(self, release: _Release, *, urgent: bool) -> None:
+    def _end(self, release: Release, *, urgent: bool) -> None:
         """Have a release sent."""
+        if self._has_lost_releases:
+            release.sent.set()  # all rows without a running fill are deleted soon
+            return
         self._releases.append(release)
         if urgent:
             self._is_urgent.set()
@@ -345,41 +275,22 @@ class NodeLeases:
             self._request_task = None
 
     async def _send_request_batch(self, batch: dict[str, _Request]) -> None:
-        me = self._membership.identity
-        parameters = {
-            "names": list(batch),
-            "tokens": [request.token for request in batch.values()],
-            "links": [request.link for request in batch.values()],
-            "member": me.id,
-            "node": f"{me.node}/",
-            "lease_s": LEASE_S,
-        }
+        tokens = {name: request.token for name, request in batch.items()}
+        links = {name: request.link for name, request in batch.items()}
         try:
-            self._membership.require_joined()
-            rows = await self._session.execute(_REQUEST, parameters)
+            answers = await self._table.request(tokens, links)
         except StorageError as error:
             for request in batch.values():
                 request.result.set_result(error)
             return
-        for name, holder, failure, remaining_s in rows:
-            request = batch.pop(name)
-            request.result.set_result(self._read(request, holder, failure, remaining_s))
+        for name, answer in answers.items():
+            batch.pop(name).result.set_result(answer)
         for request in batch.values():
             request.attempts += 1
             if request.attempts < ATTEMPTS_MAX and self._requests.get(request.name) is request:
                 self._unsent[request.token] = request
             else:
                 request.result.set_result(StorageError("the lease changes its holder too often"))
-
-    def _read(
-        self, request: _Request, holder: str, failure: bytes | None, remaining_s: float
-    ) -> HeldByPeer | LinkFailure | None:
-        if failure is None:
-            return None if holder == self._membership.id else HeldByPeer(holder, request.name)
-        try:
-            return LinkFailure(request.link, read_failure(failure).error, remaining_s)
-        except ValueError:
-            return None  # of another version: this node asks the origin as well
 
     async def _send_releases(self) -> None:
         """Send the releases, until there are no more."""
@@ -402,27 +313,12 @@ class NodeLeases:
             self._release_task = None
 
     async def _send_batch(self) -> None:
-        member = self._membership.id
         if self._has_lost_releases:
-            tokens = [request.token for request in self._requests.values()]
-            await self._session.execute(_RELEASE_ALL_BUT, {"member": member, "tokens": tokens})
             self._has_lost_releases = False
+            await self._table.release_all_but([request.token for request in self._requests.values()])
         batch, self._releases = self._releases[:RELEASES_MAX], self._releases[RELEASES_MAX:]
         if batch:
-            batch.sort(key=lambda release: release.name)  # in one order on all nodes, so that none waits for another
-            parameters = {
-                "member": member,
-                "names": [release.name for release in batch],
-                "tokens": [release.token for release in batch],
-                "keep_s": [release.keep_s for release in batch],
-                "links": [release.link for release in batch],
-                "failures": [release.failure for release in batch],
-            }
-            try:
-                await self._session.execute(_RELEASE, parameters)
-            finally:
-                for release in batch:
-                    release.sent.set()
+            await self._table.release(batch)
         if self._timer() - self._cleaned_up_at > CLEANUP_INTERVAL_S:
             self._cleaned_up_at = self._timer()
-            await self._session.execute(_CLEAN_UP, {"rows_max": CLEANUP_ROWS_MAX})
+            await self._table.clean_up()

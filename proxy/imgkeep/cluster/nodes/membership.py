@@ -141,10 +141,17 @@ class Membership:
         session: The session of the database.
         timer: Returns monotonic seconds.
         sleep: Waits between two heartbeats.
+        interval_s: Interval of heartbeats.
     """
 
     def __init__(
-        self, identity: NodeIdentity, session: DatabaseSession, *, timer: Callable[[], float], sleep: Sleep
+        self,
+        identity: NodeIdentity,
+        session: DatabaseSession,
+        *,
+        timer: Callable[[], float],
+        sleep: Sleep,
+        interval_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
         self.identity = identity
         self.members: Mapping[str, Member] = {}
@@ -154,6 +161,7 @@ class Membership:
         self._session = session
         self._timer = timer
         self._sleep = sleep
+        self._interval_s = interval_s
         self._before_joining: list[Callable[[], Awaitable[None]]] = []
         self._after_joining: list[Callable[[], Awaitable[None]]] = []
         self._confirmed: list[Callable[[float | None], None]] = []
@@ -265,7 +273,7 @@ class Membership:
     async def run(self) -> None:
         """Send heartbeats, for ever; join again where the row is gone."""
         while True:
-            await self._sleep(HEARTBEAT_INTERVAL_S)
+            await self._sleep(self._interval_s)
             try:
                 if self._session.is_connected:
                     await self.beat()
