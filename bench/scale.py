@@ -1,35 +1,28 @@
 """
-Measure the database with many rows: `python -m bench.scale [--rows 10000000] [--url postgresql://...] [--keep]`.
+Measure the database with many rows: `python -m bench.scale [--rows 10000000] [--url postgresql://...]`.
 
 Fills the tables by COPY, then measures the size of each table and index, the rate of inserts by the program's own path,
 and its reads: a lookup by key, pages at both ends with and without filters, the keys of a digest, the counts, and the
-claims of jobs and the outbox. Prints Markdown. Each read is explained by the server as well: a read that looks at every
-row of a table is marked, and makes the exit status 1, unless it has to.
+reservations of jobs and the outbox. Prints Markdown. The server explains each read as well: one that looks at every row
+of a table makes the exit status 1, unless it has to. Of fewer than two million rows it is often the quickest way.
 
-Without `--url` it starts a server of its own in `--work`, which needs some 2 GB for each million rows and is removed at
-the end. The commits of that server are durable (fsync), as those of a server in operation are.
+Without `--url` it starts a server of its own in a temporary folder (`TMPDIR`), which needs some 2 GB for each million
+rows, and removes it in the end. The commits of that server are durable, as those of a server in operation are.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import random
 import re
-import shutil
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -40,6 +33,7 @@ from imgkeep.core.records import Digest, Format, Key, PixelSize, Provenance, Rec
 from imgkeep.database import Database
 from imgkeep.database.image_index import BATCH
 from imgkeep.database.job_reservations import JobReservations
+from tests.support.postgresql import PostgresqlServer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -72,52 +66,15 @@ SMALL: Final = frozenset({"refused", "jobs", "cluster_members"})
 """Tables that are small beside the others: to read all of one takes milliseconds."""
 
 
-# --- a server
-
-
-@contextmanager
-def own_server(work: Path) -> Iterator[str]:
-    """Start a server with a data folder in `work`; give its URL. Remove the folder in the end."""
-    binaries = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
-    if binaries is None:
-        sys.exit("PostgreSQL is not installed (Debian: apt-get install postgresql); or name a server with --url")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
-    if user is not None:
-        shutil.chown(work, user)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    initdb = [str(binaries / "initdb"), "-D", str(work / "data"), "-U", "imgkeep", "-A", "trust", "-E", "UTF8"]
-    subprocess.run([*initdb, "--locale=C"], check=True, stdout=subprocess.DEVNULL, user=user, cwd=work)
-    settings = {
-        "listen_addresses": "127.0.0.1",
-        "port": port,
-        "unix_socket_directories": "",
-        "shared_buffers": "2GB",
-        "max_wal_size": "8GB",
-        "jit": "off",
-    }
-    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-    with (work / "log").open("wb") as log:
-        command = [str(binaries / "postgres"), "-D", str(work / "data"), *options]
-        server = subprocess.Popen(command, stdout=log, stderr=log, user=user, cwd=work, start_new_session=True)
-    try:
-        url = f"postgresql://imgkeep@127.0.0.1:{port}/postgres"
-        for attempt in range(100):
-            try:
-                psycopg.connect(url).close()
-                break
-            except psycopg.OperationalError:
-                if attempt == 99:
-                    raise
-                time.sleep(0.1)
-        yield url
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait()
-        shutil.rmtree(work)
+DURABLE: Final = {
+    "fsync": "on",
+    "synchronous_commit": "on",
+    "full_page_writes": "on",
+    "shared_buffers": "2GB",
+    "max_wal_size": "8GB",
+    "jit": "off",
+}
+"""Settings of the server, in the place of those of a server that is thrown away."""
 
 
 # --- rows
@@ -447,12 +404,15 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--url", help="an empty database; default: a server of its own")
     parser.add_argument("--filled", action="store_true", help="the database of --url was filled by an earlier run")
-    parser.add_argument("--work", type=Path, default=Path("~/.cache/imgkeep-bench/scale").expanduser())
     arguments = parser.parse_args()
     if arguments.url:
         return asyncio.run(run(arguments.url, arguments.rows, filled=arguments.filled))
-    with own_server(arguments.work) as url:
-        return asyncio.run(run(url, arguments.rows, filled=False))
+    server = PostgresqlServer(settings=DURABLE)
+    try:
+        server.start()
+        return asyncio.run(run(server.make_database(), arguments.rows, filled=False))
+    finally:
+        server.remove()
 
 
 if __name__ == "__main__":

@@ -166,8 +166,12 @@ async def test_secret_can_change_while_no_member_lives(url: str) -> None:
 
 async def test_two_machines_of_one_name_are_refused(url: str) -> None:
     a, b = Node(url, "a", host="1"), Node(url, "a", host="2")
-    async with a.running(), b.running():
-        assert "same cluster.name, 'a'" in str(b.membership.refused)
+    async with a.running():
+        # On a busy machine the test may take longer than a member may be silent.
+        await a.session.execute("UPDATE cluster_members SET heartbeat_at = now() + interval '1 h'")
+        async with b.running():
+            refused = str(b.membership.refused)
+        assert "same cluster.name, 'a'" in refused
         assert sum(b.waits) >= 15
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from imgkeep.cluster.nodes import leases
 from imgkeep.core.errors import OriginTimeout, SourceNotFound
 from imgkeep.core.source_url import read_source
 from imgkeep.images.interfaces import NO_LINK
@@ -259,7 +260,10 @@ async def test_late_release_ends_no_other_lease(url: str) -> None:
         assert await b.rows() == [("k", b.id, False, False)]
 
 
-async def test_database_away_before_during_and_after(url: str, postgresql: PostgresqlServer) -> None:
+async def test_database_away_before_during_and_after(
+    url: str, postgresql: PostgresqlServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "RETRY_INTERVAL_S", 0.02)
     async with lease_nodes(url, "a", "b") as (a, b):
         response = FakeResponse()
         a.world.origin.gives(URL, lambda: response)
@@ -299,7 +303,8 @@ async def break_off(postgresql: PostgresqlServer, url: str, *, allow: bool) -> b
     return await asyncio.to_thread(work)
 
 
-async def test_slow_database_is_not_waited_for(url: str) -> None:
+async def test_slow_database_is_not_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "ANSWER_TIMEOUT_S", 0.1)
     async with lease_nodes(url, "a", "b") as (a, b):
         a.world.origin.gives(URL, IMAGE)
         name = key_of(a)

@@ -63,6 +63,14 @@ async def test_outbox_survives_the_process_and_a_reindex(
     assert [entry.key for entry in await other.outbox.due(10)] == [record.key]
 
 
+async def test_image_in_both_stores_waits_after_a_reindex(database: Database) -> None:
+    """As after a kill between its upload and the end of its entry."""
+    record = pending("a")
+    assert await database.image_index.rebuild(walk([replace(record, waits_at=None), record])) == 2
+    assert await database.image_index.find(record.key) == record
+    assert (await database.outbox.backlog()).images == 1
+
+
 async def test_dropped_record_leaves_the_outbox(database: Database) -> None:
     record = pending("a")
     await database.image_index.put(record)

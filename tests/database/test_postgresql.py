@@ -7,10 +7,7 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import tempfile
 from contextlib import closing, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -21,12 +18,13 @@ from imgkeep.core.errors import StorageError
 from imgkeep.database import Database, DatabaseEngine, IncompatibleDatabase
 from tests.support.database import make_records, walk
 from tests.support.postgresql import PostgresqlServer
-from tests.support.program import cannot, run
+from tests.support.program import run
 from tests.support.stores import record_of
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.support.clock import FakeClock
 
@@ -186,19 +184,6 @@ async def test_restarted_server_costs_one_call(spare: PostgresqlServer, connect:
     assert "database.url" in caught.value.in_full
     spare.start()
     assert await database.image_index.find(record_of(b"x").key) == record_of(b"x")
-
-
-@pytest.fixture
-def small_disk() -> Iterator[Path]:
-    """Give a folder on a disk of 16 MB, which belongs to the user of the server."""
-    place = Path(tempfile.mkdtemp(prefix="imgkeep-small-"))
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], check=False).returncode != 0:
-        place.rmdir()
-        cannot("only root can mount a small file system")
-    shutil.chown(place, "postgres")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-    place.rmdir()
 
 
 async def test_full_disk_keeps_records_for_later(spare: PostgresqlServer, connect: Connect, small_disk: Path) -> None:

@@ -16,7 +16,7 @@ from imgkeep.core.records import Digest, Failure, Wanted
 from imgkeep.database import Database, IncompatibleDatabase
 from imgkeep.database.schema_upgrade import COMPATIBLE_FROM, NEWEST, migrate
 from imgkeep.database.sqlite_file import find_fault
-from tests.support.database import make_records, query, walk
+from tests.support.database import LATER, make_records, query, upgrade_to_later, walk
 from tests.support.stores import NOON, record_of
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     Connect = Callable[..., Database]
 
-LATER = "0008"
-"""The schema of a release to come."""
 FIRST = "0006"
 """The schema of the first release."""
 
@@ -37,19 +35,6 @@ def make_first_schema(url: str) -> None:
     engine = sa.create_engine(url)
     with engine.begin() as connection:
         migrate(connection, FIRST)
-    engine.dispose()
-
-
-def upgrade_to_later(database: Database, compatible_from: str) -> None:
-    """Change the tables as a later release may: each gets a column, and there is a new one."""
-    engine = sa.create_engine(database.engine.url)
-    with engine.begin() as connection:
-        for table in sa.inspect(connection).get_table_names():
-            if table != "alembic_version":
-                connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN later VARCHAR(9) NOT NULL DEFAULT 'later'")
-        connection.exec_driver_sql("CREATE TABLE later_table (key VARCHAR(64) PRIMARY KEY)")
-        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{LATER}'")
-        connection.exec_driver_sql(f"UPDATE state SET value = '{compatible_from}' WHERE name = 'compatible_from'")
     engine.dispose()
 
 
@@ -174,14 +159,14 @@ async def _use_jobs(database: Database) -> None:
 async def test_running_node_outlives_the_upgrade_of_another_one(connect: Connect, url: str) -> None:
     database = connect(url)
     await use_all_repositories(database)
-    upgrade_to_later(database, COMPATIBLE_FROM)
+    upgrade_to_later(url, COMPATIBLE_FROM)
     await use_all_repositories(database)
 
 
 async def test_node_starts_on_a_newer_schema_that_allows_it(connect: Connect, url: str) -> None:
     first = connect(url)
     await first.open()
-    upgrade_to_later(first, COMPATIBLE_FROM)
+    upgrade_to_later(url, COMPATIBLE_FROM)
     await first.aclose()
     database = connect(url)
     await use_all_repositories(database)
@@ -194,7 +179,7 @@ async def test_node_starts_on_a_newer_schema_that_allows_it(connect: Connect, ur
 async def test_newer_schema_that_forbids_it_is_refused(connect: Connect, url: str) -> None:
     first = connect(url)
     await first.open()
-    upgrade_to_later(first, LATER)
+    upgrade_to_later(url, LATER)
     await first.aclose()
     with pytest.raises(IncompatibleDatabase) as caught:
         await connect(url).open()

@@ -13,25 +13,13 @@ from tests.support.fakes import World
 from tests.support.fills import IMAGE, URL
 from tests.support.images import make_image
 from tests.support.leases import LocalLeases
+from tests.support.peer_fills import NoPeers
 from tests.support.temporary_links import FRESH, by_provider_rules
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
-
     import pytest
 
     from imgkeep.core.records import Key, Record, Source, SourceInfo
-    from imgkeep.images.peer_fill import FillFailure, RemoteFill
-
-
-class NoPeers:
-    """The peers of the only worker."""
-
-    def follow(self, holder: str, name: str) -> AbstractAsyncContextManager[RemoteFill | FillFailure | None]:
-        raise AssertionError(f"{holder} has no lease on {name}")
-
-    async def wait(self, holder: str, key: str) -> None:
-        raise AssertionError(f"{holder} has no lease on {key}")
 
 
 class OwnLeases(LocalLeases):

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -141,6 +142,20 @@ async def test_nodes_that_stored_one_key_each_settle_theirs(cluster: Cluster, bo
     found = await c.index.find(first.key)
     assert found is not None
     assert (found.digest, found.waits_at) == (first.digest, None), "the first one stands in the bucket"
+
+
+async def test_start_of_a_node_hides_no_newer_image(cluster: Cluster) -> None:
+    a, b = await cluster.start("a", "b")
+    older = await a.put(b"x")
+    newer = replace(older, digest=record_of(b"newer").digest, size=5, waits_at=None)
+    await b.index.put(newer)
+    await b.index.flush()
+    await a.outbox.remove(older.key)
+    await a.enlist()
+    found = await b.index.find(older.key)
+    assert found is not None
+    assert (found.digest, found.waits_at) == (newer.digest, None)
+    assert await a.waiting() == 1
 
 
 async def test_removal_reaches_what_waits_on_another_node(cluster: Cluster) -> None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from imgkeep.database import Database
 
 
+LATER = "0008"
+"""The schema of a release to come."""
+
+
 async def walk(records: Iterable[Record]) -> AsyncIterator[Record]:
     """Yield records as a walk through a store does."""
     for record in records:
@@ -45,3 +49,16 @@ def query(database: Database, statement: str) -> list[Any]:
         rows = list(result) if result.returns_rows else []
     engine.dispose()
     return rows
+
+
+def upgrade_to_later(url: str, compatible_from: str) -> None:
+    """Change the tables as a later release may: each gets a column, and there is a new one. Blocks."""
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        for table in sa.inspect(connection).get_table_names():
+            if table != "alembic_version":
+                connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN later VARCHAR(9) NOT NULL DEFAULT 'later'")
+        connection.exec_driver_sql("CREATE TABLE later_table (key VARCHAR(64) PRIMARY KEY)")
+        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{LATER}'")
+        connection.exec_driver_sql(f"UPDATE state SET value = '{compatible_from}' WHERE name = 'compatible_from'")
+    engine.dispose()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 
-from imgkeep.bootstrap.cluster import make_nodes
 from imgkeep.bootstrap.job_runner import make_job_runner
+from imgkeep.bootstrap.nodes import make_nodes
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.clock import read_clock
 from imgkeep.cluster.nodes.membership import Membership, NodeIdentity

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from imgkeep.images.interfaces import LinkFailure
+    from imgkeep.images.interfaces import LeaseRequest, LinkFailure
 
 
 class LocalLeases:
@@ -19,8 +19,8 @@ class LocalLeases:
     def prepare(self, _name: str, _link: bytes) -> bool:
         return False
 
-    def request(self, _name: str, _link: bytes) -> None:
-        """There is no other node."""
+    def request(self, _name: str, _link: bytes) -> LeaseRequest | None:
+        return None
 
     def release(self, name: str, *, stored: bool = False) -> None:
         raise NotImplementedError(name, stored)

@@ -10,8 +10,9 @@ from imgkeep.images.fill import FillHead
 
 if TYPE_CHECKING:
     import asyncio
+    from contextlib import AbstractAsyncContextManager
 
-    from imgkeep.images.peer_fill import FillFailure
+    from imgkeep.images.peer_fill import FillFailure, RemoteFill
     from imgkeep.storage.interfaces import Body
 
 
@@ -63,3 +64,13 @@ async def read_body(body: Body) -> bytes:
 
 def make_head(size: int | None = None) -> FillHead:
     return FillHead(Format.PNG, size, '"etag"', storing=True, doubts=frozenset())
+
+
+class NoPeers:
+    """The peers of the only worker."""
+
+    def follow(self, holder: str, name: str) -> AbstractAsyncContextManager[RemoteFill | FillFailure | None]:
+        raise AssertionError(f"{holder} has no lease on {name}")
+
+    async def wait(self, holder: str, key: str) -> None:
+        raise AssertionError(f"{holder} has no lease on {key}")

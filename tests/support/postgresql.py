@@ -184,3 +184,16 @@ def postgresql_url(postgresql: PostgresqlServer) -> Iterator[str]:
     url = postgresql.make_database()
     yield url
     postgresql.drop_database(url)
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """Give a folder on a disk of 16 MB, which belongs to the user of the server."""
+    place = Path(tempfile.mkdtemp(prefix="imgkeep-small-"))
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], check=False).returncode != 0:
+        place.rmdir()
+        cannot("only root can mount a small file system")
+    shutil.chown(place, "postgres")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+    place.rmdir()

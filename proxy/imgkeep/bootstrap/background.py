@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.bootstrap.gauges import watch_totals
 from imgkeep.bootstrap.services import make_record_settler
 from imgkeep.bootstrap.storage import cancel
-from imgkeep.cluster.nodes.change_reader import Receiver
 from imgkeep.core.errors import Busy, StorageError
 from imgkeep.health import CHECK_INTERVAL_S
 from imgkeep.images.stored_totals import StoredTotals
@@ -83,11 +82,11 @@ class BackgroundTasks:
         self.cluster = cluster
         self._nodes = cluster.nodes
         if cluster.nodes is not None:
-            cluster.nodes.reader.receiver = Receiver(services.learn, services.learn_everything, services.settle)
+            cluster.nodes.receive_changes(services.learn, services.learn_everything, services.settle)
         self._node_leader, self._cluster_leader = cluster.node_leader, cluster.cluster_leader
         self._duties = self._assign_duties(cluster)
         self._resigned = asyncio.Event()
-        watch_totals(services.metrics, self._totals)
+        watch_totals(services.metrics, self._totals, lambda: self.leads)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:

@@ -7,10 +7,9 @@ import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from imgkeep.bootstrap.cluster import ALONE, ClusterParts, make_session
+from imgkeep.bootstrap.cluster import ALONE, ClusterParts
 from imgkeep.bootstrap.platform import SYSTEM
 from imgkeep.bootstrap.services import open_services
-from imgkeep.cluster.nodes.change_writer import ChangeWriter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -31,6 +30,10 @@ async def _open_parts(config: Config) -> AsyncGenerator[ClusterParts]:
     if not config.database.is_shared:
         yield ALONE
         return
+    # One node does without these.
+    from imgkeep.bootstrap.nodes import make_session  # noqa: PLC0415
+    from imgkeep.cluster.nodes.change_writer import ChangeWriter  # noqa: PLC0415
+
     session = make_session(config)
     writer = ChangeWriter(session, f"command/{secrets.token_hex(8)}", timer=SYSTEM.timer, sleep=SYSTEM.sleep)
     task = asyncio.create_task(session.run())

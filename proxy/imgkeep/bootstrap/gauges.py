@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from imgkeep.cluster.nodes.leases import NodeLeases
-
 if TYPE_CHECKING:
-    from imgkeep.bootstrap.cluster import ClusterParts, Nodes
+    from collections.abc import Callable
+
+    from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
-    from imgkeep.cluster.workers.leases import FillLeases
+    from imgkeep.cluster.nodes.leases import NodeLeases
     from imgkeep.database import Outbox
     from imgkeep.health import Health
     from imgkeep.images.format_checker import FormatChecker
@@ -31,9 +32,9 @@ def watch_fills(
     metrics.watch("format_checks_in_flight", "Images that threads check", lambda: format_checker.under_way)
 
 
-def watch_leases(metrics: Metrics, leases: FillLeases | NodeLeases | None) -> None:
+def watch_leases(metrics: Metrics, leases: NodeLeases | None) -> None:
     """Show the fills that other nodes could not know of."""
-    if isinstance(leases, NodeLeases):
+    if leases is not None:
         metrics.watch_count(
             "cluster_unleased_fills",
             "Fills without the lease of their key, because the database or the lease's holder could not be reached",
@@ -83,10 +84,11 @@ def watch_storage(metrics: Metrics, storage: Storage, health: Health) -> None:
             _watch_outbox(metrics, storage.database.outbox, health)
 
 
-def watch_totals(metrics: Metrics, totals: StoredTotals) -> None:
-    """Show how much is stored."""
-    metrics.watch("images", "Images that are stored, as of the last count", lambda: totals.images, shared=True)
-    metrics.watch("images_bytes", "Bytes of these images", lambda: totals.size, shared=True)
+def watch_totals(metrics: Metrics, totals: StoredTotals, leads: Callable[[], bool]) -> None:
+    """Show how much is stored, in the one process that counts it: sums over nodes stay right as the leader changes."""
+    number, size = (lambda: totals.images if leads() else 0), (lambda: totals.size if leads() else 0)
+    metrics.watch("images", "Images that are stored, as of the last count", number, shared=True)
+    metrics.watch("images_bytes", "Bytes of these images", size, shared=True)
 
 
 def _watch_memory_cache(metrics: Metrics, cache: MemoryCache) -> None:

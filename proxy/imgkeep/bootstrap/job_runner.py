@@ -6,7 +6,6 @@ import random
 import secrets
 from typing import TYPE_CHECKING
 
-from imgkeep.cluster.nodes.membership import DEAD_AFTER_S
 from imgkeep.database import job_notices
 from imgkeep.jobs.link_queue import OwnQueue, SharedQueue
 from imgkeep.jobs.runner import JobRunner
@@ -15,7 +14,7 @@ from imgkeep.jobs.webhooks import WebhookSender
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from imgkeep.bootstrap.cluster import Nodes
+    from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.platform import Platform
     from imgkeep.config import Config
     from imgkeep.database import Database
@@ -72,7 +71,9 @@ def make_job_runner(  # noqa: PLR0913 - all but two by keyword, in one place
 def _make_queue(platform: Platform, database: Database, nodes: Nodes | None) -> LinkQueue:
     if nodes is None:
         return OwnQueue(database.jobs, platform.timer)
-    from imgkeep.database.job_reservations import JobReservations  # noqa: PLC0415 - tables that SQLite does without
+    # Alone, a process does without these.
+    from imgkeep.cluster.nodes.membership import DEAD_AFTER_S  # noqa: PLC0415
+    from imgkeep.database.job_reservations import JobReservations  # noqa: PLC0415
 
     member = nodes.membership
     reservations = JobReservations(database.engine, member.id, dead_after_s=DEAD_AFTER_S)

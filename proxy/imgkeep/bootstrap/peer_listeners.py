@@ -12,9 +12,6 @@ from aiohttp import web
 
 from imgkeep.bootstrap.peer_tls import make_server_context
 from imgkeep.bootstrap.server import LINGER_TIMEOUT_S, REQUEST_FIELD_BYTES_MAX, REQUEST_LINE_BYTES_MAX
-from imgkeep.cluster.nodes.authentication import RequestVerifier
-from imgkeep.cluster.nodes.node_api import LocalWorkers, make_node_api
-from imgkeep.cluster.nodes.peer_listener import listen_for_peers
 from imgkeep.cluster.peer_api import make_peer_api
 from imgkeep.cluster.workers.leases import find_holder
 from imgkeep.core.layout import read_object_name
@@ -86,6 +83,11 @@ async def serve_nodes(config: Config, services: Services, parts: ClusterParts) -
     if parts.nodes is None or not config.cluster.secret:
         yield ()
         return
+    # One node does without these.
+    from imgkeep.cluster.nodes.authentication import RequestVerifier  # noqa: PLC0415
+    from imgkeep.cluster.nodes.node_api import LocalWorkers, make_node_api  # noqa: PLC0415
+    from imgkeep.cluster.nodes.peer_listener import listen_for_peers  # noqa: PLC0415
+
     membership = parts.nodes.membership
     workers = None
     if parts.worker is not None and parts.peers is not None:

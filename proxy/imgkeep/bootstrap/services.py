@@ -47,7 +47,8 @@ from imgkeep.storage.disk_cache import CacheShare
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 
-    from imgkeep.bootstrap.cluster import ClusterParts, Nodes
+    from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key, Record
@@ -163,7 +164,7 @@ async def open_services(
     ):
         inspector = make_inspector(config, platform.clock)
         builder = _Builder(config, platform, storage, metrics, inspector, parts.limit_share, stack)
-        watch_leases(metrics, parts.leases)
+        watch_leases(metrics, parts.node_leases)
         watch_changes(metrics, parts.nodes)
         yield await builder.build(parts, responses)
 

@@ -19,6 +19,7 @@ from imgkeep.core.jobs import Job, JobItem, JobResult, Webhook
 from imgkeep.core.records import Failure, Key
 from imgkeep.database.job_notices import CANCELLED, CREATED, SETTLED, NoticeThrottle, announce
 from imgkeep.database.schema import items, jobs
+from imgkeep.database.settle_batches import SettleBatches
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -68,6 +69,7 @@ class DurableJobs:
         self._image_index = image_index
         self._member = member
         self._throttle = NoticeThrottle()
+        self._batches = SettleBatches(engine, member, self._throttle) if member else None
 
     async def create(self, job_id: str, new: Sequence[NewItem], webhook: str | None) -> Job:
         """Store a new job and its links."""
@@ -253,27 +255,25 @@ class DurableJobs:
         if late:
             await self._engine.execute(lambda connection: announce(connection, SETTLED, late))
 
+    async def flush(self) -> None:
+        """Wait until all links that have ended are settled, as far as the database answers."""
+        if self._batches is not None:
+            await self._batches.flush()
+
     async def _settle(self, item: JobItem, change: dict[str, Any], counter: sa.Column[int]) -> Job:
-        done = sa.case((jobs.c.saved + jobs.c.failed + 1 == jobs.c.total, self._time))
+        if self._batches is not None:
+            return _to_job(dict(await self._batches.settle(item, change)))
+        done = sa.case((jobs.c.saved + jobs.c.failed + 1 == jobs.c.total, self._engine.now()))
         finished = sa.func.coalesce(jobs.c.finished_at, done)  # a client may have cancelled it meanwhile
-        is_news = bool(self._member) and self._throttle.admits(item.job, asyncio.get_running_loop().time())
 
         def work(connection: sa.Connection) -> dict[str, Any]:
             # A link is a credential, so it goes once nothing is left to do with it.
-            settled = sa.update(items).where(self._is(item)).values(link=None, member=None, **change)
-            counts = connection.execute(settled).rowcount == 1
-            if counts:
+            if connection.execute(sa.update(items).where(self._is(item)).values(link=None, **change)).rowcount:
                 counted = {counter.name: counter + 1, "finished_at": finished}
                 connection.execute(sa.update(jobs).where(jobs.c.id == item.job).values(counted))
-            row = dict(connection.execute(sa.select(jobs).where(jobs.c.id == item.job)).mappings().one())
-            if counts and (is_news or row["finished_at"] is not None):
-                self._announce(connection, SETTLED, item.job)
-            return row
+            return dict(connection.execute(sa.select(jobs).where(jobs.c.id == item.job)).mappings().one())
 
-        job = _to_job(await self._engine.execute(work))
-        if job.finished_at is not None:
-            self._throttle.forget(job.id)
-        return job
+        return _to_job(await self._engine.execute(work))
 
     def _is(self, item: JobItem) -> sa.ColumnElement[bool]:
         """Return the condition of a link that waits, and that this process may change."""

@@ -336,7 +336,9 @@ def _delete_older(node: str, keys: sa.ColumnElement[bool], began: int, connectio
 
 def _mark_complete(value: str, connection: sa.Connection) -> None:
     mark = {"name": COMPLETE_MARK, "value": value}
-    if not connection.execute(sa.update(state).where(state.c.name == COMPLETE_MARK).values(mark)).rowcount:
+    if is_shared(connection):
+        connection.execute(insert_or_replace(state), mark)
+    elif not connection.execute(sa.update(state).where(state.c.name == COMPLETE_MARK).values(mark)).rowcount:
         connection.execute(sa.insert(state), mark)
 
 

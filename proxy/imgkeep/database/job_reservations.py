@@ -12,15 +12,13 @@ Rules:
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
-from imgkeep.database.cluster_schema import members
-from imgkeep.database.durable_jobs import DATABASE_TIME, SEARCHED_MAX, WAITING, to_item
+from imgkeep.database.durable_jobs import SEARCHED_MAX, to_item
 from imgkeep.database.schema import items, jobs
 
 if TYPE_CHECKING:
@@ -35,14 +33,73 @@ if TYPE_CHECKING:
 _RESERVE_LOCK: Final = 0x696D676B6A6F
 """Advisory lock: one member at a time reserves links."""
 _LOOKAHEAD: Final = 4
-"""Number of rows that one SELECT reads for each link that is wanted: several may be of one host."""
+"""Number of rows that one statement reads for each link that is wanted: several may be of one host."""
 
-_BEGIN: Final = sa.text(
-    "SELECT set_config('synchronous_commit', 'off', true), pg_advisory_xact_lock(:lock)"
-).bindparams(lock=_RESERVE_LOCK)
-_WAITING: Final = sa.and_(items.c.state == WAITING, items.c.member.is_(None))
-_PLACE: Final = (items.c.expires_at, items.c.job, items.c.number)
-_NAME: Final = sa.tuple_(items.c.job, items.c.number)
+_SETTINGS: Final = {
+    "synchronous_commit": "off",
+    # A planner without statistics takes the waiting links for few, and would sort them all.
+    "enable_bitmapscan": "off",
+    "enable_seqscan": "off",
+    "enable_sort": "off",
+    "jit": "off",
+}
+_BEGIN: Final = sa.select(
+    *(sa.func.set_config(name, value, sa.true()) for name, value in _SETTINGS.items()),
+    sa.func.pg_advisory_xact_lock(_RESERVE_LOCK),
+)
+# A row that another transaction holds is about to be cancelled.
+_RESERVE: Final = sa.text(
+    """
+WITH held AS (
+    SELECT host, count(*) AS number FROM items WHERE member IS NOT NULL GROUP BY host
+), due AS (
+    SELECT job, number, host, expires_at FROM items
+    WHERE state = 'waiting' AND member IS NULL AND due_at <= extract(epoch FROM statement_timestamp())
+    ORDER BY expires_at, job, number LIMIT :searched_max
+), found AS (
+    SELECT * FROM due WHERE host NOT IN (SELECT host FROM held WHERE number >= :per_host_max)
+    ORDER BY expires_at, job, number LIMIT :lookahead
+), placed AS (
+    SELECT found.*, coalesce(held.number, 0) + row_number() OVER (
+        PARTITION BY found.host ORDER BY found.expires_at, found.job, found.number) AS place
+    FROM found LEFT JOIN held USING (host)
+), chosen AS (
+    SELECT job, number FROM placed WHERE place <= :per_host_max ORDER BY expires_at, job, number LIMIT :wanted
+), free AS (
+    SELECT items.job, items.number FROM items JOIN chosen USING (job, number)
+    WHERE items.state = 'waiting' AND items.member IS NULL FOR UPDATE OF items SKIP LOCKED
+)
+UPDATE items SET member = :member FROM free WHERE items.job = free.job AND items.number = free.number
+RETURNING items.*
+"""
+)
+_CHECK: Final = sa.text(
+    """
+WITH running AS (
+    SELECT * FROM unnest(CAST(:job AS text[]), CAST(:number AS int[])) AS running (job, number)
+), live AS (
+    SELECT id FROM cluster_members WHERE heartbeat_at >= clock_timestamp() - CAST(:dead_after AS interval)
+), known AS (
+    SELECT EXISTS (
+        SELECT FROM cluster_members WHERE started_at < clock_timestamp() - CAST(:dead_after AS interval)) AS yes
+), lost AS (
+    SELECT job, number FROM items WHERE member IS NOT NULL AND CASE
+        WHEN member = :member THEN (job, number) NOT IN (SELECT job, number FROM running)
+        ELSE (SELECT yes FROM known) AND member NOT IN (SELECT id FROM live) END
+    FOR UPDATE SKIP LOCKED
+), freed AS (
+    UPDATE items SET member = NULL FROM lost WHERE items.job = lost.job AND items.number = lost.number
+), freed_webhooks AS (
+    UPDATE jobs SET webhook_member = NULL WHERE webhook IS NOT NULL AND webhook_member <> :member
+        AND (SELECT yes FROM known) AND webhook_member NOT IN (SELECT id FROM live)
+)
+SELECT waiting, has_webhooks, held.job, held.number FROM (
+    SELECT (SELECT coalesce(sum(total - saved - failed), 0) FROM jobs WHERE finished_at IS NULL) AS waiting,
+        EXISTS (SELECT FROM jobs WHERE webhook IS NOT NULL AND finished_at IS NOT NULL) AS has_webhooks
+) AS all_jobs LEFT JOIN (SELECT job, number FROM items WHERE member = :member) AS held ON true
+"""
+)
+"""One statement, whose parts see the tables as they were before it."""
 _UNFINISHED: Final = (
     sa.select(sa.func.coalesce(sa.func.sum(jobs.c.total - jobs.c.saved - jobs.c.failed), 0))
     .where(jobs.c.finished_at.is_(None))
@@ -57,12 +114,14 @@ class Checked:
     What a check of the reservations has found.
 
     Attributes:
-        held: The links that this member has reserved.
+        held: Those of the running links that this member still has.
         waiting: How many links wait in all jobs.
+        has_webhooks: Whether a webhook waits for its delivery.
     """
 
     held: Collection[Name]
     waiting: int
+    has_webhooks: bool
 
 
 class JobReservations:
@@ -78,8 +137,7 @@ class JobReservations:
     def __init__(self, engine: DatabaseEngine, member: str, *, dead_after_s: float) -> None:
         self._engine = engine
         self._member = member
-        self._past = sa.func.clock_timestamp() - sa.literal(timedelta(seconds=dead_after_s))
-        self._members_are_known = sa.exists().where(members.c.started_at < self._past)
+        self._dead_after = timedelta(seconds=dead_after_s)
 
     async def reserve(self, limit: int, *, per_host_max: int) -> Sequence[JobItem]:
         """
@@ -89,31 +147,42 @@ class JobReservations:
 
         def work(connection: sa.Connection) -> Sequence[JobItem]:
             connection.execute(_BEGIN)
-            chosen = self._choose(connection, limit, per_host_max)
-            return self._take(connection, chosen) if chosen else []
+            reserved: list[JobItem] = []
+            while (wanted := limit - len(reserved)) > 0:
+                rows = connection.execute(
+                    _RESERVE,
+                    {
+                        "member": self._member,
+                        "wanted": wanted,
+                        "lookahead": _LOOKAHEAD * wanted,
+                        "per_host_max": per_host_max,
+                        "searched_max": SEARCHED_MAX,
+                    },
+                ).all()
+                reserved += map(to_item, rows)
+                if not rows:  # until then the next statement leaves the hosts out that this one has filled
+                    break
+            return sorted(reserved, key=lambda item: (item.expires_at is None, item.expires_at, item.job, item.number))
 
         return await self._engine.execute(work)
 
     async def check(self, running: Collection[Name]) -> Checked:
         """End reservations of dead members, and those of this one that it does not know of: of links not `running`."""
-
-        def work(connection: sa.Connection) -> Checked:
-            self._free(connection, sa.and_(self._is_lost(items.c.member), self._members_are_known))
-            own = items.c.member == self._member
-            self._free(connection, sa.and_(own, _NAME.not_in(list(running))) if running else own)
-            lost = sa.and_(jobs.c.webhook.is_not(None), self._is_lost(jobs.c.webhook_member), self._members_are_known)
-            connection.execute(sa.update(jobs).where(lost).values(webhook_member=None))
-            held = connection.execute(sa.select(items.c.job, items.c.number).where(own)).all()
-            waiting = int(connection.scalar(_UNFINISHED) or 0)
-            return Checked({(row.job, row.number) for row in held}, waiting)
-
-        return await self._engine.execute(work)
+        parameters = {
+            "member": self._member,
+            "dead_after": self._dead_after,
+            "job": [job_id for job_id, _ in running],
+            "number": [number for _, number in running],
+        }
+        rows = await self._engine.execute(lambda connection: connection.execute(_CHECK, parameters).all())
+        held = {(row.job, row.number) for row in rows} & set(running)
+        return Checked(held, int(rows[0].waiting), rows[0].has_webhooks)
 
     async def release(self) -> None:
         """End all reservations of this member."""
 
         def work(connection: sa.Connection) -> None:
-            self._free(connection, items.c.member == self._member)
+            connection.execute(sa.update(items).where(items.c.member == self._member).values(member=None))
             own = sa.and_(jobs.c.webhook.is_not(None), jobs.c.webhook_member == self._member)
             connection.execute(sa.update(jobs).where(own).values(webhook_member=None))
 
@@ -122,53 +191,3 @@ class JobReservations:
     async def count_waiting(self) -> int:
         """Return the number of waiting links in all jobs."""
         return int(await self._engine.execute(lambda connection: connection.scalar(_UNFINISHED)) or 0)
-
-    def _choose(self, connection: sa.Connection, limit: int, per_host_max: int) -> list[Name]:
-        """Return job and number of the links to reserve."""
-        reserved = sa.select(items.c.host, sa.func.count()).where(items.c.member.is_not(None)).group_by(items.c.host)
-        of_host = Counter({row[0]: row[1] for row in connection.execute(reserved)})
-        chosen: list[Name] = []
-        after: sa.Row[Any] | None = None
-        read = 0
-        while len(chosen) < limit and read < SEARCHED_MAX:
-            full = [host for host, number in of_host.items() if number >= per_host_max]
-            rows = connection.execute(_search(full, after, wanted := _LOOKAHEAD * (limit - len(chosen)))).all()
-            for row in rows:
-                if of_host[row.host] < per_host_max and len(chosen) < limit:
-                    of_host[row.host] += 1
-                    chosen.append((row.job, row.number))
-            if len(rows) < wanted:
-                break
-            after, read = rows[-1], read + len(rows)
-        return chosen
-
-    def _take(self, connection: sa.Connection, chosen: Sequence[Name]) -> Sequence[JobItem]:
-        # What a cancel holds locked at the moment is about to be no longer waiting.
-        free = (
-            sa.select(items.c.job, items.c.number).where(_NAME.in_(chosen), _WAITING).with_for_update(skip_locked=True)
-        )
-        rows = connection.execute(
-            sa.update(items).where(_NAME.in_(free)).values(member=self._member).returning(items)
-        ).all()
-        return sorted(
-            map(to_item, rows), key=lambda item: (item.expires_at is None, item.expires_at, item.job, item.number)
-        )
-
-    def _is_lost(self, member: sa.Column[str | None]) -> sa.ColumnElement[bool]:
-        """Return the condition that a member is dead or unknown."""
-        is_live = sa.exists().where(members.c.id == member, members.c.heartbeat_at >= self._past)
-        return sa.and_(member.is_not(None), member != self._member, ~is_live)
-
-    def _free(self, connection: sa.Connection, condition: sa.ColumnElement[bool]) -> None:
-        free = sa.select(items.c.job, items.c.number).where(condition).with_for_update(of=items, skip_locked=True)
-        connection.execute(sa.update(items).where(_NAME.in_(free)).values(member=None))
-
-
-def _search(full: Collection[str], after: sa.Row[Any] | None, limit: int) -> sa.Select[Any]:
-    """Return the query for due links in the order of their expiry, after a row, and without those of full hosts."""
-    first = sa.select(items.c.host, *_PLACE).where(_WAITING, items.c.due_at <= DATABASE_TIME)
-    if after is not None:
-        first = first.where(sa.tuple_(*_PLACE) > sa.tuple_(after.expires_at, after.job, after.number))
-    found = first.order_by(*_PLACE).limit(SEARCHED_MAX).subquery()
-    place = (found.c.expires_at, found.c.job, found.c.number)
-    return sa.select(found).where(found.c.host.not_in(full)).order_by(*place).limit(limit)

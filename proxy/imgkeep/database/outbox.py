@@ -46,6 +46,11 @@ class Outbox:
         """Waits until the image index has written all records that were put."""
         self.last_backlog: Backlog | None = None
 
+    async def add(self, records: Sequence[Record]) -> None:
+        """Add images that are pending, without a change of their rows in the image index."""
+        if records:
+            await self._engine.execute(lambda connection: update_entries(connection, self._node, records))
+
     async def due(self, limit: int) -> Sequence[OutboxEntry]:
         """Return up to `limit` images whose time has come, those that wait longest first."""
         await self._flush()

@@ -117,10 +117,10 @@ class RedirectToObject:
 @dataclass(frozen=True, slots=True)
 class HeldByPeer:
     """
-    Another worker fetches the image, or did so a moment ago: this worker follows it there.
+    Another worker or node fetches the image, or did so a moment ago: this worker follows it there.
 
     Attributes:
-        holder: The name of the other worker.
+        holder: The name of the other worker, or the id of the member of another node.
         lease: The name of the lease that it has.
     """
 

@@ -36,12 +36,14 @@ class OwnQueue:
     Attributes:
         waiting: How many links wait in all jobs, as of the last count.
         is_live: Whether this process may take work.
+        has_webhooks: Whether a webhook may wait for its delivery.
         pause_max_s: How long the runner may pause if nothing waits.
     """
 
     def __init__(self, jobs: DurableJobs, timer: Callable[[], float]) -> None:
         self.waiting = 0
         self.is_live: Final = True
+        self.has_webhooks: Final = True
         self.pause_max_s: Final[float] = RARE_INTERVAL_S
         self._jobs = jobs
         self._timer = timer
@@ -146,6 +148,7 @@ class SharedQueue:
         timer: Callable[[], float],
     ) -> None:
         self.waiting = 0
+        self.has_webhooks = True
         self.pause_max_s: Final[float] = CHECK_INTERVAL_S
         self._reservations = reservations
         self._is_joined = is_joined
@@ -174,7 +177,7 @@ class SharedQueue:
         """Do nothing: each check counts."""
 
     async def take(self, running: Running, limit: int) -> Sequence[JobItem]:  # noqa: ARG002 - the database counts all
-        if not self.is_live:
+        if self.waiting <= 0 or not self.is_live:
             return ()
         now = self._timer()
         # What a search that found too little left out is at busy hosts, or not due. Another one for each link that ends
@@ -199,7 +202,7 @@ class SharedQueue:
             return ()
         checked = await self._reservations.check(before)
         self._next_check = self._timer() + CHECK_INTERVAL_S
-        self.waiting = checked.waiting
+        self.waiting, self.has_webhooks = checked.waiting, checked.has_webhooks
         return before - set(checked.held)
 
     def note_finished(self) -> None:

@@ -237,6 +237,7 @@ class JobRunner:
             await asyncio.wait(tasks)
         with suppress(StorageError, TimeoutError):
             async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                await self._jobs.flush()
                 await self._links.release()
 
     async def _do_due(self) -> float:
@@ -247,7 +248,8 @@ class JobRunner:
             await self._links.recount()
             self._next_cleanup = self._timer() + CLEANUP_INTERVAL_S
         await self._start_due()
-        if self._timer() >= self._next_delivery and self._links.is_live:
+        has_ended = self._next_delivery == 0
+        if self._timer() >= self._next_delivery and (has_ended or self._links.has_webhooks) and self._links.is_live:
             self._start_delivery()
         await self._jobs.send_late_notices()
         if self.waiting <= 0:

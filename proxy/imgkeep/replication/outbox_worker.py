@@ -153,9 +153,13 @@ class OutboxWorker:
         return len(due)
 
     async def _enlist(self, paths: list[str]) -> None:
-        for _, record in await self._fallback.read_records(paths):
-            if isinstance(record, Record):
+        found = [each for _, each in await self._fallback.read_records(paths) if isinstance(each, Record)]
+        known = await self._image_index.find_all([record.key for record in found])
+        for record in found:
+            if record.key not in known:
                 await self._image_index.put(replace(record, waits_at=""))
+        # A row that is there may be of another node, and newer: the upload decides between the two.
+        await self._outbox.add([replace(record, waits_at="") for record in found if record.key in known])
 
     async def _replicate(self, entry: OutboxEntry) -> None:
         try:

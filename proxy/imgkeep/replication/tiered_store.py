@@ -226,10 +226,10 @@ class TieredStore:
         return stored
 
     async def put_record(self, record: Record, replaces: Digest | None = None) -> Record:
-        if self.fallback is not None and record.pending:
+        if record.pending:
             # Its object is in a fallback alone. One that was uploaded meanwhile stays as it is, and is judged anew, and
             # so does one that waits on another node.
-            if await self.fallback.find(record.key) is None:
+            if self.fallback is None or await self.fallback.find(record.key) is None:
                 raise Conflict("the image was uploaded to the primary meanwhile, or waits on another node")
             return self._waiting(await self.fallback.put_record(record, replaces))
         return await self._call_primary(partial(self.primary.put_record, record, replaces))

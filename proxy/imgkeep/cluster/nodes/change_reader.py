@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from imgkeep.database.session import DatabaseSession, Row
     from imgkeep.images.cache_trust import CacheTrust
 
+    Learn = Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]]
+    Act = Callable[[], Awaitable[None]]
+
 ROWS_MAX: Final = 100
 """Maximum number of changes that are read at once: 35 MB, if each is as large as one can be."""
 RETRY_DELAY_S: Final = 1.0
@@ -58,9 +61,9 @@ class Receiver:
         settle: Writes the records that the database lacks, as far as it answers.
     """
 
-    learn: Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]]
-    learn_everything: Callable[[], Awaitable[None]]
-    settle: Callable[[], Awaitable[None]]
+    learn: Learn
+    learn_everything: Act
+    settle: Act
 
 
 class ChangeReader:

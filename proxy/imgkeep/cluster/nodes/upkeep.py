@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
 from imgkeep.cluster.nodes.membership import DEAD_AFTER_S
 from imgkeep.core.errors import StorageError
 from imgkeep.database.cluster_schema import members
+from imgkeep.database.dialect_insert import insert_or_replace
 from imgkeep.database.schema import state
 from imgkeep.database.store_mark import COMPLETE_MARK, JOIN_LOCK, STORE_MARK
 
@@ -77,8 +77,7 @@ async def adopt_store(engine: DatabaseEngine, store: str) -> None:
                 place=engine.location,
             )
         connection.execute(sa.delete(state).where(state.c.name == COMPLETE_MARK))
-        row = insert(state).values(name=STORE_MARK, value=store)
-        connection.execute(row.on_conflict_do_update(index_elements=[state.c.name], set_={"value": store}))
+        connection.execute(insert_or_replace(state), {"name": STORE_MARK, "value": store})
 
     await engine.execute(work)
 
