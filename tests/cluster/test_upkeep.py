@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from dataclasses import replace
@@ -15,6 +16,7 @@ from imgkeep.core.errors import StorageError
 from imgkeep.database import Database
 from tests.support.clock import FakeClock
 from tests.support.database import query
+from tests.support.program import run_here
 from tests.support.stores import NOON, record_of
 
 if TYPE_CHECKING:
@@ -94,3 +96,14 @@ async def test_stats_tell_what_waits_on_each_node(database: Database) -> None:
     assert "a (1 live of 1.2.3, " in line
     assert "b (not live)" in line
     assert "gone (not live, 1 waiting since 2026-11-22T11:59:00Z)" in line
+
+
+async def test_forget_is_for_a_cluster_alone(tmp_path: Path, database: Database, postgresql_url: str) -> None:
+    query(database, "INSERT INTO outbox VALUES ('node3', 'k', 0, 0, 0, NULL, 'd')")
+    alone, shared = await asyncio.gather(
+        run_here(tmp_path / "a", "forget", "node3"),
+        run_here(tmp_path / "b", "forget", "node3", "--json", database__url=postgresql_url),
+    )
+    assert (alone[0], alone[1]) == (2, "")
+    assert "there is no other node to forget" in alone[2]
+    assert shared[:2] == (0, '{"node":"node3","images":1}\n')

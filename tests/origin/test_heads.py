@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,10 +15,11 @@ import pytest
 from imgkeep.core.response_head import FIELDS_MAX
 from imgkeep.origin.bounded_connection import HEAD_BYTES_MAX, HEAD_STEP_BYTES, INTERIM_ANSWERS_MAX
 from tests.support.browser import browsing
+from tests.support.image_requests import fills_done
 from tests.support.images import make_image
 from tests.support.network import look, nothing_kept
 from tests.support.origins import FakeOrigin
-from tests.support.response_heads import BODY, CHUNKS, HEADS, LENGTH, OK, lines
+from tests.support.response_heads import BODY, CHUNKS, HEADS, LENGTH, OK, OTHER, lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -47,18 +50,40 @@ def answering(head: Head) -> Callable[[Exchange], Awaitable[None]]:
     return script
 
 
-@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
-async def test_image_that_chromium_shows_is_stored(imgkeep: Imgkeep, origin: FakeOrigin, head: Head) -> None:
-    seen = await look(imgkeep, origin.on("/a.png", answering(head)))
-    if head.shown if head.stored is None else head.stored:
-        assert (seen.status, seen.body) == (200, BODY)
-        assert len(imgkeep.files("objects")) == 1
-    else:
-        assert seen.broken or seen.status in {422, 502}
-        await nothing_kept(imgkeep)
-    # No answer, and nothing behind one, is another request's.
-    seen = await look(imgkeep, origin.gives("/b.png", make_image(seed=2)))
-    assert (seen.status, seen.body) == (200, make_image(seed=2))
+async def test_image_that_chromium_shows_is_stored(
+    imgkeep: Imgkeep, origin: FakeOrigin, subtests: pytest.Subtests
+) -> None:
+    for number, (name, head) in enumerate(HEADS.items()):
+        with subtests.test(name):
+            seen = await look(imgkeep, origin.on(f"/{number}-a.png", answering(head)))
+            if is_stored(head):
+                assert (seen.status, seen.body) == (200, BODY)
+            else:
+                assert seen.broken or seen.status in {422, 502}
+            # No answer, and nothing behind one, is another request's; and the next one begins on a new connection.
+            seen = await look(imgkeep, origin.on(f"/{number}-b.png", give_other))
+            assert (seen.status, seen.body) == (200, OTHER)
+    await fills_done(imgkeep)
+    expected = {
+        origin.url(f"/{number}-{letter}.png"): sha256(body).hexdigest()
+        for number, head in enumerate(HEADS.values())
+        for letter, body in (("a", BODY), ("b", OTHER))
+        if letter == "b" or is_stored(head)
+    }
+    records = [json.loads(file.read_text()) for file in imgkeep.files("records")]
+    assert {f"http:{record['identity']}": record["digest"] for record in records} == expected
+    assert sorted(file.read_bytes() for file in imgkeep.files("objects")) == sorted([BODY, OTHER])
+    assert imgkeep.files("partial") == []
+
+
+def is_stored(head: Head) -> bool:
+    return head.shown if head.stored is None else head.stored
+
+
+async def give_other(exchange: Exchange) -> None:
+    """Answer with another image, and close the connection."""
+    await exchange.answer(OTHER, headers={"Connection": "close"})
+    exchange.finish()
 
 
 async def test_chromium_agrees_with_the_table(origin: FakeOrigin) -> None:
