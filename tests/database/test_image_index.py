@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import decode_record, encode_record
 from imgkeep.core.records import Digest, Doubt, Format, Key, PixelSize, Provenance, Record
-from imgkeep.database.image_index import _REMOVAL_LOCK, UNWRITTEN_MAX
+from imgkeep.database.advisory_locks import INDEX_LOCK
+from imgkeep.database.image_index import UNWRITTEN_MAX
 from imgkeep.database.image_rows import to_record, to_row
 from imgkeep.database.schema import images, metadata, select_records
 from tests.support.database import make_records, query, walk
@@ -396,7 +397,7 @@ async def test_record_during_a_removal_waits_for_it(
     record = record_of(b"an image")
     await second.keys_of(record.digest)  # it is connected
     async with await psycopg.AsyncConnection.connect(postgresql_url) as removal:
-        await removal.execute("SELECT pg_advisory_xact_lock(%s)", (_REMOVAL_LOCK,))
+        await removal.execute("SELECT pg_advisory_xact_lock(%s)", (INDEX_LOCK,))
         await second.put(record)
         flushing = asyncio.create_task(second.flush())
         waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from imgkeep.bootstrap.platform import Platform
-    from imgkeep.cluster.nodes.change_reader import Act, Learn
+    from imgkeep.cluster.nodes.change_reader import Act
+    from imgkeep.cluster.notice import Learn
     from imgkeep.cluster.workers.leases import FillLeases
     from imgkeep.cluster.workers.peers import Peers
     from imgkeep.config import Config

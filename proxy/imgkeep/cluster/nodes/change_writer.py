@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.cluster.nodes.membership import DEAD_AFTER_S
 from imgkeep.cluster.notice import Notice, encode, merge
 from imgkeep.core.errors import Busy, StorageError
+from imgkeep.database.advisory_locks import CHANGE_LOCK, REMOVAL_LOCKS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
@@ -57,9 +58,6 @@ EXCLUSIVE_INTERVAL_S: Final = 0.05
 
 CHANGES: Final = "imgkeep_changes"
 """The channel of new rows."""
-_WRITE_LOCK: Final = 0x696D676B656E
-_EXCLUSIVE_LOCKS: Final = 0x696D676B
-"""The first half of the number of an advisory lock; the second one is of the digest."""
 
 _WRITE: Final = """
 WITH alone AS MATERIALIZED (SELECT pg_advisory_xact_lock(%(lock)s)), written AS (
@@ -144,7 +142,7 @@ class ChangeWriter:
         """As `Notifier.exclusively`."""
         number = int.from_bytes(sha256(digest.encode()).digest()[:4], "big", signed=True)
         give_up_at = self._timer() + EXCLUSIVE_TIMEOUT_S
-        names = (_EXCLUSIVE_LOCKS, number)
+        names = (REMOVAL_LOCKS, number)
         while not (await self._session.execute("SELECT pg_try_advisory_lock(%s, %s)", names))[0][0]:
             if self._timer() > give_up_at:
                 raise Busy("the image is being removed or restored through another node: retry", retry_after_s=5)
@@ -192,10 +190,7 @@ class ChangeWriter:
         self._keep(notice)
         if self._local is not None:
             with suppress(StorageError):
-                await self._local.notify(
-                    changed=notice.changed,  # type: ignore[arg-type]  # keys
-                    unblocked=notice.unblocked,  # type: ignore[arg-type]  # digests
-                )
+                await self._local.notify(changed=notice.changed, unblocked=notice.unblocked)
 
     def _keep(self, notice: Notice) -> None:
         kept = merge([self._unsent, notice])
@@ -233,7 +228,7 @@ class ChangeWriter:
 
     async def _write(self, notice: Notice) -> int:
         rows = await self._session.execute(
-            _WRITE, {"lock": _WRITE_LOCK, "author": self._name, "payloads": encode(notice), "channel": CHANGES}
+            _WRITE, {"lock": CHANGE_LOCK, "author": self._name, "payloads": encode(notice), "channel": CHANGES}
         )
         return int(rows[0][0])
 
@@ -264,7 +259,7 @@ class ChangeWriter:
         """Delete the rows of members that have not applied a row: they are not live, and catch up before they are."""
         for (member,) in await self._session.execute(_EXPEL, (list(members), last)):
             self.expelled += 1
-            log.warning("change not confirmed; member removed", extra={"member": member})
+            log.warning("change not confirmed; member expelled", extra={"member": member})
 
     def _note_confirmation(self, payload: str) -> None:
         applied, _, member = payload.partition(" ")

@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from imgkeep.core.errors import StorageError
+from imgkeep.database.advisory_locks import JOIN_LOCK
 from imgkeep.database.schema_upgrade import IncompatibleDatabase
-from imgkeep.database.store_mark import JOIN_LOCK, STORE_MARK, describe_other_store
+from imgkeep.database.store_mark import STORE_MARK, describe_other_store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

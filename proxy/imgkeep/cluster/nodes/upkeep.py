@@ -9,10 +9,11 @@ import sqlalchemy as sa
 
 from imgkeep.cluster.nodes.membership import DEAD_AFTER_S
 from imgkeep.core.errors import StorageError
+from imgkeep.database.advisory_locks import JOIN_LOCK
 from imgkeep.database.cluster_schema import members
 from imgkeep.database.dialect_insert import insert_or_replace
 from imgkeep.database.schema import state
-from imgkeep.database.store_mark import COMPLETE_MARK, JOIN_LOCK, STORE_MARK
+from imgkeep.database.store_mark import COMPLETE_MARK, STORE_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
