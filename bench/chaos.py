@@ -38,7 +38,7 @@ CLIENTS: Final = 300
 FIRST_BYTE_MS_MAX: Final = 100
 JOB_HOST_MAX: Final = 4
 TWICE_SHARE_MAX: Final = 0.02
-KILL_INTERVAL_S: Final = (3, 8)
+KILL_INTERVAL_S: Final = (5, 10)
 ABSENCE_S: Final = (0, 20)
 JOB_TIMEOUT_S: Final = 600
 RATE: Final = 40
@@ -75,18 +75,21 @@ async def kills(client: Client, origin: CountedOrigin, links: int, draw: random.
     jobs = [await client.post_job(part, webhook=origin.url("/hook")) for part in (urls[:half], urls[half:])]
     killed: Counter[str] = Counter()
 
+    async def kill(node: Node, *, with_disk: bool) -> None:
+        node.kill()
+        killed[node.name] += 1
+        if with_disk:
+            node.lose_disk()
+        await asyncio.sleep(draw.uniform(*ABSENCE_S))
+        node.launch()
+
     async def kill_at_random() -> None:
-        for number in count():
-            await asyncio.sleep(draw.uniform(*KILL_INTERVAL_S))
-            node = draw.choice(client.nodes.members)
-            if sum(each.is_running for each in client.nodes.members) < 2:  # one has to be asked
-                continue
-            node.kill()
-            killed[node.name] += 1
-            if number == 1:
-                node.lose_disk()
-            await asyncio.sleep(draw.uniform(*ABSENCE_S))
-            node.launch()
+        async with asyncio.TaskGroup() as group:
+            for number in count():
+                await asyncio.sleep(draw.uniform(*KILL_INTERVAL_S))
+                running = [node for node in client.nodes.members if node.is_running]
+                if len(running) > 1:  # one has to be asked
+                    group.create_task(kill(draw.choice(running), with_disk=number == 1))
 
     killing = asyncio.create_task(kill_at_random())
     try:

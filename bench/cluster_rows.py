@@ -192,11 +192,18 @@ def jobs(plan: Plan) -> Row:
     with shared(cores=CORES) as common:
         for number in (1, NODES):
             with nodes(plan, common, f"jobs-{number}", number=number, cores=CORES) as running:
+                cpu_s = sum(node.cpu_s() for node in running)
+                common.forget_statements()
                 seconds, twice, shares = asyncio.run(_save(running))
+                spent_ms = (sum(node.cpu_s() for node in running) - cpu_s) / LINKS * 1000
+                statements = common.count_statements() / LINKS
             rate = LINKS / seconds * 60 / number
             (row.theirs if number == 1 else row.ours).append(rate)
-            row.notes.append(f"{number} nodes: {seconds:.0f} s, {twice} fetched twice, links of each {shares}")
-    row.notes.append("compared with a cluster of one node; all share these cores with the origin")
+            row.notes.append(
+                f"{number} nodes: {seconds:.0f} s, {twice} fetched twice, links of each {shares}, {spent_ms:.1f} ms of "
+                f"processor and {statements:.1f} statements a link, so {60_000 / spent_ms:,.0f} a minute and core"
+            )
+    row.notes.append("compared with a cluster of one node; nodes, PostgreSQL, bucket and origin share these cores")
     return row
 
 

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
+import psycopg
 import pytest
 
 from imgkeep.cluster.nodes import change_reader, change_writer
@@ -224,6 +225,15 @@ async def test_restored_database_makes_members_read_everything_anew(url: str) ->
         await b.session.wait_connected()
         assert b.learner.read_anew == 2
         assert b.membership.applied == 0
+        await lose_session(a, b)
+        await a.session.wait_connected()
+        b.learner.gate.clear()
+        telling = asyncio.create_task(a.writer.notify(blocked=[Y]))
+        await until(b.reader._lock.locked)
+        done, _ = await asyncio.wait([telling], timeout=0.05)
+        assert not done, "what B has confirmed before says nothing of the new numbers"
+        b.learner.gate.set()
+        await telling
 
 
 async def test_silent_database_ends_the_trust_in_caches(url: str) -> None:
@@ -343,6 +353,19 @@ async def test_unlogged_tables_emptied_by_a_crash_of_the_server(url: str) -> Non
         await a.membership.join()
         await b.writer.notify(unblocked=[Y])
         assert a.learner.unblocked == [Y]
+
+
+async def test_end_of_a_process_leaves_no_author_waiting(url: str) -> None:
+    a = ChangeNode(url, "a")
+    async with a.running():
+        lock = await psycopg.AsyncConnection.connect(url)
+        await lock.execute("SELECT pg_advisory_lock(%s)", (change_writer._WRITE_LOCK,))
+        telling = [asyncio.create_task(a.writer.notify(blocked=[digest])) for digest in (X, Y)]
+        await until(lambda: a.writer._sending is not None)
+        await a.writer.aclose()
+        results = await asyncio.gather(*telling, return_exceptions=True)
+        assert [type(result) for result in results] == [StorageError, StorageError]
+        await lock.close()
 
 
 # --- one at a time

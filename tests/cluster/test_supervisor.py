@@ -16,6 +16,7 @@ from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 HEARTBEAT_TIMEOUT_S = 3.0
 """Thirty heartbeats: a machine that is busy with other tests delays some."""
@@ -117,6 +118,24 @@ def exists(pid: int) -> bool:
         os.kill(pid, 0)
         return True
     return False
+
+
+async def test_ready_worker_that_dies_while_another_one_starts_is_replaced(tmp_path: Path) -> None:
+    mark = tmp_path / "died"
+    first_dies = f"""
+    if '"slot":0' in "".join(sys.argv) and not os.path.exists({str(mark)!r}):
+        link.announce_ready()
+        open({str(mark)!r}, "x").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    while not os.path.exists({str(mark)!r}):
+        await asyncio.sleep(0.01)
+    link.announce_ready()
+"""
+    async with supervised(
+        worker=WORKER.replace("    link.announce_ready()\n", first_dies.removeprefix("\n"))
+    ) as running:
+        assert mark.exists()
+        assert len(set(running.pids("ready"))) == 2
 
 
 async def test_stopped_worker_is_replaced_and_killed() -> None:

@@ -12,6 +12,7 @@ import pytest
 from imgkeep.core.jobs import NewItem
 from imgkeep.core.records import Failure, Key
 from imgkeep.database import Database
+from imgkeep.database.job_notices import NoticeThrottle
 from imgkeep.database.job_reservations import JobReservations
 from tests.support.clock import FakeClock
 from tests.support.database import query
@@ -217,3 +218,46 @@ async def test_clocks_of_nodes_do_not_count(pair: tuple[MemberDatabase, MemberDa
     await a.jobs.postpone(held, 0)
     assert len(await b.reserve(1)) == 1
     assert await a.jobs.delete_old(0) == 0
+
+
+async def test_members_that_settle_the_same_jobs_during_a_cancel_all_end(
+    pair: tuple[MemberDatabase, MemberDatabase],
+) -> None:
+    a, b = pair
+    for name in ("j", "k"):
+        await a.jobs.create(name, links(24), "https://hook.example/")
+    held = [(member, item) for _ in range(12) for member in (a, b) for item in await member.reserve(2, per_host_max=99)]
+    assert len(held) == 48
+    saving = [member.jobs.mark_saved(item, KEY, created=True) for member, item in held]
+    await asyncio.gather(*saving[:20], b.jobs.cancel("j"), *saving[20:])
+    for name in ("j", "k"):
+        job = await a.jobs.find(name)
+        assert job is not None
+        states = [result.state for result in await b.jobs.results(name, after=-1, limit=24)]
+        assert job.finished_at is not None
+        assert (job.saved, job.cancelled) == (states.count("saved"), states.count("cancelled"))
+        assert job.saved + job.cancelled == 24
+    assert (await a.reservations.check([])).waiting == 0
+
+
+async def test_settled_link_of_a_deleted_job_is_an_error(pair: tuple[MemberDatabase, MemberDatabase]) -> None:
+    a, _ = pair
+    await a.jobs.create("j", links(1), None)
+    (item,) = await a.reserve(1)
+    await asyncio.to_thread(query, a.database, "DELETE FROM jobs")
+    with pytest.raises(KeyError):
+        await a.jobs.mark_saved(item, KEY, created=True)
+
+
+def test_notices_about_one_job_are_far_apart() -> None:
+    throttle = NoticeThrottle()
+    assert throttle.admits("j", 0)
+    assert not throttle.admits("j", 0.1)
+    assert throttle.admits("k", 0.1)
+    assert throttle.take_late(0.2) == []
+    assert throttle.take_late(0.3) == ["j"]
+    assert throttle.take_late(0.9) == []
+    assert throttle.admits("j", 1)
+    assert not throttle.admits("j", 1.1)
+    throttle.forget("j")
+    assert throttle.take_late(9) == []

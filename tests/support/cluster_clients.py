@@ -168,7 +168,10 @@ class Client:
 
     async def until_done(self, number: str, at: Node | None = None, *, within_s: float = 60) -> dict[str, Any]:
         async def is_done() -> bool:
-            return bool((await self.job(number, at))["state"] == "done")
+            answer = await self.ask(f"/api/jobs/{number}?limit=1", at)
+            if answer.status in {502, 504}:  # by nginx, where the node that it asked was killed
+                return False
+            return bool(answer.json["state"] == "done")
 
         await until(is_done, within_s=within_s)
         return await self.job(number, at)

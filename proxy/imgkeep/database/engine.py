@@ -138,12 +138,13 @@ class DatabaseEngine:
         if self._hung_call is not None and not self._hung_call.done():
             raise StorageError("the database does not answer", place=self.location)
         future = asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+        # It may fail after its caller was cancelled or has given up.
+        future.add_done_callback(lambda late: late.cancelled() or late.exception())
         try:
             async with asyncio.timeout(timeout_s):
                 result = await asyncio.shield(future)
         except TimeoutError:
             self._hung_call = future
-            future.add_done_callback(lambda late: late.cancelled() or late.exception())
             asyncio.get_running_loop().call_later(max(0, self._hang_max_s - timeout_s), self._interrupt, future)
             self.fault = "it does not answer"
             raise StorageError("the database does not answer", place=self.location) from None

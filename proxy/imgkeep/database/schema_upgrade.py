@@ -1,9 +1,9 @@
 """
 The tables' version: makes them in an empty database, and brings those of an older release up to date.
 
-An empty database gets the tables as `tables.py` declares them; a database of an older release goes through the
-migrations (Alembic). Both ways lead to the same tables; a test compares them. Only a database of another version makes
-this module import Alembic, which takes a fifth of the time of a start.
+An empty database gets the tables as `schema.py` and `cluster_schema.py` declare them; a database of an older release
+goes through the migrations (Alembic). Both ways lead to the same tables; a test compares them. Only a database of
+another version makes this module import Alembic, which takes a fifth of the time of a start.
 """
 
 from __future__ import annotations

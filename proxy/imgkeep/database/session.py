@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from imgkeep.core.backoff import backoff_s
 from imgkeep.core.errors import StorageError
-from imgkeep.database.postgresql import CONNECT_TIMEOUT_S, CONNECTION_PARAMETERS, SERVER_SETTINGS, check_pooler
+from imgkeep.database.postgresql import CONNECT_TIMEOUT_S, CONNECTION_PARAMETERS, SERVER_SETTINGS, check_pooler, explain
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -308,9 +308,14 @@ class DatabaseSession:
             call.exception()  # marks it as retrieved: its caller may have left
 
     def _explain(self, error: BaseException) -> StorageError:
-        diagnosis = getattr(error, "diag", None)
-        text = getattr(diagnosis, "message_primary", None) or str(error) or type(error).__name__
-        return StorageError("the database failed", cause=" ".join(text.split()), place=self.place)
+        import psycopg  # noqa: PLC0415 - an extra
+        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
+
+        cause = type(error).__name__
+        if isinstance(error, psycopg.Error):
+            options = conninfo_to_dict(self._url)
+            cause = explain(error, user=str(options.get("user", "")), name=str(options.get("dbname", "")))
+        return StorageError("the database failed", cause=cause, place=self.place)
 
 
 def _shut_down(connection: Connection) -> None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
 
-from imgkeep.core.errors import StorageError
 from imgkeep.database.job_notices import SETTLED, announce
 from imgkeep.database.schema import jobs
 
@@ -111,17 +110,16 @@ class SettleBatches:
         news = {job_id for job_id in {each.item.job for each in batch} if self._throttle.admits(job_id, now)}
         try:
             rows = await self._engine.execute(lambda connection: self._change(connection, batch, news))
-        except StorageError as error:
+            for row in rows.values():
+                if row["finished_at"] is not None:
+                    self._throttle.forget(row["id"])
+            for each in batch:
+                if not each.job.done():  # its task may have been cancelled
+                    each.job.set_result(rows[each.item.job])
+        except Exception as error:  # noqa: BLE001 - each caller gets it, and none waits for ever
             for each in batch:
                 if not each.job.done():
                     each.job.set_exception(error)
-            return
-        for row in rows.values():
-            if row["finished_at"] is not None:
-                self._throttle.forget(row["id"])
-        for each in batch:
-            if not each.job.done():
-                each.job.set_result(rows[each.item.job])
 
     def _change(self, connection: sa.Connection, batch: Sequence[_Settlement], news: set[str]) -> dict[str, Facts]:
         names = ("state", "key", "created", "code", "detail")

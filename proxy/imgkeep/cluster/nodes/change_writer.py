@@ -19,8 +19,8 @@ Rules:
 3. J counts as joined, and trusts its caches, after its second reading alone.
 
 - Rows are deleted after an hour. A member whose last row is not followed by the oldest one that is left has missed
-  some: it forgets everything, and reads the removals from the database and from the store. So it does at its start, and
-  after a restored backup of the database, whose rows have lower numbers.
+  some: it forgets everything, and reads the list of blocked digests from the database again. So it does at its start,
+  and after a restored backup of the database, whose rows have lower numbers.
 - Without the database a removal is refused, and nothing is done. A replaced record is told to the workers of this
   machine at least; the other nodes learn of it once the database is back.
 """
@@ -120,6 +120,7 @@ class ChangeWriter:
         self.expelled = 0
         """Number of members that did not confirm a change in time."""
         session.listen(channel_of(name), self._note_confirmation)
+        session.when_lost(self._applied.clear)  # the next database may be a restored one, with lower numbers
 
     async def notify(
         self,
@@ -210,13 +211,11 @@ class ChangeWriter:
                 try:
                     last = await self._write(merge(notice for notice, _ in batch))
                 except StorageError as fault:
-                    for _, written in batch:
-                        if not written.done():
-                            written.set_exception(StorageError(str(fault), place=fault.place, cause=fault.cause))
+                    _fail(batch, fault)
                     continue
                 except BaseException:  # of this program, or its end
-                    for _, written in batch:
-                        written.cancel()
+                    _fail([*batch, *self._pending], StorageError("the change was not written: the process is ending"))
+                    self._pending = []
                     raise
                 wait = asyncio.create_task(self._wait_until_applied(last))
                 self._waits.add(wait)
@@ -274,6 +273,13 @@ class ChangeWriter:
         self._applied[member] = max(int(applied), self._applied.get(member, 0))
         self._confirmation.set()
         self._confirmation = asyncio.Event()
+
+
+def _fail(batch: list[tuple[Notice, asyncio.Future[asyncio.Task[None]]]], fault: StorageError) -> None:
+    """Tell the authors of notices why these were not written: each with a traceback of its own."""
+    for _, written in batch:
+        if not written.done():
+            written.set_exception(StorageError(str(fault), place=fault.place, cause=fault.cause))
 
 
 def channel_of(member: str) -> str:

@@ -295,7 +295,7 @@ class Supervisor:
             # A worker that SIGTERM ended before it could handle signals has ended as requested.
             is_well = status == -signal.SIGTERM and not worker.was_ready
             self._status = self._status or (0 if is_well else _exit_status(status))
-        elif not self._is_open:
+        elif not self._is_open and not worker.was_ready:
             self._end(_exit_status(status) or 1)
         elif status == EXIT_UNUSABLE:
             log.error("worker failed by the configuration or the database; shutting down", extra=facts)
