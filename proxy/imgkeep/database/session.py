@@ -242,8 +242,7 @@ class DatabaseSession:
         except StorageError:
             pass
         except Exception as error:  # noqa: BLE001 - psycopg's, or an error of a listener; both end the session
-            reason = " ".join((str(error) or type(error).__name__).split())
-            log.warning("database notifications interrupted", extra={"reason": reason})
+            log.warning("database notifications interrupted", extra={"reason": self._explain(error).in_full})
         finally:
             self._note_fault(fault)
 
@@ -314,10 +313,13 @@ class DatabaseSession:
             call.exception()  # marks it as retrieved: its caller may have left
 
     def _explain(self, error: BaseException) -> StorageError:
-        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415 - an extra
+        import psycopg  # noqa: PLC0415 - an extra
+        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
 
-        names = conninfo_to_dict(self._url)
-        cause = explain(error, user=str(names.get("user", "")), name=str(names.get("dbname", "")))
+        cause = type(error).__name__
+        if isinstance(error, psycopg.Error):
+            options = conninfo_to_dict(self._url)
+            cause = explain(error, user=str(options.get("user", "")), name=str(options.get("dbname", "")))
         return StorageError("the database failed", cause=cause, place=self.place)
 
 
