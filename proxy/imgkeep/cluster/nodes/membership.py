@@ -11,7 +11,7 @@ Rules:
   (`before_joining`) before it joins again, and until then it is `is_current` no more.
 - The database belongs to one cluster: it remembers the store and the secret of its members. Another store is refused
   for ever, another secret as long as any member lives.
-- A process that is the only one of its node replaces an earlier one at once: what that had claimed is free.
+- A process that is the only one of its node replaces an earlier one at once, whose leases end with it.
 - Two machines with one `cluster.name` would take each other's outbox for their own: the later one waits until the
   earlier one is dead, and is refused if it is not.
 """
