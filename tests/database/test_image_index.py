@@ -267,6 +267,18 @@ async def test_unwritten_records_are_bounded(connect: Connect, tmp_path: Path) -
     assert index.complete
 
 
+async def test_end_of_a_process_reports_images_that_the_index_lacks(
+    connect: Connect, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "place").write_bytes(b"a file where a folder should be")
+    database = connect(f"sqlite:///{tmp_path}/place/imgkeep.db")
+    await database.image_index.put(record_of(b"x"))
+    await database.aclose()
+    assert [(record.message, vars(record).get("images")) for record in caplog.records] == [
+        ("image index lacks images; `imgkeep reindex` adds them", 1)
+    ]
+
+
 async def test_two_processes_write_one_database(database: Database, connect: Connect, url: str) -> None:
     index, other = database.image_index, connect(url).image_index
     mine, theirs = make_records(60)[:30], make_records(60)[30:]

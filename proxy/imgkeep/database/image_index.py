@@ -92,6 +92,11 @@ class ImageIndex:
         """Set while a caller waits for the unwritten records."""
 
     @property
+    def unwritten(self) -> int:
+        """The number of records that the database does not have yet."""
+        return len(self._unwritten)
+
+    @property
     def complete(self) -> bool:
         """Whether the index has held every record of the store at some time."""
         return COMPLETE_MARK in self._engine.marks and not self._has_dropped
