@@ -15,8 +15,8 @@ from imgkeep.cluster.notice import NAMES_MAX, Notice, decode, encode, merge
 from imgkeep.core.errors import Busy, StorageError
 from imgkeep.core.records import Digest, Key
 from imgkeep.database.advisory_locks import CHANGE_LOCK
-from imgkeep.database.session import DatabaseSession
 from tests.support.change_nodes import STALE_MAX_S, ChangeNode, make_tables
+from tests.support.members import make_session
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ async def test_largest_change_comes_in_parts(url: str) -> None:
 
 async def test_command_tells_members_without_being_one(url: str) -> None:
     a = ChangeNode(url, "a")
-    session = DatabaseSession(url, place="the test's database", draw=lambda: 0)
+    session = make_session(url)
     writer = ChangeWriter(session, "command/1", timer=a.timer, sleep=asyncio.sleep)
     async with a.running():
         task = asyncio.create_task(session.run())

@@ -5,51 +5,30 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from imgkeep.cluster.nodes.leader import ClusterLeader
-from imgkeep.cluster.nodes.member import NodeIdentity
 from imgkeep.cluster.nodes.membership import Membership, RefusedByCluster, remove_members
 from imgkeep.core.errors import StorageError
 from imgkeep.database import DatabaseEngine
-from imgkeep.database.session import DatabaseSession
 from tests.support.clock import FakeClock
+from tests.support.members import SECRET, make_identity, make_session
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-SECRET = "s" * 32
-
 
 class Node:
     """One process: a session and a membership, whose timer a test can move."""
 
-    def __init__(
-        self,
-        url: str,
-        name: str,
-        *,
-        host: str = "",
-        address: str = "",
-        secret: str = SECRET,
-        store: str = "bucket b",
-    ) -> None:
+    def __init__(self, url: str, name: str, **changes: Any) -> None:
         self.offset_s = 0.0
         self.waits: list[float] = []
-        self.session = DatabaseSession(url, place="the test's database", draw=lambda: 0)
-        identity = NodeIdentity(
-            id=f"{name}/{len(host)}{id(self)}",
-            node=name,
-            host=host or name,
-            advertise_url=address or f"http://{name}:1",
-            version="1",
-            secret=secret,
-            store=store,
-            is_only_process=True,
-        )
+        self.session = make_session(url)
+        identity = make_identity(name, **{"is_only_process": True, **changes})
         self.membership = Membership(identity, self.session, timer=self.timer, sleep=self.wait)
         self.leader = ClusterLeader(self.session)
 
@@ -176,11 +155,11 @@ async def test_secret_can_change_while_no_member_lives(url: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "address", "message"),
-    [("a", "", "same cluster.name, 'a'"), ("b", "http://a:1", "same cluster.advertise_url, http://a:1")],
+    [("a", "http://other:1", "same cluster.name, 'a'"), ("b", "http://a:1", "same cluster.advertise_url, http://a:1")],
     ids=["name", "address"],
 )
 async def test_machine_that_passes_for_another_one_is_refused(url: str, name: str, address: str, message: str) -> None:
-    a, b = Node(url, "a", host="1"), Node(url, name, host="2", address=address)
+    a, b = Node(url, "a", host="1"), Node(url, name, host="2", advertise_url=address)
     async with a.running():
         # On a busy machine the test may take longer than a member may be silent.
         await a.session.execute("UPDATE cluster_members SET heartbeat_at = now() + interval '1 h'")

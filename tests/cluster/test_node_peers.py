@@ -157,7 +157,7 @@ async def test_end_of_a_member_ends_what_follows_it(node: FakeNode) -> None:
     membership = FakeMembership(node.member)
     async with peers_of(membership) as (peers, _):
         with pytest.raises(OriginError):
-            await follow_to_the_end(peers, lambda: membership.bury("there/1"))
+            await follow_to_the_end(peers, lambda: membership.end("there/1"))
     body = node.images.fills[KEY][0]  # type: ignore[index]
     await until(lambda: body.is_closed)
 
@@ -168,7 +168,7 @@ async def test_end_of_a_member_ends_the_wait_for_its_head() -> None:
         async with peers_of(membership) as (peers, _):
             waiting = asyncio.create_task(peers.wait("there/1", KEY))
             connection, _ = await asyncio.to_thread(sock.accept)
-            membership.bury("there/1")
+            membership.end("there/1")
             with pytest.raises(Busy):
                 await waiting
             connection.close()

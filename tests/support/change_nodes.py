@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
-from itertools import count
 from typing import TYPE_CHECKING
 
 from imgkeep.cluster.nodes.change_reader import ChangeReader, Receiver
 from imgkeep.cluster.nodes.change_writer import ChangeWriter
-from imgkeep.cluster.nodes.member import NodeIdentity
 from imgkeep.cluster.nodes.membership import Membership
 from imgkeep.database import DatabaseEngine
-from imgkeep.database.session import DatabaseSession
 from imgkeep.images.cache_trust import CacheTrust
 from tests.support.clock import FakeClock
+from tests.support.members import make_identity, make_session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from imgkeep.core.errors import StorageError
 
 STALE_MAX_S = 30.0
-_numbers = count(1)
 
 
 async def make_tables(url: str) -> str:
@@ -74,17 +71,8 @@ class ChangeNode:
 
     def __init__(self, url: str, name: str) -> None:
         self.offset_s = 0.0
-        self.session = DatabaseSession(url, place="the test's database", draw=lambda: 0)
-        identity = NodeIdentity(
-            id=f"{name}/{next(_numbers):016x}",
-            node=name,
-            host=name,
-            advertise_url=f"http://{name}:1",
-            version="1",
-            secret="s" * 32,
-            store="bucket b",
-            is_only_process=False,
-        )
+        self.session = make_session(url)
+        identity = make_identity(name)
         self.membership = Membership(identity, self.session, timer=self.timer, sleep=asyncio.sleep)
         self.trust = CacheTrust(self.timer)
         self.writer = ChangeWriter(self.session, identity.id, timer=self.timer, sleep=asyncio.sleep)

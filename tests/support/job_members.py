@@ -14,14 +14,13 @@ from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.nodes import make_nodes
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.clock import read_clock
-from imgkeep.cluster.nodes.member import NodeIdentity
 from imgkeep.cluster.nodes.membership import Membership
 from imgkeep.core.errors import OriginError
 from imgkeep.database import Database
 from imgkeep.database.job_notices import CHANNEL
-from imgkeep.database.session import DatabaseSession
 from imgkeep.images.inspect import make_inspector
 from imgkeep.images.upload import Saved
+from tests.support.members import make_identity, make_session
 from tests.support.server import configuration
 from tests.support.stores import record_of
 
@@ -78,17 +77,8 @@ class JobMember:
     def __init__(self, url: str, folder: Path, session: aiohttp.ClientSession) -> None:
         self.offset_s = 0.0
         name = f"node{next(NUMBERS)}"
-        self.session = DatabaseSession(url, place="the test's database", draw=lambda: 0)
-        identity = NodeIdentity(
-            id=f"{name}/1",
-            node=name,
-            host=name,
-            advertise_url=f"http://{name}:1",
-            version="1",
-            secret="s" * 32,
-            store="bucket",
-            is_only_process=True,
-        )
+        self.session = make_session(url)
+        identity = make_identity(name, is_only_process=True)
         self.membership = Membership(identity, self.session, timer=self.timer, sleep=asyncio.sleep)
         self.database = Database(url.replace("postgresql:", "postgresql+psycopg:"), read_clock, member=identity.id)
         config = configuration(folder, security={"signing_keys": ["a-key-for-signing-webhooks"]})

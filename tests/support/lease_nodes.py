@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from itertools import count
 from typing import TYPE_CHECKING
 
 from imgkeep.cluster.nodes.leases import NodeLeases
-from imgkeep.cluster.nodes.member import NodeIdentity
 from imgkeep.cluster.nodes.membership import Membership
 from imgkeep.core.errors import Busy
 from imgkeep.core.records import Key
 from imgkeep.database import DatabaseEngine
-from imgkeep.database.session import DatabaseSession
 from imgkeep.images.interfaces import Cluster
 from imgkeep.images.peer_fill import FillFailure, RemoteFill
 from tests.support.clock import FakeClock
 from tests.support.fakes import World, without_query
 from tests.support.leases import SharedLeases
+from tests.support.members import make_identity, make_session
 from tests.support.temporary_links import NOW
 
 if TYPE_CHECKING:
@@ -32,9 +30,7 @@ if TYPE_CHECKING:
     from imgkeep.images.shared_body import SharedBody
     from tests.support.postgresql import PostgresqlServer
 
-SECRET = "s" * 32
 GRACE_S = 10.0
-_numbers = count(1)
 
 
 class LeaseNode:
@@ -56,17 +52,8 @@ class LeaseNode:
         self.offset_s = 0.0
         self.followed: list[str] = []
         self._nodes = nodes
-        self.session = DatabaseSession(url, place="the test's database", draw=lambda: 0)
-        identity = NodeIdentity(
-            id=f"{name}/{next(_numbers)}",
-            node=name,
-            host=name,
-            advertise_url=f"http://{name}:1",
-            version="1",
-            secret=SECRET,
-            store="bucket b",
-            is_only_process=False,
-        )
+        self.session = make_session(url)
+        identity = make_identity(name)
         self.membership = Membership(identity, self.session, timer=self.timer, sleep=asyncio.sleep)
         self.leases = NodeLeases(self.session, self.membership, local, grace_s=GRACE_S, timer=self.timer)
         beside: World | None = next(iter(nodes.values())).world if nodes else None

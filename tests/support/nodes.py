@@ -50,7 +50,7 @@ class FakeMembership:
     def when_gone(self, callback: Callable[[str], None]) -> None:
         self._gone.append(callback)
 
-    def bury(self, member: str) -> None:
+    def end(self, member: str) -> None:
         del self.members[member]
         for told in self._gone:
             told(member)
