@@ -6,16 +6,16 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from imgkeep.cluster.nodes.member import NodeIdentity
+from imgkeep.cluster.nodes.member import MemberIdentity
 from imgkeep.database.session import DatabaseSession
 
 SECRET = "s" * 32
 _numbers = count(1)
 
 
-def make_identity(node: str, **changes: Any) -> NodeIdentity:
+def make_identity(node: str, **changes: Any) -> MemberIdentity:
     """Return the identity of a process of a node, with an id that no other one has."""
-    identity = NodeIdentity(
+    identity = MemberIdentity(
         id=f"{node}/{next(_numbers):016x}",
         node=node,
         host=node,

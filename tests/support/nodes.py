@@ -11,7 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from imgkeep.cluster.nodes.authentication import RequestSigner, RequestVerifier
-from imgkeep.cluster.nodes.member import Member, NodeIdentity
+from imgkeep.cluster.nodes.member import Member, MemberIdentity
 from imgkeep.cluster.nodes.node_api import LocalWorkers, make_node_api
 from imgkeep.cluster.nodes.peer_client import PeerClient
 from imgkeep.cluster.nodes.peer_listener import listen_for_peers
@@ -41,7 +41,7 @@ class FakeMembership:
 
     def __init__(self, *others: Member) -> None:
         self.id = "here/1"
-        self.identity = NodeIdentity(
+        self.identity = MemberIdentity(
             self.id, "here", "host", "http://127.0.0.1:9", "1", SECRET, "store", is_only_process=True
         )
         self.members = {each.id: each for each in (make_member(self.id, "http://127.0.0.1:9"), *others)}

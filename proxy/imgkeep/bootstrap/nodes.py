@@ -18,7 +18,7 @@ from imgkeep.cluster.nodes.change_reader import ChangeReader, Receiver
 from imgkeep.cluster.nodes.change_writer import ChangeWriter
 from imgkeep.cluster.nodes.leader import ClusterLeader
 from imgkeep.cluster.nodes.leases import NodeLeases
-from imgkeep.cluster.nodes.member import NodeIdentity
+from imgkeep.cluster.nodes.member import MemberIdentity
 from imgkeep.cluster.nodes.membership import DEAD_AFTER_S, HEARTBEAT_INTERVAL_S, Membership
 from imgkeep.cluster.nodes.peer_client import PeerClient
 from imgkeep.cluster.nodes.peers import NodePeers
@@ -150,7 +150,7 @@ async def _make_node_peers(config: Config, membership: Membership, peers: Peers 
 async def _make_nodes(config: Config, platform: Platform, peers: Peers | None) -> Nodes:
     session = make_session(config)
     cluster = config.cluster
-    identity = NodeIdentity(
+    identity = MemberIdentity(
         id=f"{cluster.node_name}/{secrets.token_hex(8)}",
         node=cluster.node_name,
         host=await asyncio.to_thread(read_node_id, data_folder(config)),

@@ -28,7 +28,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeIdentity:
+class MemberIdentity:
     """
     What a member tells of itself.
 
@@ -52,10 +52,10 @@ class NodeIdentity:
     is_only_process: bool
 
     def __repr__(self) -> str:
-        return f"NodeIdentity({self.id!r})"
+        return f"MemberIdentity({self.id!r})"
 
 
-def find_rival(identity: NodeIdentity, others: Iterable[tuple[str, str, str]]) -> str | None:
+def find_rival(identity: MemberIdentity, others: Iterable[tuple[str, str, str]]) -> str | None:
     """
     Return what another machine has that only this node may have; `None`: all is well.
 
