@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -73,16 +74,21 @@ def _texts() -> list[Path]:
     return sorted(path for path in [*trees, ROOT / "README.md"] if "__pycache__" not in path.parts)
 
 
+@cache
+def _lines() -> dict[str, list[str]]:
+    """Return the lines of each text by its name."""
+    return {str(path.relative_to(ROOT)): path.read_text("utf-8").splitlines() for path in _texts()}
+
+
 def find(pattern: str) -> list[str]:
     """Return `file:line: text` of each line in which the pattern stands, but for what is excepted."""
     found = []
     expression = re.compile(pattern)
-    for path in _texts():
-        name = str(path.relative_to(ROOT))
+    for name, lines in _lines().items():
         excepted = EXCEPTIONS.get(name, ())
         if "*" in excepted:
             continue
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        for number, line in enumerate(lines, 1):
             if expression.search(line) and not any(phrase in line for phrase in excepted):
                 found.append(f"{name}:{number}: {line.strip()}")
     return found

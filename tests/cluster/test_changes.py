@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
+import psycopg
 import pytest
 
 from imgkeep.cluster.nodes import change_reader, change_writer
@@ -13,6 +14,7 @@ from imgkeep.cluster.nodes.change_writer import UNSENT_MAX, ChangeWriter
 from imgkeep.cluster.notice import NAMES_MAX, Notice, decode, encode, merge
 from imgkeep.core.errors import Busy, StorageError
 from imgkeep.core.records import Digest, Key
+from imgkeep.database.advisory_locks import CHANGE_LOCK
 from imgkeep.database.session import DatabaseSession
 from tests.support.change_nodes import STALE_MAX_S, ChangeNode, make_tables
 from tests.support.waiting import until
@@ -246,6 +248,15 @@ async def test_restored_database_makes_members_read_everything_anew(url: str) ->
         await b.session.wait_connected()
         assert b.learner.read_anew == 2
         assert b.membership.applied == 0
+        await lose_session(a, b)
+        await a.session.wait_connected()
+        b.learner.gate.clear()
+        telling = asyncio.create_task(a.writer.notify(blocked=[Y]))
+        await until(b.reader._lock.locked)
+        done, _ = await asyncio.wait([telling], timeout=0.05)
+        assert not done, "what B has confirmed before says nothing of the new numbers"
+        b.learner.gate.set()
+        await telling
 
 
 async def test_restored_database_that_has_gone_on_makes_members_read_everything_anew(url: str) -> None:
@@ -351,7 +362,7 @@ async def test_database_that_goes_away_does_not_suspend_caches_at_once(url: str,
         name = url.rpartition("/")[2]
         postgresql.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         a.session._note_fault(a.session._fault)
-        a.reader._news.set()
+        a.reader._notified.set()
         await until(lambda: not a.reader._may_apply)
         assert a.trust.holds
         postgresql.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
@@ -359,9 +370,9 @@ async def test_database_that_goes_away_does_not_suspend_caches_at_once(url: str,
 
 def test_too_many_unsent_changes_become_one(url: str) -> None:
     a = ChangeNode(url, "a")
-    a.writer._keep(Notice(changed=[f"{number:064x}" for number in range(UNSENT_MAX)]))
+    a.writer._keep(Notice(changed=[Key(f"{number:064x}") for number in range(UNSENT_MAX)]))
     assert not a.writer._unsent.everything
-    a.writer._keep(Notice(changed=["one more"]))
+    a.writer._keep(Notice(changed=[K]))
     assert a.writer._unsent == Notice(everything=True)
 
 
@@ -378,6 +389,19 @@ async def test_unlogged_tables_emptied_by_a_crash_of_the_server(url: str) -> Non
         await a.membership.join()
         await b.writer.notify(unblocked=[Y])
         assert a.learner.unblocked == [Y]
+
+
+async def test_end_of_a_process_leaves_no_author_waiting(url: str) -> None:
+    a = ChangeNode(url, "a")
+    async with a.running():
+        lock = await psycopg.AsyncConnection.connect(url)
+        await lock.execute("SELECT pg_advisory_lock(%s)", (CHANGE_LOCK,))
+        telling = [asyncio.create_task(a.writer.notify(blocked=[digest])) for digest in (X, Y)]
+        await until(lambda: a.writer._sending is not None)
+        await a.writer.aclose()
+        results = await asyncio.gather(*telling, return_exceptions=True)
+        assert [type(result) for result in results] == [StorageError, StorageError]
+        await lock.close()
 
 
 # --- one at a time
@@ -454,6 +478,7 @@ async def test_change_of_another_version_makes_a_member_read_everything_anew(url
 
 
 def test_merged_notices_have_each_name_once_in_order() -> None:
-    merged = merge([Notice(blocked=["a", "b"]), Notice(blocked=["c", "a"], changed=["k"]), Notice(unblocked=["u"])])
-    assert merged == Notice(["a", "b", "c"], ["k"], {}, ["u"])
+    z = Digest("z" * 64)
+    merged = merge([Notice(blocked=[X, Y]), Notice(blocked=[z, X], changed=[K]), Notice(unblocked=[z])])
+    assert merged == Notice([X, Y, z], [K], {}, [z])
     assert [decode(part) for part in encode(merged)] == [merged]

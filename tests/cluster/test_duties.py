@@ -84,9 +84,9 @@ async def test_leader_that_loses_its_session_leads_no_more(
         assert [each.leads for each in both] == [True, False]
         # As after a kill -9: PostgreSQL releases the lock with the connection.
         postgresql.execute(LEADER_SESSIONS.format(0x676B656C))
-        assert both[0].membership is not None
+        assert both[0].cluster.nodes is not None
         with pytest.raises(StorageError):
-            await both[0].membership.beat()  # which is at most five seconds away
+            await both[0].cluster.nodes.membership.beat()  # which is at most five seconds away
         await until(lambda: not both[0].leads)
         await until(lambda: sum(each.leads for each in both) == 1)
         assert [each.leads_node for each in both] == [True, True]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imgkeep.cluster.nodes.leader import ClusterLeader
-from imgkeep.cluster.nodes.membership import Membership, NodeIdentity, RefusedByCluster, remove_members
+from imgkeep.cluster.nodes.member import NodeIdentity
+from imgkeep.cluster.nodes.membership import Membership, RefusedByCluster, remove_members
 from imgkeep.core.errors import StorageError
 from imgkeep.database import DatabaseEngine
 from imgkeep.database.session import DatabaseSession
@@ -26,7 +27,16 @@ SECRET = "s" * 32
 class Node:
     """One process: a session and a membership, whose timer a test can move."""
 
-    def __init__(self, url: str, name: str, *, host: str = "", secret: str = SECRET, store: str = "bucket b") -> None:
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        host: str = "",
+        address: str = "",
+        secret: str = SECRET,
+        store: str = "bucket b",
+    ) -> None:
         self.offset_s = 0.0
         self.waits: list[float] = []
         self.session = DatabaseSession(url, place="the test's database", draw=lambda: 0)
@@ -34,7 +44,7 @@ class Node:
             id=f"{name}/{len(host)}{id(self)}",
             node=name,
             host=host or name,
-            advertise_url=f"http://{name}:1",
+            advertise_url=address or f"http://{name}:1",
             version="1",
             secret=secret,
             store=store,
@@ -183,14 +193,19 @@ async def test_secret_can_change_while_no_member_lives(url: str) -> None:
         assert b.membership.is_joined
 
 
-async def test_two_machines_of_one_name_are_refused(url: str) -> None:
-    a, b = Node(url, "a", host="1"), Node(url, "a", host="2")
+@pytest.mark.parametrize(
+    ("name", "address", "message"),
+    [("a", "", "same cluster.name, 'a'"), ("b", "http://a:1", "same cluster.advertise_url, http://a:1")],
+    ids=["name", "address"],
+)
+async def test_machine_that_passes_for_another_one_is_refused(url: str, name: str, address: str, message: str) -> None:
+    a, b = Node(url, "a", host="1"), Node(url, name, host="2", address=address)
     async with a.running():
         # On a busy machine the test may take longer than a member may be silent.
         await a.session.execute("UPDATE cluster_members SET heartbeat_at = now() + interval '1 h'")
         async with b.running():
             refused = str(b.membership.refused)
-        assert "same cluster.name, 'a'" in refused
+        assert message in refused
         assert sum(b.waits) >= 15
 
 

@@ -55,6 +55,7 @@ class Reader:
                 f"s3://{bucket.bucket}?region=us-east-1&addressing=path&endpoint={bucket.endpoint}"
             ),
             "https://images.example/a.png": link,
+            '"images.example"': '"127.0.0.1"',
             "10.0.0.": "127.0.0.",
             ":8080": f":{self.port}",
         }
@@ -63,7 +64,6 @@ class Reader:
             "AWS_ACCESS_KEY_ID": bucket.key,
             "AWS_SECRET_ACCESS_KEY": bucket.secret,
             "IMGKEEP_SERVER__PORT": str(self.port),
-            "IMGKEEP_SOURCES__ALLOW": "*",
             "IMGKEEP_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
             "IMGKEEP_STORE__FREE_BYTES_MIN": "0",
         }

@@ -14,6 +14,7 @@ from imgkeep.cluster.progress import read_fill
 from imgkeep.cluster.workers.peers import SECRET_FIELD
 from imgkeep.cluster.workers.worker_info import WorkerInfo
 from imgkeep.core.errors import OriginError, SourceNotFound, StorageError
+from imgkeep.core.records import Digest, Key
 from imgkeep.images.peer_fill import FillFailure, RemoteFill
 from imgkeep.web.api_relay import receive_relayed
 from tests.support.peer_fills import FakeBody, FakeImages, make_head
@@ -117,12 +118,12 @@ async def test_no_fill_is_no_content(client: TestClient[Any, Any], images: FakeI
 
 
 async def test_notice_is_learned_before_it_is_confirmed(client: TestClient[Any, Any], learned: list[Any]) -> None:
-    notice = Notice(blocked=["b"], changed=["c"], copies={"d": 4}, unblocked=["u"])
+    notice = Notice([Digest("b")], [Key("c")], {"d": 4}, [Digest("u")])
     for body, status in ((msgspec.msgpack.encode(notice), 204), (b"\x01", 400)):
         async with client.post("/notices", data=body) as response:
             assert response.status == status
             assert response.headers["Connection"] == "close", "a connection that carried a body"
-    async with client.post("/notices", data=msgspec.msgpack.encode(Notice(blocked=["fault"]))) as response:
+    async with client.post("/notices", data=msgspec.msgpack.encode(Notice([Digest("fault")]))) as response:
         assert response.status == 503
     assert learned == [(["b"], ["c"], {"d": 4}, ["u"])]
 

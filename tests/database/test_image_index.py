@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from imgkeep.core.errors import StorageError
 from imgkeep.core.layout import decode_record, encode_record
 from imgkeep.core.records import Digest, Doubt, Format, Key, PixelSize, Provenance, Record
-from imgkeep.database.image_index import _REMOVAL_LOCK, UNWRITTEN_MAX
+from imgkeep.database.advisory_locks import INDEX_LOCK
+from imgkeep.database.image_index import UNWRITTEN_MAX
 from imgkeep.database.image_rows import to_record, to_row
 from imgkeep.database.schema import images, metadata, select_records
 from tests.support.database import make_records, query, walk
@@ -266,6 +267,18 @@ async def test_unwritten_records_are_bounded(connect: Connect, tmp_path: Path) -
     assert index.complete
 
 
+async def test_end_of_a_process_reports_images_that_the_index_lacks(
+    connect: Connect, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "place").write_bytes(b"a file where a folder should be")
+    database = connect(f"sqlite:///{tmp_path}/place/imgkeep.db")
+    await database.image_index.put(record_of(b"x"))
+    await database.aclose()
+    assert [(record.message, vars(record).get("images")) for record in caplog.records] == [
+        ("image index lacks images; `imgkeep reindex` adds them", 1)
+    ]
+
+
 async def test_two_processes_write_one_database(database: Database, connect: Connect, url: str) -> None:
     index, other = database.image_index, connect(url).image_index
     mine, theirs = make_records(60)[:30], make_records(60)[30:]
@@ -396,7 +409,7 @@ async def test_record_during_a_removal_waits_for_it(
     record = record_of(b"an image")
     await second.keys_of(record.digest)  # it is connected
     async with await psycopg.AsyncConnection.connect(postgresql_url) as removal:
-        await removal.execute("SELECT pg_advisory_xact_lock(%s)", (_REMOVAL_LOCK,))
+        await removal.execute("SELECT pg_advisory_xact_lock(%s)", (INDEX_LOCK,))
         await second.put(record)
         flushing = asyncio.create_task(second.flush())
         waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +21,7 @@ from alembic.script import ScriptDirectory
 from imgkeep.core.errors import StorageError
 from imgkeep.database import Database, IncompatibleDatabase
 from imgkeep.database.cluster_schema import cluster_metadata
+from imgkeep.database.migrations import versions
 from imgkeep.database.schema import metadata
 from imgkeep.database.schema_upgrade import NEWEST, migrate
 from imgkeep.database.sqlite_file import find_fault
@@ -29,7 +31,6 @@ from tests.support.stores import record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Connect = Callable[..., Database]
 
@@ -69,6 +70,11 @@ def test_newest_version_is_the_head_of_the_migrations() -> None:
     config = Config()
     config.set_main_option("script_location", "imgkeep.database:migrations")
     assert ScriptDirectory.from_config(config).get_current_head() == NEWEST
+
+
+def test_migrations_have_their_tables_written_out() -> None:
+    for path in Path(versions.__file__).parent.glob("v*.py"):
+        assert "imgkeep" not in path.read_text(), "a later version changes the tables of the program"
 
 
 async def test_interrupted_first_start_does_not_harm_the_next(connect: Connect, tmp_path: Path) -> None:

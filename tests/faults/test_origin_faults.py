@@ -275,18 +275,20 @@ UNASKED = {
 }
 
 
-@pytest.mark.parametrize(("coding", "body"), UNASKED.values(), ids=UNASKED.keys())
 @pytest.mark.parametrize("closes", [False, True], ids=["length", "closing"])
 async def test_codings_are_decoded_as_browsers_do(
-    imgkeep: Imgkeep, origin: FakeOrigin, coding: str, body: bytes, *, closes: bool
+    imgkeep: Imgkeep, origin: FakeOrigin, subtests: pytest.Subtests, *, closes: bool
 ) -> None:
-    if closes:
-        url = origin.on("/a.png", closing(body, f"Content-Encoding: {coding}"))
-    else:
-        url = origin.gives("/a.png", body, headers={"Content-Encoding": coding})
-    for outcome in ("imgkeep; fwd=uri-miss; stored", "imgkeep; hit"):
-        seen = await look(imgkeep, url)
-        assert (seen.status, seen.body, seen.headers["Cache-Status"]) == (200, make_image(), outcome)
+    for number, (name, (coding, body)) in enumerate(UNASKED.items()):
+        with subtests.test(name):
+            if closes:
+                url = origin.on(f"/{number}.png", closing(body, f"Content-Encoding: {coding}"))
+            else:
+                url = origin.gives(f"/{number}.png", body, headers={"Content-Encoding": coding})
+            for outcome in ("imgkeep; fwd=uri-miss; stored", "imgkeep; hit"):
+                seen = await look(imgkeep, url)
+                assert (seen.status, seen.body, seen.headers["Cache-Status"]) == (200, make_image(), outcome)
+    assert len(imgkeep.files("records")) == len(UNASKED)
     assert [path.read_bytes() for path in imgkeep.files("objects")] == [make_image()]
 
 

@@ -95,31 +95,33 @@ async def test_chromium_agrees_with_the_table(origin: FakeOrigin) -> None:
     assert dict(zip(HEADS, shown, strict=True)) == {name: head.shown for name, head in HEADS.items()}
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, HEAD_STEP_BYTES - 1])
-@pytest.mark.parametrize(
-    "answer",
-    [
-        pytest.param(lines(MALFORMED, LENGTH), id="malformed line"),
-        pytest.param(lines(LENGTH, LENGTH) + b"\n", id="length twice, and more"),
-        pytest.param(lines(LENGTH, b"Transfer-Encoding: chunked", body=CHUNKS) + b"\n", id="chunked and a length"),
-        pytest.param(lines(b"Transfer-Encoding: chunked, identity", body=CHUNKS), id="chunked, then identity"),
-        pytest.param(HEADS["chunks with bare line feeds"].answer, id="chunks with bare line feeds"),
-        pytest.param(HEADS["chunks with a trailer that is none"].answer, id="chunks with a trailer that is none"),
-        pytest.param(b"\r\n" + lines(MALFORMED, LENGTH, end=b"\n"), id="line feeds"),
-        pytest.param(
-            b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n" + lines(MALFORMED, LENGTH), id="malformed behind interim"
-        ),
-        pytest.param(b"HTTP/1.1 103 Early Hints\r\nLink  a\r\n\r\n" + lines(MALFORMED, LENGTH), id="malformed interim"),
-    ],
-)
-async def test_head_may_come_in_any_pieces(imgkeep: Imgkeep, origin: FakeOrigin, answer: bytes, size: int) -> None:
-    async def script(exchange: Exchange) -> None:
-        for at in range(0, len(answer), size):
-            exchange.writer.write(answer[at : at + size])
-            await asyncio.sleep(0)
+IN_PIECES = {
+    "malformed line": lines(MALFORMED, LENGTH),
+    "length twice, and more": lines(LENGTH, LENGTH) + b"\n",
+    "chunked and a length": lines(LENGTH, b"Transfer-Encoding: chunked", body=CHUNKS) + b"\n",
+    "chunked, then identity": lines(b"Transfer-Encoding: chunked, identity", body=CHUNKS),
+    "chunks with bare line feeds": HEADS["chunks with bare line feeds"].answer,
+    "chunks with a trailer that is none": HEADS["chunks with a trailer that is none"].answer,
+    "line feeds": b"\r\n" + lines(MALFORMED, LENGTH, end=b"\n"),
+    "malformed behind interim": b"HTTP/1.1 103 Early Hints\r\nLink: a\r\n\r\n" + lines(MALFORMED, LENGTH),
+    "malformed interim": b"HTTP/1.1 103 Early Hints\r\nLink  a\r\n\r\n" + lines(MALFORMED, LENGTH),
+}
 
-    seen = await look(imgkeep, origin.on("/a.png", script))
-    assert (seen.status, seen.body) == (200, BODY)
+
+@pytest.mark.parametrize("size", [1, 2, 7, HEAD_STEP_BYTES - 1])
+async def test_head_may_come_in_any_pieces(
+    imgkeep: Imgkeep, origin: FakeOrigin, subtests: pytest.Subtests, size: int
+) -> None:
+    for number, (name, answer) in enumerate(IN_PIECES.items()):
+
+        async def script(exchange: Exchange, answer: bytes = answer) -> None:
+            for at in range(0, len(answer), size):
+                exchange.writer.write(answer[at : at + size])
+                await asyncio.sleep(0)
+
+        with subtests.test(name):
+            seen = await look(imgkeep, origin.on(f"/{number}.png", script))
+            assert (seen.status, seen.body) == (200, BODY)
 
 
 @pytest.mark.parametrize(

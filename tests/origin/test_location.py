@@ -61,22 +61,27 @@ def redirect(location: bytes, *fields: bytes, status: bytes = b"302 Found") -> b
     return b"\r\n".join([*lines, b"", b""])
 
 
-@pytest.mark.parametrize(("location", "target"), LOCATIONS.values(), ids=LOCATIONS.keys())
 async def test_redirect_leads_where_chromium_goes(
-    imgkeep: Imgkeep, origin: FakeOrigin, location: bytes, target: str
+    imgkeep: Imgkeep, origin: FakeOrigin, subtests: pytest.Subtests
 ) -> None:
     host, port = f"127.0.0.1:{origin.port}".encode(), str(origin.port).encode()
-    origin.gives(target.partition("?")[0], make_image())
+    for number, (name, (location, target)) in enumerate(LOCATIONS.items()):
+        start = f"/start/here?x={number}"
 
-    async def script(exchange: Exchange) -> None:
-        if exchange.target == "/start/here":
-            await exchange.send(redirect(location.replace(b"HOST", host).replace(b"PORT", port)))
-        else:
-            await exchange.answer(make_image())
+        async def script(exchange: Exchange, start: str = start, location: bytes = location) -> None:
+            if exchange.target == start:
+                await exchange.send(redirect(location.replace(b"HOST", host).replace(b"PORT", port)))
+            else:
+                await exchange.answer(make_image())
 
-    seen = await look(imgkeep, origin.on("/start/here", script))
-    assert (seen.status, seen.body) == (200, make_image())
-    assert [exchange.target for exchange in origin.seen] == ["/start/here", target]
+        with subtests.test(name):
+            origin.seen.clear()
+            origin.scripts.clear()
+            origin.gives(target.partition("?")[0], make_image())
+            origin.on("/start/here", script)
+            seen = await look(imgkeep, origin.url(start))
+            assert (seen.status, seen.body) == (200, make_image())
+            assert [exchange.target for exchange in origin.seen] == [start, target]
 
 
 @pytest.mark.parametrize(
@@ -149,11 +154,13 @@ COOKIES = {
 }
 
 
-@pytest.mark.parametrize(("fields", "wanted"), COOKIES.values(), ids=COOKIES.keys())
-async def test_cookie_wall_opens(imgkeep: Imgkeep, origin: FakeOrigin, fields: list[bytes], wanted: str) -> None:
-    seen = await look(imgkeep, origin.on("/a.png", wall(*fields, wanted=wanted)))
-    assert (seen.status, seen.body) == (200, make_image())
-    assert origin.asked("/a.png") == 2
+async def test_cookie_wall_opens(imgkeep: Imgkeep, origin: FakeOrigin, subtests: pytest.Subtests) -> None:
+    for number, (name, (fields, wanted)) in enumerate(COOKIES.items()):
+        with subtests.test(name):
+            origin.seen.clear()
+            seen = await look(imgkeep, f"{origin.on('/a.png', wall(*fields, wanted=wanted))}?x={number}")
+            assert (seen.status, seen.body) == (200, make_image())
+            assert origin.asked("/a.png") == 2
 
 
 async def test_cookie_wall_with_a_fragment_opens(imgkeep: Imgkeep, origin: FakeOrigin) -> None:

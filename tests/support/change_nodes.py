@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from imgkeep.cluster.nodes.change_reader import ChangeReader, Receiver
 from imgkeep.cluster.nodes.change_writer import ChangeWriter
-from imgkeep.cluster.nodes.membership import Membership, NodeIdentity
+from imgkeep.cluster.nodes.member import NodeIdentity
+from imgkeep.cluster.nodes.membership import Membership
 from imgkeep.database import DatabaseEngine
 from imgkeep.database.session import DatabaseSession
 from imgkeep.images.cache_trust import CacheTrust

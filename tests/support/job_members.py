@@ -14,7 +14,8 @@ from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.nodes import make_nodes
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.clock import read_clock
-from imgkeep.cluster.nodes.membership import Membership, NodeIdentity
+from imgkeep.cluster.nodes.member import NodeIdentity
+from imgkeep.cluster.nodes.membership import Membership
 from imgkeep.core.errors import OriginError
 from imgkeep.database import Database
 from imgkeep.database.job_notices import CHANNEL

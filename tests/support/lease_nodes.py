@@ -9,7 +9,8 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from imgkeep.cluster.nodes.leases import NodeLeases
-from imgkeep.cluster.nodes.membership import Membership, NodeIdentity
+from imgkeep.cluster.nodes.member import NodeIdentity
+from imgkeep.cluster.nodes.membership import Membership
 from imgkeep.core.errors import Busy
 from imgkeep.core.records import Key
 from imgkeep.database import DatabaseEngine

@@ -11,7 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from imgkeep.cluster.nodes.authentication import RequestSigner, RequestVerifier
-from imgkeep.cluster.nodes.membership import Member, NodeIdentity
+from imgkeep.cluster.nodes.member import Member, NodeIdentity
 from imgkeep.cluster.nodes.node_api import LocalWorkers, make_node_api
 from imgkeep.cluster.nodes.peer_client import PeerClient
 from imgkeep.cluster.nodes.peer_listener import listen_for_peers

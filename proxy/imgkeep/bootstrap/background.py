@@ -2,11 +2,14 @@
 The background tasks of a server, and which of them only the leader runs.
 
 Rules:
-- Every worker watches its own health, learns of removals by itself, and reads the records of its memory again where
+- Every process watches its own health, learns of removals by itself, and reads the records of its memory again where
   another node may have overwritten them.
-- Jobs and the outbox run once: in the leader, or in the only process. The leader also counts the stored images, fills
-  an empty image index, and aborts unfinished uploads of a bucket.
-- A worker that stops releases the leadership before its last requests end, so that another worker goes on at once.
+- Once on each machine, in the leader of its workers or in the only process: the outbox, whose bytes are on its disk.
+- Once for all nodes, in their leader: the count of the stored images, a new image index from a folder, the aborts of
+  unfinished uploads to a bucket, the deletion of old changes. With SQLite there is one node, and one leader for both.
+- Jobs run in every member of a cluster, because the database reserves each link for one of them; with SQLite in the
+  leader alone.
+- A process that stops releases the leadership before its last requests end, so that another worker goes on at once.
 """
 
 from __future__ import annotations
@@ -28,13 +31,13 @@ from imgkeep.maintenance.verify_reindex import reindex
 from imgkeep.storage.bucket.live_check import try_public
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 
     from imgkeep.bootstrap.cluster import ClusterParts, Leader
     from imgkeep.bootstrap.platform import Platform
     from imgkeep.bootstrap.services import Services
     from imgkeep.clock import Sleep
-    from imgkeep.cluster.nodes.membership import Membership
+    from imgkeep.database import IncompatibleDatabase
     from imgkeep.observability.metrics import ProcessSample
     from imgkeep.replication.outbox_worker import OutboxWorker
     from imgkeep.storage.bucket.client import BucketClient
@@ -119,9 +122,16 @@ class BackgroundTasks:
             await asyncio.sleep(0.01)
 
     @property
-    def membership(self) -> Membership | None:
-        """The membership of this process; `None`: its database is a file of this machine."""
-        return None if self._nodes is None else self._nodes.membership
+    def found_incompatible(self) -> Sequence[asyncio.Event]:
+        """Events of which one is set as soon as `incompatible` has an error."""
+        own = self._services.storage.database.engine.found_incompatible
+        return [own] if self._nodes is None else [own, self._nodes.membership.found_refused]
+
+    @property
+    def incompatible(self) -> IncompatibleDatabase | None:
+        """Why this process can never use its database; `None`: it can, as far as it knows."""
+        error = self._services.storage.database.engine.incompatible
+        return self._nodes.membership.refused if error is None and self._nodes is not None else error
 
     @property
     def leads(self) -> bool:

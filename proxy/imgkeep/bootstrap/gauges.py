@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from imgkeep.bootstrap.cluster import ClusterParts
     from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
     from imgkeep.cluster.nodes.leases import NodeLeases
@@ -42,11 +41,12 @@ def watch_leases(metrics: Metrics, leases: NodeLeases | None) -> None:
         )
 
 
-def watch_changes(metrics: Metrics, nodes: Nodes | None) -> None:
-    """Show how changes of other members arrive, and whether this process may have missed some."""
+def watch_members(metrics: Metrics, nodes: Nodes | None) -> None:
+    """Show the live members, how their changes arrive here, and whether this process may have missed some."""
     if nodes is None:
         return
-    reader, writer, trust = nodes.reader, nodes.writer, nodes.trust
+    membership, reader, writer, trust = nodes.membership, nodes.reader, nodes.writer, nodes.trust
+    metrics.watch("cluster_members", "Live processes of all nodes", lambda: len(membership.members), shared=True)
     metrics.watch_count("cluster_changes_applied", "Changes of the cluster that were applied", lambda: reader.applied)
     metrics.watch_count(
         "cluster_members_expelled",
@@ -63,15 +63,6 @@ def watch_changes(metrics: Metrics, nodes: Nodes | None) -> None:
 def watch_jobs(metrics: Metrics, jobs: JobRunner) -> None:
     """Show the links of jobs that wait."""
     metrics.watch("job_links_waiting", "Links that wait to be saved", lambda: jobs.waiting, shared=True)
-
-
-def watch_members(metrics: Metrics, health: Health, parts: ClusterParts) -> None:
-    """Show the live processes of all nodes, where other nodes can use the database."""
-    if parts.nodes is None:
-        return
-    membership = parts.nodes.membership
-    health.cluster = parts.nodes.describe
-    metrics.watch("cluster_members", "Live processes of all nodes", lambda: len(membership.members), shared=True)
 
 
 def watch_storage(metrics: Metrics, storage: Storage, health: Health) -> None:

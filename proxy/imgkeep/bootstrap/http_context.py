@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.bootstrap.background import BackgroundTasks
 from imgkeep.bootstrap.cluster import open_cluster
-from imgkeep.bootstrap.gauges import watch_members
 from imgkeep.bootstrap.services import make_link_selection, make_outbox_worker, open_services
 from imgkeep.config import data_folder
 from imgkeep.core.signing import Signatures
@@ -74,7 +73,6 @@ async def open_context(
         services = await stack.enter_async_context(open_services(config, platform, parts, responses=cache))
         background = BackgroundTasks(services, platform, make_outbox_worker(services, platform), parts)
         await stack.enter_async_context(background.running())
-        watch_members(services.metrics, services.health, parts)
         _watch_response_cache(services.metrics, cache)
         rewrite_service = RewriteService(services.metrics.rewritten)
         stack.callback(rewrite_service.close)

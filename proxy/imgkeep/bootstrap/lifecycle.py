@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from imgkeep.bootstrap.services import Services
     from imgkeep.cluster.workers.worker_info import WorkerInfo
     from imgkeep.config import Config
-    from imgkeep.database import DatabaseEngine
     from imgkeep.web.http_server import Runner
     from imgkeep.web.metrics import MetricsPage
 
@@ -89,20 +88,20 @@ async def serve(config: Config, platform: Platform = SYSTEM, *, stopping: Callab
         await runner.setup()
         for sock in await asyncio.to_thread(listen, config.server):
             await web.SockSite(runner, sock, backlog=BACKLOG).start()
-        services = app[SERVICES]
+        services, background = app[SERVICES], app[BACKGROUND]
         services.own_ports.update(address[1] for address in runner.addresses)
         async with (
             _metrics_apart(config, app[METRICS], await asyncio.to_thread(listen_for_metrics, config.server)),
-            serve_nodes(config, services, app[BACKGROUND].cluster) as peer_apis,
+            serve_nodes(config, services, background.cluster) as peer_apis,
         ):
             _tune_interpreter()
             tell_opening(config, [(address[0], address[1]) for address in runner.addresses], app[AUTH].local_token)
-            await _wait_for_end(stop, app[BACKGROUND], services.storage.database.engine)
+            await _wait_for_end(stop, background)
             stopping()
             await _drain(runner, services, stop, peer_apis)
     finally:
         await runner.cleanup()
-    _log_end(services)
+    _log_end(background)
 
 
 async def work(
@@ -126,8 +125,8 @@ async def work(
     link.open()
     try:
         await runner.setup()
-        services = app[SERVICES]
-        parts = app[BACKGROUND].cluster
+        services, background = app[SERVICES], app[BACKGROUND]
+        parts = background.cluster
         async with serve_workers(app[CONTEXT], services, parts) as peer_api:
             await services.catch_up()
             services.own_ports.update(sock.getsockname()[1] for sock in listening)
@@ -141,11 +140,11 @@ async def work(
                 _tune_interpreter()
                 link.announce_ready()
                 log.info("worker ready", extra={"worker": worker.name})
-                await _wait_for_end(link.stop, app[BACKGROUND], services.storage.database.engine)
+                await _wait_for_end(link.stop, background)
                 stopping()
                 if link.is_orphaned:
                     log.error("supervisor died")
-                await app[BACKGROUND].resign()
+                await background.resign()
                 drain = _drain_replaced if link.is_replaced else _drain
                 await drain(runner, services, link.stop, (*node_apis, peer_api))
     finally:
@@ -154,33 +153,28 @@ async def work(
         if link.is_orphaned:
             # No supervisor deletes the folder; a worker that still runs does without it (`cluster/workers/leases.py`).
             await asyncio.to_thread(shutil.rmtree, worker.folder, ignore_errors=True)
-    _log_end(services)
+    _log_end(background)
 
 
-def _log_end(services: Services) -> None:
+def _log_end(background: BackgroundTasks) -> None:
     log.info("stopped")
-    if (error := services.storage.database.engine.incompatible) is not None:
-        raise error
+    if background.incompatible is not None:
+        raise background.incompatible
 
 
-async def _wait_for_end(stop: asyncio.Event, background: BackgroundTasks, engine: DatabaseEngine) -> None:
+async def _wait_for_end(stop: asyncio.Event, background: BackgroundTasks) -> None:
     """
     Wait until `stop` is set, or until this process finds a database that it cannot use, which may be late if the
     database was unreachable at start.
     """
-    events = [stop, engine.found_incompatible]
-    if background.membership is not None:
-        events.append(background.membership.found_refused)
-    waits = [asyncio.create_task(event.wait()) for event in events]
+    waits = [asyncio.create_task(event.wait()) for event in (stop, *background.found_incompatible)]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for wait in waits:
             wait.cancel()
-    if background.membership is not None and engine.incompatible is None:
-        engine.incompatible = background.membership.refused
-    if engine.incompatible is not None and not stop.is_set():
-        log.error("database is incompatible; ending", extra={"reason": engine.incompatible.in_full})
+    if background.incompatible is not None and not stop.is_set():
+        log.error("database is incompatible; ending", extra={"reason": background.incompatible.in_full})
         stop.set()
 
 

@@ -18,7 +18,8 @@ from imgkeep.cluster.nodes.change_reader import ChangeReader, Receiver
 from imgkeep.cluster.nodes.change_writer import ChangeWriter
 from imgkeep.cluster.nodes.leader import ClusterLeader
 from imgkeep.cluster.nodes.leases import NodeLeases
-from imgkeep.cluster.nodes.membership import DEAD_AFTER_S, HEARTBEAT_INTERVAL_S, Membership, NodeIdentity
+from imgkeep.cluster.nodes.member import NodeIdentity
+from imgkeep.cluster.nodes.membership import DEAD_AFTER_S, HEARTBEAT_INTERVAL_S, Membership
 from imgkeep.cluster.nodes.peer_client import PeerClient
 from imgkeep.cluster.nodes.peers import NodePeers
 from imgkeep.config import data_folder, read_database_url
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from imgkeep.bootstrap.platform import Platform
-    from imgkeep.cluster.nodes.change_reader import Act, Learn
+    from imgkeep.cluster.nodes.change_reader import Act
+    from imgkeep.cluster.notice import Learn
     from imgkeep.cluster.workers.leases import FillLeases
     from imgkeep.cluster.workers.peers import Peers
     from imgkeep.config import Config

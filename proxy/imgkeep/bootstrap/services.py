@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep import __version__
 from imgkeep.bootstrap.cluster import ALONE, share_records
-from imgkeep.bootstrap.gauges import watch_changes, watch_fills, watch_jobs, watch_leases, watch_storage
+from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_members, watch_storage
 from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import StorageSharing, objects_url, open_storage
@@ -165,7 +165,7 @@ async def open_services(
         inspector = make_inspector(config, platform.clock)
         builder = _Builder(config, platform, storage, metrics, inspector, parts.limit_share, stack)
         watch_leases(metrics, parts.node_leases)
-        watch_changes(metrics, parts.nodes)
+        watch_members(metrics, parts.nodes)
         yield await builder.build(parts, responses)
 
 
@@ -194,7 +194,7 @@ class _Builder:
     async def build(self, parts: ClusterParts, responses: ResponseCache | None) -> Services:
         config, platform, database = self.config, self.platform, self.storage.database
         failures = RecentFailures(platform.clock)
-        health = self.make_health()
+        health = self.make_health(parts.nodes)
         own_ports: set[int] = set()
         blocked_digests = BlockedDigests(self.storage.store, database.removals, _drop_of(self.storage), parts.notifier)
         database.image_index.when_blocked(blocked_digests.learn_found)
@@ -238,11 +238,12 @@ class _Builder:
         await blocked_digests.load()
         return services
 
-    def make_health(self) -> Health:
+    def make_health(self, nodes: Nodes | None) -> Health:
         local, database, remote = self.storage.local, self.storage.database, self.storage.remote
         free_bytes_min = self.config.store.free_bytes_min
+        cluster = None if nodes is None else nodes.describe
         if remote is None:
-            return Health(local, database, free_bytes_min, self.platform.clock)
+            return Health(local, database, free_bytes_min, self.platform.clock, cluster=cluster)
         tiered_store, outbox = remote.tiered_store, database.outbox
         return Health(
             local,
@@ -252,6 +253,7 @@ class _Builder:
             store=tiered_store,
             outage=lambda: tiered_store.outage,
             backlog=None if remote.fallback is None else lambda: outbox.last_backlog,
+            cluster=cluster,
         )
 
     def open_origin(self, own_ports: set[int]) -> OriginClient:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
+from imgkeep.core.records import Digest, Key
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+
+    Learn = Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]]
+    """Applies a notice: blocked digests, changed keys, copies, unblocked digests. Raises: StorageError."""
+
+T = TypeVar("T")
 
 NAMES_MAX: Final = 5000
 """Maximum number of names in one encoded notice among several: 350 kB."""
@@ -26,18 +33,18 @@ class Notice(msgspec.Struct):
         everything: Whether any record may have changed: there were too many to name them.
     """
 
-    blocked: list[str] = []
-    changed: list[str] = []
+    blocked: list[Digest] = []
+    changed: list[Key] = []
     copies: dict[str, int] = {}
-    unblocked: list[str] = []
+    unblocked: list[Digest] = []
     everything: bool = False
 
 
 def merge(notices: Iterable[Notice]) -> Notice:
     """Merge notices without copies, in the order in which they came."""
-    blocked: dict[str, None] = {}
-    changed: dict[str, None] = {}
-    unblocked: dict[str, None] = {}
+    blocked: dict[Digest, None] = {}
+    changed: dict[Key, None] = {}
+    unblocked: dict[Digest, None] = {}
     everything = False
     for notice in notices:
         blocked.update(dict.fromkeys(notice.blocked))
@@ -49,13 +56,12 @@ def merge(notices: Iterable[Notice]) -> Notice:
 
 def encode(notice: Notice) -> list[bytes]:
     """Encode a notice without copies, in parts of up to `NAMES_MAX` names."""
-    parts = [Notice(blocked=names) for names in _split(notice.blocked)]
-    parts += [Notice(changed=names) for names in _split(notice.changed)]
-    parts += [Notice(unblocked=names) for names in _split(notice.unblocked)]
-    if sum(len(names) for names in (notice.blocked, notice.changed, notice.unblocked)) <= NAMES_MAX:
-        parts = [notice]
-    elif notice.everything:
-        parts.append(Notice(everything=True))
+    parts = [notice]
+    if len(notice.blocked) + len(notice.changed) + len(notice.unblocked) > NAMES_MAX:
+        parts = [Notice(blocked=names) for names in _split(notice.blocked)]
+        parts += [Notice(changed=names) for names in _split(notice.changed)]
+        parts += [Notice(unblocked=names) for names in _split(notice.unblocked)]
+        parts += [Notice(everything=True)] if notice.everything else []
     return [msgspec.msgpack.encode(part) for part in parts]
 
 
@@ -69,7 +75,7 @@ def decode(payload: bytes) -> Notice:
     return msgspec.msgpack.decode(payload, type=Notice)
 
 
-def _split(names: Collection[str]) -> Iterator[list[str]]:
+def _split(names: Collection[T]) -> Iterator[list[T]]:
     remaining = iter(names)
     while part := list(islice(remaining, NAMES_MAX)):
         yield part

@@ -29,24 +29,24 @@ from typing import TYPE_CHECKING, Final, cast
 import msgspec
 from aiohttp import web
 
-from imgkeep.cluster.notice import Notice
+from imgkeep.cluster.notice import decode
 from imgkeep.cluster.progress import SHARE_FILE, write_failure, write_fill
 from imgkeep.cluster.workers.peers import SECRET_FIELD
 from imgkeep.core.errors import ImgkeepError, StorageError
-from imgkeep.core.records import Digest, Key
+from imgkeep.core.records import Key
 from imgkeep.images.peer_fill import FillFailure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from aiohttp.typedefs import Middleware
 
+    from imgkeep.cluster.notice import Learn
     from imgkeep.cluster.workers.worker_info import WorkerInfo
     from imgkeep.images.failure_history import RecentFailure
     from imgkeep.images.service import ImageService
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-    Learn = Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]]
 
 BODY_BYTES_MAX: Final = 16_777_216
 """Maximum size of a request body: a notice of some hundred thousand copies that were used in a second."""
@@ -105,12 +105,11 @@ class _Routes:
 
     async def take_notice(self, request: web.Request) -> web.Response:
         try:
-            notice = msgspec.msgpack.decode(await request.read(), type=Notice)
+            notice = decode(await request.read())
         except msgspec.DecodeError:
             return web.Response(status=400)
-        blocked, unblocked = [*map(Digest, notice.blocked)], [*map(Digest, notice.unblocked)]
         try:
-            await self.learn(blocked, [*map(Key, notice.changed)], notice.copies, unblocked)
+            await self.learn(notice.blocked, notice.changed, notice.copies, notice.unblocked)
         except StorageError:
             return web.Response(status=503)
         return web.Response(status=204)

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from imgkeep.core.jobs import Job, JobItem, JobResult, Webhook
 from imgkeep.core.records import Failure, Key
+from imgkeep.database.advisory_locks import CLEANUP_LOCK
 from imgkeep.database.job_notices import CANCELLED, CREATED, SETTLED, NoticeThrottle, announce
 from imgkeep.database.schema import items, jobs
 from imgkeep.database.settle_batches import SettleBatches
@@ -36,8 +37,6 @@ BATCH: Final = 500
 SEARCHED_MAX: Final = 20_000
 """Maximum number of waiting links, earliest expiry first, that a search for an idle host reads: 10 ms."""
 WAITING, SAVED, FAILED = "waiting", "saved", "failed"
-_CLEANUP_LOCK: Final = 0x696D676B636C
-"""Advisory lock: two members that delete the same rows in different orders would wait for each other."""
 STOPPED: Final = "stopped"
 """The state of a link whose job was cancelled: the column takes seven characters."""
 DATABASE_TIME: Final[sa.ColumnElement[int]] = sa.cast(
@@ -242,7 +241,7 @@ class DurableJobs:
         old = sa.select(jobs.c.id).where(jobs.c.finished_at < self._time - older_than_s)
 
         def work(connection: sa.Connection) -> int:
-            if self._member and not connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_CLEANUP_LOCK))):
+            if self._member and not connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(CLEANUP_LOCK))):
                 return 0  # another member does it at the moment
             connection.execute(sa.delete(items).where(items.c.job.in_(old)))
             return connection.execute(sa.delete(jobs).where(jobs.c.id.in_(old))).rowcount

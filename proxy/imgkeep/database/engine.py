@@ -78,7 +78,7 @@ class DatabaseEngine:
         self._engine: sa.Engine | None = None
         self._file: tuple[int, int] | None = None
         self._hang_max_s = hang_max_s
-        self._session: postgresql.Connection | None = None
+        self._connection: postgresql.Connection | None = None
         """The connection to a PostgreSQL, which `_interrupt` may break."""
         self._is_migrating = False
         self._latest = 0
@@ -174,7 +174,7 @@ class DatabaseEngine:
         return self._attempt(work, isolation)
 
     def _attempt(self, work: Callable[[sa.Connection], T], isolation: str | None) -> T:
-        if self._session is not None and postgresql.is_lost(self._session):
+        if self._connection is not None and postgresql.is_lost(self._connection):
             self._disconnect()  # as after a restart of the server; the next statement would fail
         if self._engine is None:
             self._engine = self._connect()
@@ -210,15 +210,15 @@ class DatabaseEngine:
         return engine
 
     def _connect_to_postgresql(self, _dialect: object, _r: object, _a: object, parameters: dict[str, Any]) -> object:
-        self._session = postgresql.connect(
+        self._connection = postgresql.connect(
             parameters, read_only=self._read_only, statement_timeout_s=CALL_TIMEOUT_S, place=self.location
         )
-        return self._session
+        return self._connection
 
     def _interrupt(self, call: asyncio.Future[Any]) -> None:
         """End a call that a PostgreSQL does not answer. A migration may take its time."""
-        if self._session is not None and not call.done() and not self._is_migrating:
-            postgresql.interrupt(self._session)
+        if self._connection is not None and not call.done() and not self._is_migrating:
+            postgresql.interrupt(self._connection)
 
     def _note_migration(self) -> None:
         self._is_migrating = True
@@ -253,7 +253,7 @@ class DatabaseEngine:
         if self._engine is not None:
             self._engine.dispose()
             self._engine = None
-        self._session = None
+        self._connection = None
 
     def _disconnect_from_lost_file(self) -> None:
         # A process that has a removed file open can go on using it, and would lose everything at the next start.

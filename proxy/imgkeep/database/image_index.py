@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from imgkeep.core.confirmation import LINK_MARK
 from imgkeep.core.errors import StorageError
 from imgkeep.core.records import Digest, Key, Record, Wanted
+from imgkeep.database.advisory_locks import INDEX_LOCK
 from imgkeep.database.dialect_insert import insert_or_replace
 from imgkeep.database.image_counts import NOT_BLOCKED, Totals, count_images, count_totals, split_keys
 from imgkeep.database.image_rows import to_records, to_row
@@ -57,9 +58,8 @@ DELETED_MAX: Final = 1_000_000
 """Maximum number of rows that one statement of a rebuild looks at: more could take longer than a call may."""
 ANY: Final = Wanted()
 
-_REMOVAL_LOCK: Final = 0x696D676B656F
-_LOCK_ALONE: Final = sa.select(sa.func.pg_advisory_xact_lock(_REMOVAL_LOCK))
-_LOCK_SHARED: Final = sa.select(sa.func.pg_advisory_xact_lock_shared(_REMOVAL_LOCK))
+_LOCK_ALONE: Final = sa.select(sa.func.pg_advisory_xact_lock(INDEX_LOCK))
+_LOCK_SHARED: Final = sa.select(sa.func.pg_advisory_xact_lock_shared(INDEX_LOCK))
 
 
 async def _note_nothing(_digests: Collection[Digest]) -> None:
@@ -90,6 +90,11 @@ class ImageIndex:
         self._flush_task: asyncio.Task[None] | None = None
         self._flush_now = asyncio.Event()
         """Set while a caller waits for the unwritten records."""
+
+    @property
+    def unwritten(self) -> int:
+        """The number of records that the database does not have yet."""
+        return len(self._unwritten)
 
     @property
     def complete(self) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
+from imgkeep.database.advisory_locks import RESERVATION_LOCK
 from imgkeep.database.durable_jobs import SEARCHED_MAX, to_item
 from imgkeep.database.schema import items, jobs
 
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     Name = tuple[str, int]
     """Job and number of a link."""
 
-_RESERVE_LOCK: Final = 0x696D676B6A6F
-"""Advisory lock: one member at a time reserves links."""
 _LOOKAHEAD: Final = 4
 """Number of rows that one statement reads for each link that is wanted: several may be of one host."""
 
@@ -45,7 +44,7 @@ _SETTINGS: Final = {
 }
 _BEGIN: Final = sa.select(
     *(sa.func.set_config(name, value, sa.true()) for name, value in _SETTINGS.items()),
-    sa.func.pg_advisory_xact_lock(_RESERVE_LOCK),
+    sa.func.pg_advisory_xact_lock(RESERVATION_LOCK),
 )
 # A row that another transaction holds is about to be cancelled.
 _RESERVE: Final = sa.text(

@@ -168,7 +168,7 @@ async def check_pooler(listening: AsyncConnection, sending: AsyncConnection, pla
 
 def is_lost(connection: Connection) -> bool:
     """
-    Whether the server has closed a connection that was idle. This costs no round trip.
+    Tell whether the server has closed a connection that was idle. This costs no round trip.
 
     The server may also have reported a changed setting, which says nothing; a new connection is right then too.
     """
@@ -179,8 +179,8 @@ def is_lost(connection: Connection) -> bool:
     return bool(poll.poll(0))
 
 
-def interrupt(connection: Connection) -> None:
-    """End a call that waits for the server in another thread: the connection fails at once."""
+def interrupt(connection: psycopg.BaseConnection[Any]) -> None:
+    """End the calls that wait for the server, by the end of their socket; its descriptor stays psycopg's."""
     # It may have ended meanwhile.
     with suppress(Exception), socket.socket(fileno=os.dup(connection.pgconn.socket)) as copy:
         copy.shutdown(socket.SHUT_RDWR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from imgkeep.database.blocked_digests import RemovalIndex
@@ -13,6 +14,8 @@ from imgkeep.database.outbox import Outbox
 if TYPE_CHECKING:
     from imgkeep.clock import Clock
     from imgkeep.database.session import DatabaseSession
+
+log = logging.getLogger(__name__)
 
 
 class Database:
@@ -70,4 +73,6 @@ class Database:
 
     async def aclose(self) -> None:
         await self.image_index.flush()
+        if images := self.image_index.unwritten:
+            log.warning("image index lacks images; `imgkeep reindex` adds them", extra={"images": images})
         await self.engine.aclose()

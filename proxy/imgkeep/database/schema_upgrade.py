@@ -1,9 +1,9 @@
 """
 The tables' version: makes them in an empty database, and brings those of an older release up to date.
 
-An empty database gets the tables as `tables.py` declares them; a database of an older release goes through the
-migrations (Alembic). Both ways lead to the same tables; a test compares them. Only a database of another version makes
-this module import Alembic, which takes a fifth of the time of a start.
+An empty database gets the tables as `schema.py` and `cluster_schema.py` declare them; a database of an older release
+goes through the migrations (Alembic). Both ways lead to the same tables; a test compares them. Only a database of
+another version makes this module import Alembic, which takes a fifth of the time of a start.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import sqlalchemy as sa
 
 from imgkeep.core.errors import StorageError
+from imgkeep.database.advisory_locks import MIGRATION_LOCK
 from imgkeep.database.cluster_schema import cluster_metadata
 from imgkeep.database.schema import apply_conditions, metadata, state
 
@@ -41,8 +42,6 @@ COMPATIBLE_FROM: Final = "0007"
 """The oldest version that can use the tables of this one."""
 COMPATIBLE_FROM_MARK: Final = "compatible_from"
 """The row of the table `state` that has it."""
-_MIGRATION_LOCK: Final = 0x696D676B6565
-"""Advisory lock of PostgreSQL: nodes that start at once make the tables one after the other."""
 
 
 def prepare_tables(
@@ -62,7 +61,7 @@ def prepare_tables(
     """
     is_postgresql = connection.dialect.name == "postgresql"
     if is_postgresql:
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
     if sa.inspect(connection).has_table(_version.name):
         version = connection.scalar(sa.select(_version))
         if version != NEWEST and not is_compatible_newer(version, _read_compatible_from(connection)):

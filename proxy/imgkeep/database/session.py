@@ -19,14 +19,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from imgkeep.core.backoff import backoff_s
 from imgkeep.core.errors import StorageError
-from imgkeep.database.postgresql import CONNECT_TIMEOUT_S, CONNECTION_PARAMETERS, SERVER_SETTINGS, check_pooler
+from imgkeep.database.postgresql import (
+    CONNECT_TIMEOUT_S,
+    CONNECTION_PARAMETERS,
+    SERVER_SETTINGS,
+    check_pooler,
+    explain,
+    interrupt,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -199,7 +204,7 @@ class DatabaseSession:
         its number, and could not be opened: uvloop believes that it has it already.
         """
         if calls := [call for call, its_connection in self._calls.items() if its_connection is connection]:
-            _shut_down(connection)
+            interrupt(connection)
             await asyncio.wait(calls, timeout=STATEMENT_TIMEOUT_S)
         await connection.close()
 
@@ -313,7 +318,7 @@ class DatabaseSession:
         if task.done() or connection.closed:
             return
         self._note_fault(self._fault)
-        _shut_down(connection)
+        interrupt(connection)
 
     def _note_end(self, call: asyncio.Future[Any]) -> None:
         del self._calls[call]
@@ -321,20 +326,14 @@ class DatabaseSession:
             call.exception()  # marks it as retrieved: its caller may have left
 
     def _explain(self, error: BaseException) -> StorageError:
-        diagnosis = getattr(error, "diag", None)
-        text = getattr(diagnosis, "message_primary", None) or str(error) or type(error).__name__
-        return StorageError("the database failed", cause=" ".join(text.split()), place=self.place)
+        import psycopg  # noqa: PLC0415 - an extra
+        from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
 
-
-def _shut_down(connection: Connection) -> None:
-    """End the socket of a connection, and with it its calls, and leave the descriptor to psycopg."""
-    import psycopg  # noqa: PLC0415 - an extra
-
-    with (
-        suppress(OSError, psycopg.OperationalError),  # it is closed
-        socket.socket(fileno=os.dup(connection.fileno())) as duplicate,
-    ):
-        duplicate.shutdown(socket.SHUT_RDWR)
+        cause = type(error).__name__
+        if isinstance(error, psycopg.Error):
+            options = conninfo_to_dict(self._url)
+            cause = explain(error, user=str(options.get("user", "")), name=str(options.get("dbname", "")))
+        return StorageError("the database failed", cause=cause, place=self.place)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 STORE_MARK: Final = "store"
 COMPLETE_MARK: Final = "complete"
 """The mark that a reindex has brought in every record."""
-JOIN_LOCK: Final = 0x696D676B656D
-"""Advisory lock for comparing and setting marks: one process after the other."""
 _CHARS_MAX: Final = 255
 
 

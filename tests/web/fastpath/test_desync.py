@@ -62,9 +62,17 @@ async def send_cut(line: RawConnection, data: bytes, dice: Random) -> None:
             await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("seed", range(24))
-async def test_responses_match_requests_however_these_are_cut(imgkeep: Imgkeep, origin: FakeOrigin, seed: int) -> None:
+async def test_responses_match_requests_however_these_are_cut(
+    imgkeep: Imgkeep, origin: FakeOrigin, subtests: pytest.Subtests
+) -> None:
     target = await cached_target(imgkeep, origin.gives("/a.png", IMAGE))
+    for seed in range(24):
+        with subtests.test(seed=seed):
+            await exchange_cut(imgkeep, target, seed)
+
+
+async def exchange_cut(imgkeep: Imgkeep, target: str, seed: int) -> None:
+    """Send requests that are cut at random, and check the response to each."""
     dice = Random(seed)
     known = exchanges(target)
     # Many begin with requests of the fast path alone, so that it and aiohttp alternate on one connection.

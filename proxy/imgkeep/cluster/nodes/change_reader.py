@@ -16,17 +16,16 @@ from imgkeep.cluster.notice import Notice, decode, merge
 from imgkeep.core.errors import StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import datetime
 
     from imgkeep.clock import Sleep
     from imgkeep.cluster.nodes.change_writer import ChangeWriter
     from imgkeep.cluster.nodes.membership import Membership
-    from imgkeep.core.records import Digest, Key
+    from imgkeep.cluster.notice import Learn
     from imgkeep.database.session import DatabaseSession, Row
     from imgkeep.images.cache_trust import CacheTrust
 
-    Learn = Callable[[Collection[Digest], Collection[Key], Mapping[str, int], Collection[Digest]], Awaitable[None]]
     Act = Callable[[], Awaitable[None]]
 
 ROWS_MAX: Final = 100
@@ -111,7 +110,7 @@ class ChangeReader:
         self._stale_max_s = stale_max_s
         self._sleep = sleep
         self._lock = asyncio.Lock()
-        self._news = asyncio.Event()
+        self._notified = asyncio.Event()
         self._has_position = False
         """Whether this process has ever read the changes up to `Membership.applied`."""
         self._applied_at: datetime | None = None
@@ -125,7 +124,7 @@ class ChangeReader:
         self._deadline: asyncio.TimerHandle | None = None
         """When the oldest change is late that `run` has not begun to read."""
         trust.until = timer() + stale_max_s
-        session.listen(CHANGES, lambda _: self._note_news())
+        session.listen(CHANGES, lambda _: self._note_notification())
         session.when_lost(self._note_lost)
         membership.before_joining(self.catch_up)
         membership.after_joining(self._finish_catching_up)
@@ -135,14 +134,14 @@ class ChangeReader:
         """Apply changes as they come, for ever; and look for them in an interval, should notifications not arrive."""
         was_trusted = True
         while True:
-            await is_set_within(self._news, HEARTBEAT_INTERVAL_S)
+            await is_set_within(self._notified, HEARTBEAT_INTERVAL_S)
             if self._trust.holds != was_trusted:
                 was_trusted = not was_trusted
                 log.log(
                     logging.INFO if was_trusted else logging.WARNING,
                     "caches in use again" if was_trusted else "caches suspended; asking the store",
                 )
-            self._news.clear()
+            self._notified.clear()
             deadline, self._deadline = self._deadline, None
             try:
                 if self._may_apply:  # else the rest is read before this member joins again
@@ -156,7 +155,7 @@ class ChangeReader:
                 _cancel(self._deadline)
                 self._deadline = deadline
                 await self._sleep(RETRY_DELAY_S)
-                self._news.set()
+                self._notified.set()
             else:
                 _cancel(deadline)
 
@@ -231,12 +230,7 @@ class ChangeReader:
         try:
             if notice.everything:
                 await self.receiver.learn_everything()
-            await self.receiver.learn(
-                notice.blocked,  # type: ignore[arg-type]  # digests
-                notice.changed,  # type: ignore[arg-type]  # keys
-                {},
-                notice.unblocked,  # type: ignore[arg-type]  # digests
-            )
+            await self.receiver.learn(notice.blocked, notice.changed, {}, notice.unblocked)
         except BaseException:
             self._trust.suspend()
             raise
@@ -245,8 +239,8 @@ class ChangeReader:
         self._is_current = False
         self._trust.suspend()
 
-    def _note_news(self) -> None:
-        self._news.set()
+    def _note_notification(self) -> None:
+        self._notified.set()
         if self._deadline is None:
             self._deadline = asyncio.get_running_loop().call_later(LATE_AFTER_S, self._note_late)
 

@@ -20,7 +20,7 @@ Rules:
 3. J counts as joined, and trusts its caches, after its second reading alone.
 
 - Rows are deleted after an hour, the oldest first. A member whose last row is gone, or has another time, may have
-  missed some: it forgets everything, and reads the removals from the database and from the store. So it does at its
+  missed some: it forgets everything, and reads the list of blocked digests from the database again. So it does at its
   start, and after a restored backup of the database, which gives the numbers of lost rows to others.
 - Without the database a removal is refused, and nothing is done. A replaced record is told to the workers of this
   machine at least; the other nodes learn of it once the database is back.
@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.cluster.nodes.membership import DEAD_AFTER_S
 from imgkeep.cluster.notice import Notice, encode, merge
 from imgkeep.core.errors import Busy, StorageError
+from imgkeep.database.advisory_locks import CHANGE_LOCK, REMOVAL_LOCKS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
@@ -58,9 +59,6 @@ EXCLUSIVE_INTERVAL_S: Final = 0.05
 
 CHANGES: Final = "imgkeep_changes"
 """The channel of new rows."""
-_WRITE_LOCK: Final = 0x696D676B656E
-_EXCLUSIVE_LOCKS: Final = 0x696D676B
-"""The first half of the number of an advisory lock; the second one is of the digest."""
 
 _WRITE: Final = """
 WITH alone AS MATERIALIZED (SELECT pg_advisory_xact_lock(%(lock)s)), written AS (
@@ -121,6 +119,7 @@ class ChangeWriter:
         self.expelled = 0
         """Number of members that did not confirm a change in time."""
         session.listen(channel_of(name), self._note_confirmation)
+        session.when_lost(self._applied.clear)  # the next database may be a restored one, with lower numbers
 
     async def notify(
         self,
@@ -144,7 +143,7 @@ class ChangeWriter:
         """As `Notifier.exclusively`."""
         number = int.from_bytes(sha256(digest.encode()).digest()[:4], "big", signed=True)
         give_up_at = self._timer() + EXCLUSIVE_TIMEOUT_S
-        names = (_EXCLUSIVE_LOCKS, number)
+        names = (REMOVAL_LOCKS, number)
         while not (await self._session.execute("SELECT pg_try_advisory_lock(%s, %s)", names))[0][0]:
             if self._timer() > give_up_at:
                 raise Busy("the image is being removed or restored through another node: retry", retry_after_s=5)
@@ -192,10 +191,7 @@ class ChangeWriter:
         self._keep(notice)
         if self._local is not None:
             with suppress(StorageError):
-                await self._local.notify(
-                    changed=notice.changed,  # type: ignore[arg-type]  # keys
-                    unblocked=notice.unblocked,  # type: ignore[arg-type]  # digests
-                )
+                await self._local.notify(changed=notice.changed, unblocked=notice.unblocked)
 
     def _keep(self, notice: Notice) -> None:
         kept = merge([self._unsent, notice])
@@ -211,13 +207,11 @@ class ChangeWriter:
                 try:
                     last = await self._write(merge(notice for notice, _ in batch))
                 except StorageError as fault:
-                    for _, written in batch:
-                        if not written.done():
-                            written.set_exception(StorageError(str(fault), place=fault.place, cause=fault.cause))
+                    _fail(batch, fault)
                     continue
                 except BaseException:  # of this program, or its end
-                    for _, written in batch:
-                        written.cancel()
+                    _fail([*batch, *self._pending], StorageError("the change was not written: the process is ending"))
+                    self._pending = []
                     raise
                 wait = asyncio.create_task(self._wait_until_applied(last))
                 self._waits.add(wait)
@@ -235,7 +229,7 @@ class ChangeWriter:
 
     async def _write(self, notice: Notice) -> int:
         rows = await self._session.execute(
-            _WRITE, {"lock": _WRITE_LOCK, "author": self._name, "payloads": encode(notice), "channel": CHANGES}
+            _WRITE, {"lock": CHANGE_LOCK, "author": self._name, "payloads": encode(notice), "channel": CHANGES}
         )
         return int(rows[0][0])
 
@@ -266,7 +260,7 @@ class ChangeWriter:
         """Delete the rows of members that have not applied a row: they are not live, and catch up before they are."""
         for (member,) in await self._session.execute(_EXPEL, (list(members), last)):
             self.expelled += 1
-            log.warning("change not confirmed; member removed", extra={"member": member})
+            log.warning("change not confirmed; member expelled", extra={"member": member})
 
     def _note_confirmation(self, payload: str) -> None:
         applied, _, member = payload.partition(" ")
@@ -275,6 +269,13 @@ class ChangeWriter:
         self._applied[member] = max(int(applied), self._applied.get(member, 0))
         self._confirmation.set()
         self._confirmation = asyncio.Event()
+
+
+def _fail(batch: list[tuple[Notice, asyncio.Future[asyncio.Task[None]]]], fault: StorageError) -> None:
+    """Tell the authors of notices why these were not written: each with a traceback of its own."""
+    for _, written in batch:
+        if not written.done():
+            written.set_exception(StorageError(str(fault), place=fault.place, cause=fault.cause))
 
 
 def channel_of(member: str) -> str:

@@ -10,13 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import StorageError
+from imgkeep.database.advisory_locks import LEADER_LOCK
 
 if TYPE_CHECKING:
     from imgkeep.database.session import DatabaseSession
-
-_LEADER_LOCK: Final = 0x696D676B656C
-"""Advisory lock of the leader."""
-
 
 CHECK_INTERVAL_S: Final = 1.0
 """Interval of attempts to become the leader: each is a statement, and what the leader does waits for longer."""
@@ -43,7 +40,7 @@ class ClusterLeader:
         if self._is_held:
             return True
         try:
-            rows = await self._session.execute("SELECT pg_try_advisory_lock(%s)", (_LEADER_LOCK,))
+            rows = await self._session.execute("SELECT pg_try_advisory_lock(%s)", (LEADER_LOCK,))
         except StorageError:
             return False
         self._is_held = bool(rows[0][0])
@@ -55,7 +52,7 @@ class ClusterLeader:
             return
         self._is_held = False
         try:
-            await self._session.execute("SELECT pg_advisory_unlock(%s)", (_LEADER_LOCK,))
+            await self._session.execute("SELECT pg_advisory_unlock(%s)", (LEADER_LOCK,))
         except StorageError:
             return  # the lock ends with the session
 

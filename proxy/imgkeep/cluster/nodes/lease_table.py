@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from imgkeep.cluster.nodes.membership import DEAD_AFTER_S
 from imgkeep.cluster.progress import read_failure, write_failure
 from imgkeep.images.interfaces import LinkFailure
 from imgkeep.images.peer_fill import FillFailure
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from imgkeep.cluster.nodes.membership import Membership
     from imgkeep.database.session import DatabaseSession
 
-LEASE_S: Final = 15
+LEASE_S: Final = DEAD_AFTER_S
 """Seconds until a lease ends that no heartbeat renews: as long as a member without one counts as live."""
 FAILURE_BYTES_MAX: Final = 16_384
 """Maximum size of a failure in a row; an error page that is shown to clients may be larger, and is not shared."""

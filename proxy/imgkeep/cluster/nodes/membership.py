@@ -11,7 +11,7 @@ Rules:
   (`before_joining`) before it joins again, and until then it is `is_current` no more.
 - The database belongs to one cluster: it remembers the store and the secret of its members. Another store is refused
   for ever, another secret as long as any member lives.
-- A process that is the only one of its node replaces an earlier one at once: what that had claimed is free.
+- A process that is the only one of its node replaces an earlier one at once, whose leases end with it.
 - Two machines with one `cluster.name` would take each other's outbox for their own: the later one waits until the
   earlier one is dead, and is refused if it is not.
 """
@@ -23,16 +23,16 @@ import hashlib
 import hmac
 import logging
 import secrets
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from imgkeep.cluster.nodes.member import Member, NodeIdentity, find_rival
 from imgkeep.core.errors import StorageError
+from imgkeep.database.advisory_locks import JOIN_LOCK
 from imgkeep.database.schema_upgrade import IncompatibleDatabase
-from imgkeep.database.store_mark import JOIN_LOCK, STORE_MARK, describe_other_store
+from imgkeep.database.store_mark import STORE_MARK, describe_other_store
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from datetime import datetime
 
     from imgkeep.clock import Sleep
     from imgkeep.database.session import Connection, DatabaseSession
@@ -81,51 +81,6 @@ log = logging.getLogger(__name__)
 
 class RefusedByCluster(IncompatibleDatabase):
     """A database that another cluster uses, or another machine with the name of this one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """
-    A live process of some node.
-
-    Attributes:
-        id: Its name: that of its node, a slash, and a random part.
-        advertise_url: The URL of its node's peer API; empty: the cluster has one node.
-    """
-
-    id: str
-    node: str
-    advertise_url: str
-    version: str
-    started_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class NodeIdentity:
-    """
-    What a member tells of itself.
-
-    Attributes:
-        id: As `Member.id`.
-        node: `cluster.name`.
-        host: The identity of the data folder: two machines of one name differ in it.
-        advertise_url: As `Member.advertise_url`.
-        secret: `cluster.secret`; empty: this node alone uses the database.
-        store: The store, as one text without credentials.
-        is_only_process: Whether the node has no other process: an earlier one of this data folder is dead.
-    """
-
-    id: str
-    node: str
-    host: str
-    advertise_url: str
-    version: str
-    secret: str
-    store: str
-    is_only_process: bool
-
-    def __repr__(self) -> str:
-        return f"NodeIdentity({self.id!r})"
 
 
 class Membership:
@@ -323,15 +278,11 @@ class Membership:
             if rival is None:
                 return
             if self._timer() > give_up_at:
-                raise RefusedByCluster(
-                    f"a live node has the same cluster.name, {self.identity.node!r}, and another data folder "
-                    f"({rival}): give each node a name of its own",
-                    place=self._session.place,
-                )
+                raise self._refuse(rival)
             await self._sleep(NAME_WAIT_INTERVAL_S)
 
     async def _mark(self, connection: Connection) -> str | None:
-        """Compare the marks with this node, and set those that are missing; return a live rival by this node's name."""
+        """Compare the marks with this node, and set those that are missing; return what a live rival has as well."""
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", (JOIN_LOCK,))
         cursor = await connection.execute(
             "SELECT node, host, advertise_url FROM cluster_members "
@@ -368,8 +319,7 @@ class Membership:
             )
         if me.is_only_process:
             await connection.execute(_REPLACE, (me.node, me.host, me.id))
-        rivals = [row[2] or row[1] for row in others if row[0] == me.node]
-        return rivals[0] if rivals else None
+        return find_rival(me, others)
 
     def _refuse(self, message: str) -> RefusedByCluster:
         return RefusedByCluster(message, place=self._session.place)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from imgkeep.cluster.nodes.authentication import RequestSigner
-    from imgkeep.cluster.nodes.membership import Member
+    from imgkeep.cluster.nodes.member import Member
 
 CONNECT_TIMEOUT_S: Final = 2
 """Timeout for a connection to a node, with the wait for one of `CONNECTIONS_MAX`."""

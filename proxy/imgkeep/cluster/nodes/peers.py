@@ -25,7 +25,8 @@ from imgkeep.images.failure_history import RecentFailure
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from imgkeep.cluster.nodes.membership import Member, Membership
+    from imgkeep.cluster.nodes.member import Member
+    from imgkeep.cluster.nodes.membership import Membership
     from imgkeep.cluster.nodes.peer_client import PeerClient
     from imgkeep.cluster.workers.peers import Peers
     from imgkeep.images.peer_fill import FillFailure, RemoteFill

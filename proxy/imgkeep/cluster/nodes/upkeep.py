@@ -9,10 +9,12 @@ import sqlalchemy as sa
 
 from imgkeep.cluster.nodes.membership import DEAD_AFTER_S
 from imgkeep.core.errors import StorageError
+from imgkeep.database.advisory_locks import JOIN_LOCK
 from imgkeep.database.cluster_schema import members
 from imgkeep.database.dialect_insert import insert_or_replace
 from imgkeep.database.schema import state
-from imgkeep.database.store_mark import COMPLETE_MARK, JOIN_LOCK, STORE_MARK
+from imgkeep.database.schema_upgrade import IncompatibleDatabase
+from imgkeep.database.store_mark import COMPLETE_MARK, STORE_MARK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +63,8 @@ async def adopt_store(engine: DatabaseEngine, store: str) -> None:
     Make a database that of a store, before a reindex fills its image index anew.
 
     Raises:
-        StorageError: Nodes with another store use it, or the database failed.
+        IncompatibleDatabase: Nodes with another store use it.
+        StorageError: The database failed.
     """
 
     def work(connection: sa.Connection) -> None:
@@ -72,7 +75,7 @@ async def adopt_store(engine: DatabaseEngine, store: str) -> None:
         if mark == store:
             return
         if mark is not None and any(member.is_live for member in _list_members(connection)):
-            raise StorageError(
+            raise IncompatibleDatabase(
                 f"live nodes use the database for another store ({mark}): set store.url as on them, or end them first",
                 place=engine.location,
             )

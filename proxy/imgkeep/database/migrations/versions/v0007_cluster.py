@@ -3,18 +3,14 @@
 import sqlalchemy as sa
 from alembic import op
 
-from imgkeep.database.cluster_schema import cluster_metadata
-
 revision = "0007"
 down_revision = "0006"
 
-_PARTIAL_INDEXES = (
+_CONDITIONAL_INDEXES = (
     ("jobs_by_webhook", "jobs", ["webhook_due_at"], "webhook IS NOT NULL"),
     ("jobs_unfinished", "jobs", ["id"], "finished_at IS NULL"),
     ("items_by_member", "items", ["member", "host"], "member IS NOT NULL"),
 )
-
-
 _IMAGES = {
     "images_by_host_time": ["host", "stored_at"],
     "images_by_provider_time": ["provider", "stored_at"],
@@ -56,18 +52,19 @@ def upgrade() -> None:
     op.add_column("items", sa.Column("member", sa.String(96), comment=member))
     op.add_column("jobs", sa.Column("webhook_member", sa.String(96), comment=deliverer))
     op.drop_index("jobs_by_webhook", "jobs")
-    for name, table, columns, condition in _PARTIAL_INDEXES:
+    for name, table, columns, condition in _CONDITIONAL_INDEXES:
         where = sa.text(condition)
         op.create_index(name, table, columns, postgresql_where=where, sqlite_where=where)
     if is_postgresql:
-        cluster_metadata.create_all(op.get_bind(), checkfirst=False)
+        _create_cluster_tables()
 
 
 def downgrade() -> None:
     _replace_indexes("images", _IMAGES, _IMAGES_BEFORE)
     if op.get_context().dialect.name == "postgresql":
-        cluster_metadata.drop_all(op.get_bind())
-    for name, table, _, _ in _PARTIAL_INDEXES:
+        for table in ("cluster_changes", "cluster_leases", "cluster_members"):
+            op.drop_table(table)
+    for name, table, _, _ in _CONDITIONAL_INDEXES:
         op.drop_index(name, table)
     op.create_index("jobs_by_webhook", "jobs", ["webhook_due_at"])
     op.drop_column("jobs", "webhook_member")
@@ -90,3 +87,51 @@ def _replace_indexes(table: str, old: dict[str, list[str]], new: dict[str, list[
         op.drop_index(name, table)
     for name, columns in new.items():
         op.create_index(name, table, columns)
+
+
+def _create_cluster_tables() -> None:
+    op.create_table(
+        "cluster_members",
+        sa.Column(
+            "id", sa.String(96), primary_key=True, comment="name of the node, a slash, and a name of the process"
+        ),
+        sa.Column("node", sa.String(63), nullable=False),
+        sa.Column("host", sa.String(64), nullable=False, comment="identity of the data folder of the node"),
+        sa.Column("advertise_url", sa.Text, nullable=False, comment="of the peer API; empty: there is one node"),
+        sa.Column("version", sa.String(32), nullable=False),
+        sa.Column("started_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column("heartbeat_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column(
+            "applied",
+            sa.BigInteger,
+            nullable=False,
+            comment="the last of `cluster_changes` that the member has applied",
+        ),
+        prefixes=["UNLOGGED"],
+    )
+    op.create_index("cluster_members_by_node", "cluster_members", ["node"])
+    op.create_table(
+        "cluster_leases",
+        sa.Column("name", sa.String(96), primary_key=True),
+        sa.Column("member", sa.String(96), nullable=False),
+        sa.Column(
+            "token", sa.String(32), nullable=False, comment="of this very lease: a late release ends no other one"
+        ),
+        sa.Column("until", sa.DateTime(timezone=True), nullable=False),
+        sa.Column(
+            "stored", sa.Boolean, nullable=False, server_default="false", comment="the fill has stored its image"
+        ),
+        sa.Column("link", sa.LargeBinary, comment="hash of the link that failed"),
+        sa.Column("failure", sa.LargeBinary, comment="why; the lease is free for other links"),
+        prefixes=["UNLOGGED"],
+    )
+    op.create_index("cluster_leases_by_member", "cluster_leases", ["member"])
+    op.create_index("cluster_leases_by_end", "cluster_leases", ["until"])
+    op.create_table(
+        "cluster_changes",
+        sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=True),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
+        sa.Column("member", sa.String(96), nullable=False),
+        sa.Column("payload", sa.LargeBinary, nullable=False),
+    )
+    op.create_index("cluster_changes_by_time", "cluster_changes", ["at"])
