@@ -40,6 +40,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no author wait long for a member that does not confirm."""
     monkeypatch.setattr(change_writer, "CONFIRM_TIMEOUT_S", 0.1)
     monkeypatch.setattr(change_writer, "LIST_INTERVAL_S", 0.02)
+    monkeypatch.setattr(change_reader, "LATE_AFTER_S", 0.05)
 
 
 async def lose_session(node: ChangeNode, by: ChangeNode) -> None:
@@ -149,6 +150,27 @@ async def test_member_that_does_not_confirm_is_live_no_more_and_catches_up(url: 
         assert b.learner.blocked == [X, Y]
 
 
+async def test_late_member_suspends_its_caches_before_the_author_goes_on(url: str, hurried: None) -> None:
+    del hurried
+    a, b = ChangeNode(url, "a"), ChangeNode(url, "b")
+    async with a.running(), b.running():
+        b.learner.gate.clear()  # as a bucket does that is slow to say whether a block is gone
+        await a.writer.notify(blocked=[X])
+        assert not b.trust.holds
+        await b.membership.beat()
+        assert not b.trust.holds
+
+
+async def test_member_in_time_keeps_its_caches(url: str, hurried: None) -> None:
+    del hurried
+    a, b = ChangeNode(url, "a"), ChangeNode(url, "b")
+    async with a.running(), b.running():
+        for _ in range(3):
+            await a.writer.notify(blocked=[X])
+        await asyncio.sleep(change_reader.LATE_AFTER_S)
+        assert b.trust.holds
+
+
 async def test_heartbeat_of_an_expelled_member_suspends_its_caches(url: str) -> None:
     a, b = ChangeNode(url, "a"), ChangeNode(url, "b")
     async with a.running(), b.running():
@@ -235,6 +257,19 @@ async def test_restored_database_makes_members_read_everything_anew(url: str) ->
         assert not done, "what B has confirmed before says nothing of the new numbers"
         b.learner.gate.set()
         await telling
+
+
+async def test_restored_database_that_has_gone_on_makes_members_read_everything_anew(url: str) -> None:
+    a, b = ChangeNode(url, "a"), ChangeNode(url, "b")
+    async with a.running(), b.running():
+        await a.writer.notify(blocked=[X])
+        await a.session.execute("TRUNCATE cluster_changes RESTART IDENTITY")
+        b.reader._note_lost()  # as if B were the last one to connect
+        write = "INSERT INTO cluster_changes (member, payload) SELECT %s, unnest(%s)"
+        await a.session.execute(write, (a.id, encode(Notice(blocked=[Y])) * 2))
+        await b.membership.join()
+        assert b.learner.read_anew == 2
+        assert b.membership.applied == 2
 
 
 async def test_silent_database_ends_the_trust_in_caches(url: str) -> None:

@@ -108,6 +108,25 @@ async def test_member_catches_up_before_it_joins_again(url: str) -> None:
         assert seen == [False, False]
 
 
+async def test_unexpected_error_ends_no_heartbeat(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    a = Node(url, "a")
+    told: list[float | None] = []
+
+    def fail_once(at: float | None) -> None:
+        told.append(at)
+        if len(told) == 2:
+            raise ValueError("one of the listeners fails")
+
+    a.membership.when_confirmed(fail_once)
+    async with a.running():
+        beats = asyncio.create_task(a.membership.run())
+        await until(lambda: len(told) > 2 or beats.done())
+        assert not beats.done()
+        beats.cancel()
+        await asyncio.wait([beats])
+    assert "heartbeat failed unexpectedly" in caplog.text
+
+
 async def test_restarted_process_replaces_its_predecessor(url: str) -> None:
     before, after = Node(url, "a"), Node(url, "a")
     async with before.running(), after.running():

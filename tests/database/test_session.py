@@ -110,10 +110,13 @@ async def test_impatient_caller_leaves_the_session_connected(postgresql_url: str
 
 
 async def test_statement_without_an_answer_ends_with_its_connection(postgresql_url: str) -> None:
+    lost: list[bool] = []
     session = make(postgresql_url, break_off_s=0.05)
+    session.when_lost(lambda: lost.append(True))
     async with running(session):
         with pytest.raises(StorageError, match="does not answer"):
             await session.execute("SELECT pg_sleep(60)", timeout_s=0.05)
+        await until(lambda: lost)
         await session.wait_connected()
         assert await session.execute("SELECT 1") == [(1,)]
 
@@ -127,6 +130,21 @@ async def test_cancelled_caller_leaves_the_session_connected(postgresql_url: str
         await asyncio.wait([caller])
         assert caller.cancelled()
         assert await session.execute("SELECT 1") == [(1,)]
+        assert session.is_connected
+
+
+async def test_statement_is_not_sent_after_its_caller_has_left_the_queue(postgresql_url: str) -> None:
+    session = make(postgresql_url, break_off_s=0.3)
+    async with running(session):
+        await session.execute("CREATE TABLE t (n int)")
+        slow = [asyncio.create_task(session.execute("SELECT pg_sleep(0.2)")) for _ in range(2)]
+        await until(lambda: session.statements == 3)
+        left = asyncio.create_task(session.execute("INSERT INTO t VALUES (1)"))
+        with pytest.raises(StorageError, match="does not answer"):
+            await session.execute("INSERT INTO t VALUES (2)", timeout_s=0.01)
+        left.cancel()
+        await asyncio.gather(*slow)  # together they take longer than one statement may
+        assert await session.execute("SELECT n FROM t") == []
         assert session.is_connected
 
 

@@ -10,7 +10,8 @@ Rules:
 - Both belong together: when one is lost, the session closes the other one, and connects anew, at growing intervals. So
   an advisory lock of the session, and the right to rely on notifications, end together.
 - No statement waits longer than its timeout, also when the server accepts packets and never answers. After a timeout
-  the connection is of unknown state, so the session replaces it.
+  the connection is of unknown state, so the session replaces it. A statement that waits for its turn until then is not
+  sent: a slow database gets no work that no caller waits for.
 - A statement that fails has a `StorageError`; its cause is the server's own message, without values.
 """
 
@@ -86,7 +87,7 @@ class DatabaseSession:
         self._fault = asyncio.Event()
         """Set when the connections have to be replaced."""
         self._turn = asyncio.Lock()
-        """Keeps the statements of other callers out of a transaction; each connection has its own."""
+        """Lets one caller at a time use the connection; each connection has its own."""
         self._calls: dict[asyncio.Future[Any], Connection] = {}
         """Calls of psycopg under way, also those whose callers have left."""
         self._connected = asyncio.Event()
@@ -247,17 +248,29 @@ class DatabaseSession:
             self._note_fault(fault)
 
     async def _run(self, work: Callable[[Connection], Awaitable[Any]], timeout_s: float) -> Any:
-        connection = self._connection
-        if connection is None or self._fault.is_set():
-            raise StorageError("the database is not reachable", place=self.place)
+        connection, turn = self._connection, self._turn
+        self._require_open(connection)
         self.statements += 1
-        turn = self._turn
+        give_up_at = asyncio.get_running_loop().time() + timeout_s
+        try:
+            async with asyncio.timeout_at(give_up_at):
+                await turn.acquire()  # a caller that leaves meanwhile leaves no statement for the others to wait for
+        except TimeoutError:
+            raise StorageError("the database does not answer", place=self.place) from None
+        try:
+            connection = self._require_open(connection)
+            call = asyncio.ensure_future(work(connection))
+        except BaseException:
+            turn.release()
+            raise
+        call.add_done_callback(lambda _: turn.release())
+        return await self._call(call, connection, give_up_at - asyncio.get_running_loop().time())
 
-        async def work_alone() -> Any:
-            async with turn:
-                return await work(connection)
-
-        return await self._call(work_alone(), connection, timeout_s)
+    def _require_open(self, connection: Connection | None) -> Connection:
+        """Return the connection, unless it is to be replaced. Raises: StorageError."""
+        if connection is None or connection is not self._connection or self._fault.is_set():
+            raise StorageError("the database is not reachable", place=self.place)
+        return connection
 
     async def _call(self, call: Awaitable[Any], connection: Connection, timeout_s: float) -> Any:
         """

@@ -17,6 +17,7 @@ from imgkeep.core.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from datetime import datetime
 
     from imgkeep.clock import Sleep
     from imgkeep.cluster.nodes.change_writer import ChangeWriter
@@ -34,7 +35,16 @@ RETRY_DELAY_S: Final = 1.0
 KEEP_S: Final = 3600
 CLEAN_UP_INTERVAL_S: Final = 600.0
 
-_READ: Final = "SELECT id, member, payload FROM cluster_changes WHERE id > %s ORDER BY id LIMIT %s"
+LATE_AFTER_S: Final = 4.0
+"""Time after the notification of a change after which a member that has not applied it does not trust its caches: the
+author waits for a second longer (`change_writer.CONFIRM_TIMEOUT_S`)."""
+
+_READ: Final = "SELECT id, member, payload, at FROM cluster_changes WHERE id > %s ORDER BY id LIMIT %s"
+_FIND_POSITION: Final = """
+SELECT coalesce(min(id), 0), coalesce(max(id), 0), max(at) FILTER (WHERE id = %s),
+    (SELECT at FROM cluster_changes ORDER BY id DESC LIMIT 1)
+FROM cluster_changes
+"""
 _CONFIRM: Final = """
 WITH mine AS (UPDATE cluster_members SET applied = %(applied)s WHERE id = %(member)s RETURNING id)
 SELECT CASE WHEN channel IS NOT NULL THEN pg_notify(channel, %(applied)s || ' ' || id) END
@@ -103,14 +113,18 @@ class ChangeReader:
         self._notified = asyncio.Event()
         self._has_position = False
         """Whether this process has ever read the changes up to `Membership.applied`."""
+        self._applied_at: datetime | None = None
+        """The time of the last applied row: another row has its number after a restored backup."""
         self._may_apply = False
         """Whether no row can be missing between the last applied one and the next."""
         self._is_current = False
         """Whether this member has applied what it had to before it joined."""
         self._has_failed = False
-        """Whether it is applying a change, or could not apply the last one."""
+        """Whether it is applying a change, or could not apply the last one, or not in time."""
+        self._deadline: asyncio.TimerHandle | None = None
+        """When the oldest change is late that `run` has not begun to read."""
         trust.until = timer() + stale_max_s
-        session.listen(CHANGES, lambda _: self._notified.set())
+        session.listen(CHANGES, lambda _: self._note_notification())
         session.when_lost(self._note_lost)
         membership.before_joining(self.catch_up)
         membership.after_joining(self._finish_catching_up)
@@ -128,18 +142,22 @@ class ChangeReader:
                     "caches in use again" if was_trusted else "caches suspended; asking the store",
                 )
             self._notified.clear()
-            if not self._may_apply:
-                continue  # the rest is read before this member joins again
+            deadline, self._deadline = self._deadline, None
             try:
-                async with self._lock:
-                    await self._apply_new()
+                if self._may_apply:  # else the rest is read before this member joins again
+                    async with self._lock:
+                        await self._apply_new()
             except Exception as error:
                 if isinstance(error, StorageError):
                     log.warning("changes not applied", extra={"reason": error.in_full})
                 else:
                     log.exception("changes not applied unexpectedly")
+                _cancel(self._deadline)
+                self._deadline = deadline
                 await self._sleep(RETRY_DELAY_S)
                 self._notified.set()
+            else:
+                _cancel(deadline)
 
     async def clean_up(self) -> None:
         """Delete old rows in an interval, for ever: the leader's duty."""
@@ -157,15 +175,16 @@ class ChangeReader:
         """
         self._suspend()
         async with self._lock:
-            rows = await self._session.execute("SELECT coalesce(min(id), 0), coalesce(max(id), 0) FROM cluster_changes")
-            oldest, newest = rows[0]
             applied = self._membership.applied
-            if not self._has_position or applied > newest or oldest > applied + 1:
+            rows = await self._session.execute(_FIND_POSITION, (applied,))
+            oldest, newest, applied_at, newest_at = rows[0]
+            misses_none = oldest <= 1 if applied == 0 else applied_at is not None and applied_at == self._applied_at
+            if not self._has_position or not misses_none:
                 if self._has_position:
                     log.warning("changes missed; reading everything anew", extra={"applied": applied, "oldest": oldest})
                 if self.receiver is not None:
                     await self.receiver.learn_everything()
-                self._membership.applied = newest
+                self._membership.applied, self._applied_at = newest, newest_at
                 self._has_position = True
             self._may_apply = True
             self._has_failed = False
@@ -184,13 +203,13 @@ class ChangeReader:
         while count == ROWS_MAX:
             rows = await self._session.execute(_READ, (self._membership.applied, ROWS_MAX))
             count = len(rows)
+            self._has_failed = bool(rows)
             if not rows:
                 return
-            self._has_failed = True
             await self._learn(rows)
             self._has_failed = False
             self.applied += count
-            self._membership.applied = rows[-1][0]
+            self._membership.applied, self._applied_at = rows[-1][0], rows[-1][3]
             authors = {row[1] for row in rows} - {self._membership.id}
             confirmed = await self._session.execute(
                 _CONFIRM,
@@ -220,6 +239,16 @@ class ChangeReader:
         self._is_current = False
         self._trust.suspend()
 
+    def _note_notification(self) -> None:
+        self._notified.set()
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().call_later(LATE_AFTER_S, self._note_late)
+
+    def _note_late(self) -> None:
+        """Trust no cache: the author of a change goes on soon without this member."""
+        self._has_failed = True
+        self._trust.suspend()
+
     def _note_lost(self) -> None:
         self._may_apply = False
 
@@ -228,6 +257,11 @@ class ChangeReader:
             self._suspend()
         elif self._is_current and not self._has_failed:
             self._trust.until = at + self._stale_max_s
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
 
 
 def _read_notice(row: Row) -> Notice:

@@ -11,16 +11,17 @@ Rules:
 - A member that does not confirm a row within `CONFIRM_TIMEOUT_S` is not live any more: the author deletes its row of
   `cluster_members`, as it does with that of a dead one that is behind. The member finds that out with its next
   heartbeat or confirmation, suspends its caches (`images/cache_trust.py`), catches up, and joins again.
-- A member whose last confirmed heartbeat is older than `cluster.stale_max_s` does not trust its caches either.
+- A member that has not applied a change in time does not trust its caches either, before the author goes on without it.
+- A member whose last confirmed heartbeat is older than `cluster.stale_max_s` does not trust them either.
 - A member catches up before it joins, and once more after its row is there. Which change it may miss, step by step:
 
 1. J reads all rows, and has not joined. A writes a row, and lists the members that are behind: J is not among them.
 2. J's row appears. A's row was visible before A's list, and J's row only after it, so J's second reading finds A's row.
 3. J counts as joined, and trusts its caches, after its second reading alone.
 
-- Rows are deleted after an hour. A member whose last row is not followed by the oldest one that is left has missed
-  some: it forgets everything, and reads the list of blocked digests from the database again. So it does at its start,
-  and after a restored backup of the database, whose rows have lower numbers.
+- Rows are deleted after an hour, the oldest first. A member whose last row is gone, or has another time, may have
+  missed some: it forgets everything, and reads the list of blocked digests from the database again. So it does at its
+  start, and after a restored backup of the database, which gives the numbers of lost rows to others.
 - Without the database a removal is refused, and nothing is done. A replaced record is told to the workers of this
   machine at least; the other nodes learn of it once the database is back.
 """

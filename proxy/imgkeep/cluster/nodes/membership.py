@@ -239,6 +239,8 @@ class Membership:
                         await self.join()
             except StorageError as error:
                 log.warning("heartbeat failed", extra={"reason": error.in_full})
+            except Exception:  # no error of a callback may end this loop
+                log.exception("heartbeat failed unexpectedly")
 
     async def leave(self) -> None:
         """Delete this member's row and leases, as it ends; a member that cannot is dead a moment later."""
