@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.cluster import ClusterParts
     from imgkeep.bootstrap.services import Services
-    from imgkeep.cluster.workers.peers import Peers
+    from imgkeep.cluster.workers.peers import WorkerPeers
     from imgkeep.config import Config
     from imgkeep.images.failure_history import RecentFailure
     from imgkeep.storage.interfaces import Body
@@ -123,7 +123,7 @@ async def _fetch_object(services: Services, name: str) -> Body | None:
     return await remote.cache.fetch(name, None) if body is None else body
 
 
-async def _list_failures(services: Services, peers: Peers | None) -> Sequence[RecentFailure]:
+async def _list_failures(services: Services, peers: WorkerPeers | None) -> Sequence[RecentFailure]:
     """Return the recent failures of all workers of this machine."""
     own = services.failures.list()
     return own if peers is None else [*own, *chain.from_iterable(await peers.failures())]
