@@ -12,8 +12,8 @@ from aiohttp import web
 
 from imgkeep.bootstrap.peer_tls import make_server_context
 from imgkeep.bootstrap.server import LINGER_TIMEOUT_S, REQUEST_FIELD_BYTES_MAX, REQUEST_LINE_BYTES_MAX
-from imgkeep.cluster.peer_api import make_peer_api
 from imgkeep.cluster.workers.leases import find_holder
+from imgkeep.cluster.workers.worker_api import make_worker_api
 from imgkeep.core.layout import read_object_name
 from imgkeep.listening import listen_for_nodes
 from imgkeep.web.api_relay import receive_relayed
@@ -40,7 +40,7 @@ async def serve_workers(context: AppContext, services: Services, parts: ClusterP
     worker, peers = parts.worker, parts.peers
     assert worker is not None
     assert peers is not None
-    app = make_peer_api(
+    app = make_worker_api(
         worker,
         services.image_service,
         learn=services.learn,

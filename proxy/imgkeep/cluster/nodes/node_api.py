@@ -24,7 +24,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from imgkeep.cluster.peer_api import FILL_ROUTE, follow_fill, stream
+from imgkeep.cluster.fill_route import FILL_ROUTE, follow_fill, stream
 from imgkeep.core.errors import OriginError, StorageError
 from imgkeep.core.records import Key
 
