@@ -377,7 +377,7 @@ def test_too_many_unsent_changes_become_one(url: str) -> None:
     assert a.writer._unsent == Notice(everything=True)
 
 
-async def test_unlogged_tables_emptied_by_a_crash_of_the_server(url: str) -> None:
+async def test_crash_of_the_server_that_empties_unlogged_tables_loses_no_change(url: str) -> None:
     a, b = ChangeNode(url, "a"), ChangeNode(url, "b")
     async with a.running(), b.running():
         await a.writer.notify(blocked=[X])
