@@ -53,11 +53,11 @@ class ClusterParts:
         worker: This process among several workers of the machine; `None`: there is one.
         peers: The other workers of this machine; `None`: there are none.
         worker_leases: The leases among them.
-        node_leases: The leases among all processes of all nodes; `None`: there are no other nodes.
-        node_leader: The lock of the process that runs the background tasks of this machine; `None`: this one.
-        nodes: `None`: the database is a file of this machine.
-        command_writer: Tells the nodes of a cluster what a command changes; `None`: this is no command, or no cluster.
+        node_leader: The lock of the worker that runs what has to run once on this machine; `None`: this process does.
+        nodes: What this process is a member by; `None`: the database is a file of this machine.
+        node_leases: The leases among the processes of all nodes; `None`: there are no other nodes.
         node_peers: The other workers of this machine, and the other nodes; `None`: there are no other nodes.
+        command_writer: Tells the nodes of a cluster what a command changes; `None`: this is no command, or no cluster.
         limit_share: The part of this process in the limits per client.
     """
 

@@ -5,7 +5,7 @@ Rules:
 - A relayed request is a message of this program, never the client's own: the method, the target, the fields in
   `FIELDS`, and what the worker that has the client has judged (`Admission`). The body is framed anew: no worker reads
   a length that a client declares, or a coding of it, from another worker.
-- A connection that has carried a body carries no other request: `workers/peers.py` and `worker_api.py` each see to that.
+- A connection that has carried a body carries no other request: `WorkerPeers` and `worker_api.py` each see to that.
 - The worker that has the client counts and logs what the leader answers. A body that is cut off stays cut off.
 - The leader judges nothing anew (`receive_relayed`).
 """
