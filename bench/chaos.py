@@ -12,22 +12,20 @@ import random
 import tempfile
 import time
 from collections import Counter
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import aiohttp
-
-from tests.support.cluster_clients import client_of, read_at_once
+from tests.support.cluster_clients import client_of, load, read_at_once
 from tests.support.cluster_nodes import surroundings, three_nodes
 from tests.support.counted_origin import counted_origin
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from tests.support.cluster_clients import Client
     from tests.support.cluster_nodes import Node
@@ -156,7 +154,7 @@ async def outage(client: Client, origin: CountedOrigin, outage_s: float) -> list
     for url in stored:
         await client.img(url)
     api: Counter[str] = Counter()
-    async with _load(client, origin, stored) as answers:
+    async with load(client, origin, stored, interval_s=2 / RATE) as answers:
         await asyncio.sleep(3)
         client.nodes.around.postgresql.stop()
         end = time.monotonic() + outage_s
@@ -181,37 +179,6 @@ async def outage(client: Client, origin: CountedOrigin, outage_s: float) -> list
     if caught_s < 0:
         faults.append("not all images are listed afterwards")
     return faults
-
-
-@asynccontextmanager
-async def _load(client: Client, origin: CountedOrigin, stored: Sequence[str]) -> AsyncIterator[Counter[str]]:
-    """Ask for stored and new images at a fixed rate until the end of the block; count good answers, and others."""
-    answers: Counter[str] = Counter()
-    over = asyncio.Event()
-
-    async def ask(kind: str, url: str) -> None:
-        try:
-            answer = await client.img(url)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            answers[f"{kind}: {type(error).__name__}"] += 1
-        else:
-            answers[kind if answer.status == 200 else f"{kind}: {answer.status}"] += 1
-
-    async def ask_in_turn() -> None:
-        async with asyncio.TaskGroup() as group:
-            for number in count():
-                if over.is_set():
-                    return
-                group.create_task(ask("stored", stored[number % len(stored)]))
-                group.create_task(ask("new", origin.gives(f"/new/{number}.png")))
-                await asyncio.sleep(2 / RATE)
-
-    asking = asyncio.create_task(ask_in_turn())
-    try:
-        yield answers
-    finally:
-        over.set()
-        await asking
 
 
 async def _until_listed(client: Client, number: int, start: float, within_s: float = 60) -> float:

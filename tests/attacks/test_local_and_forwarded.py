@@ -538,19 +538,18 @@ PAGES: tuple[tuple[str, dict[str, str], int], ...] = (
 )
 
 
-@pytest.mark.parametrize(("method", "fields", "status"), PAGES, ids=lambda each: str(each) if each else "plain")
-async def test_session_counts_for_our_own_page_only(
-    imgkeep: Imgkeep, method: str, fields: dict[str, str], status: int
-) -> None:
+async def test_session_counts_for_our_own_page_only(imgkeep: Imgkeep, subtests: pytest.Subtests) -> None:
     here = f"127.0.0.1:{port_of(imgkeep)}"
     session = make_ticket(imgkeep.token, "session", 2**33)
-    sent = {"Host": here, "Cookie": f"{COOKIE}={session}"} | {
-        name: value.replace("HOST", here) for name, value in fields.items()
-    }
-    head = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
-    data = f"{method} /api/images/{KEY if method == 'DELETE' else ''} HTTP/1.1\r\n{head}Connection: close\r\n\r\n"
-    answer = split(await talk(port_of(imgkeep), data.replace("images/ ", "images ").encode()))
-    assert answer.status == status
+    for method, fields, status in PAGES:
+        with subtests.test(method=method, fields=fields):
+            sent = {"Host": here, "Cookie": f"{COOKIE}={session}"} | {
+                name: value.replace("HOST", here) for name, value in fields.items()
+            }
+            head = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
+            path = f"/api/images/{KEY}" if method == "DELETE" else "/api/images"
+            data = f"{method} {path} HTTP/1.1\r\n{head}Connection: close\r\n\r\n"
+            assert split(await talk(port_of(imgkeep), data.encode())).status == status
 
 
 @pytest.mark.parametrize(

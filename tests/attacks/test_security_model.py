@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ PAGE = Path("docs/security.md").read_text("utf-8")
 PROOFS = sorted(set(re.findall(r"`((?:[a-z0-9_]+/)+test_\w+\.py(?:::\w+)?)`", PAGE)))
 
 
+@cache
 def names_in(path: Path) -> set[str]:
     tree = ast.parse(path.read_text("utf-8"))
     return {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}

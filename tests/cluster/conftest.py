@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from imgkeep.cluster.nodes import membership
 from tests.support import cluster_nodes
 
 if TYPE_CHECKING:
@@ -19,3 +20,9 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundi
     """Hosts of their own, PostgreSQL and an S3 server."""
     with cluster_nodes.surroundings(tmp_path_factory.mktemp("surroundings")) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def hash_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the hash of the cluster's secret cost next to nothing in this process, not in those of nodes."""
+    monkeypatch.setitem(membership._SCRYPT, "n", 2)

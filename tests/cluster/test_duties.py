@@ -40,7 +40,7 @@ async def start(
         folder / name,
         store={"url": "s3://images?endpoint=http://127.0.0.1:1&region=us-east-1", "fallback": f"file:{folder / name}"},
         database={"url": url},
-        cluster={"name": name, "secret": "s" * 32, "advertise_url": "http://127.0.0.1:1"},
+        cluster={"name": name, "secret": "s" * 32, "advertise_url": f"http://{name}:1"},
     )
     opening: AbstractAsyncContextManager[tuple[object, BackgroundTasks, object]]
     opening = open_context(config, Platform(), worker, has_fast_path=False)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgkeep.cluster.workers.leases import EXPIRED_MAX, FillLeases, remove_leases_of
+from imgkeep.cluster.workers.leases import EXPIRED_MAX, WorkerLeases, remove_leases_of
 from tests.support.fakes import Timer
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ def timer() -> Timer:
     return Timer()
 
 
-def open_leases(folder: Path, name: str, timer: Timer) -> FillLeases:
-    return FillLeases(folder, name, grace_s=10, timer=timer)
+def open_leases(folder: Path, name: str, timer: Timer) -> WorkerLeases:
+    return WorkerLeases(folder, name, grace_s=10, timer=timer)
 
 
 def test_second_worker_learns_the_holder(tmp_path: Path, timer: Timer) -> None:

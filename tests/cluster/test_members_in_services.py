@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def member(name: str, folder: Path, url: str) -> AsyncIterator[ClusterParts]:
     """Run a member of a cluster, with a heartbeat at the test's word alone."""
-    cluster = {"name": name, "secret": "s" * 32, "advertise_url": "http://127.0.0.1:1"}
+    cluster = {"name": name, "secret": "s" * 32, "advertise_url": f"http://{name}:1"}
     store = {"url": "s3://images?region=us-east-1", "fallback": f"file:{folder}/{name}"}
     config = load({"store": store, "database": {"url": url}, "cluster": cluster}, {})
     async with open_cluster(config, Platform(), None) as parts:

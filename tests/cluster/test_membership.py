@@ -18,7 +18,7 @@ from tests.support.members import SECRET, make_identity, make_session
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 
 class Node:
@@ -27,6 +27,7 @@ class Node:
     def __init__(self, url: str, name: str, **changes: Any) -> None:
         self.offset_s = 0.0
         self.waits: list[float] = []
+        self.pass_time: Callable[[float], Awaitable[object]] = lambda _: asyncio.sleep(0)
         self.session = make_session(url)
         identity = make_identity(name, **{"is_only_process": True, **changes})
         self.membership = Membership(identity, self.session, timer=self.timer, sleep=self.wait)
@@ -38,7 +39,7 @@ class Node:
     async def wait(self, seconds: float) -> None:
         self.waits.append(seconds)
         self.offset_s += seconds
-        await asyncio.sleep(0)
+        await self.pass_time(seconds)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Node]:
@@ -191,7 +192,10 @@ async def test_machine_that_passes_for_another_one_is_refused(url: str, name: st
 async def test_machine_that_lost_its_disk_waits_for_the_death_of_its_predecessor(url: str) -> None:
     a, b = Node(url, "a", host="1"), Node(url, "a", host="2")
     async with a.running():
-        await a.session.execute("UPDATE cluster_members SET heartbeat_at = now() - interval '14.9 s'")
+        # The seconds that the new one waits pass for the row of the old one alone.
+        await a.session.execute("UPDATE cluster_members SET heartbeat_at = now() - interval '5 s'")
+        age = "UPDATE cluster_members SET heartbeat_at = heartbeat_at - make_interval(secs => %s)"
+        b.pass_time = lambda seconds: a.session.execute(age, (seconds,))
         async with b.running():
             assert b.membership.is_joined
             assert b.waits

@@ -31,7 +31,7 @@ async def newer_url(postgresql_url: str) -> str:
     return url
 
 
-async def test_leases(newer_url: str) -> None:
+async def test_nodes_of_this_version_fetch_once_on_a_newer_schema(newer_url: str) -> None:
     async with lease_nodes(newer_url, "a", "b") as (a, b):
         a.world.origin.gives(URL, IMAGE)
         assert await a.world.get(URL) == ("stored", IMAGE)
@@ -39,14 +39,14 @@ async def test_leases(newer_url: str) -> None:
         assert (a.leases.unleased, b.leases.unleased) == (0, 0)
 
 
-async def test_changes(newer_url: str) -> None:
+async def test_members_of_this_version_learn_changes_on_a_newer_schema(newer_url: str) -> None:
     a, b = ChangeNode(newer_url, "a"), ChangeNode(newer_url, "b")
     async with a.running(), b.running():
         await a.writer.notify(blocked=[Digest("x" * 64)])
         assert b.learner.blocked == [Digest("x" * 64)]
 
 
-async def test_jobs(newer_url: str, tmp_path: Path) -> None:
+async def test_members_of_this_version_save_links_on_a_newer_schema(newer_url: str, tmp_path: Path) -> None:
     async with counted_origin(["127.0.0.2"]) as origin, job_members(2, newer_url, tmp_path) as (a, b):
         origin.bodies["/a.png"] = b"image"
         job = await a.runner.submit([origin.url("/a.png", 0)])

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from contextlib import asynccontextmanager
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-import aiohttp
 import pytest
 
-from tests.support.cluster_clients import client_of
+from tests.support.cluster_clients import client_of, load
 from tests.support.cluster_nodes import three_nodes
 from tests.support.counted_origin import counted_origin
 from tests.support.waiting import until
@@ -32,6 +28,8 @@ JOB_ITEMS_AT_DEATH_MAX = 2 * 16
 """Maximum number of links that two nodes were fetching when they died."""
 INTERVAL_S = 0.02
 """Interval between two requests of the load."""
+OUTAGE_REQUESTS = int((STALE_MAX_S + 1.5) / INTERVAL_S)
+"""Number of new images that are asked for while the database is away: for longer than `cluster.stale_max_s`."""
 
 
 @pytest.fixture(scope="module")
@@ -127,14 +125,13 @@ async def test_load_notices_nothing_of_a_stopped_database(client: Client, origin
     stored = [origin.gives(f"/stored/{number}.png") for number in range(20)]
     for url in stored:
         assert (await client.img(url)).status == 200
-    async with _load(client, origin, stored) as answers:
+    async with load(client, origin, stored, interval_s=INTERVAL_S) as answers:
         await until(lambda: answers["new"] > 10)
         client.nodes.around.postgresql.stop()
         sooner = answers["new"]
-        await asyncio.sleep(STALE_MAX_S + 1.5)  # the load is what goes on meanwhile
+        await until(lambda: answers["new"] > sooner + OUTAGE_REQUESTS)
         refused = await client.ask("/api/images")
         client.nodes.around.postgresql.start()
-        assert answers["new"] > sooner + 10
     assert set(answers) == {"new", "stored"}, answers
     assert (refused.status, "Retry-After" in refused.headers) == (503, True)
     wanted = before + len(stored) + answers["new"]
@@ -199,37 +196,6 @@ async def test_clock_that_is_five_minutes_off_changes_nothing(client: Client, or
 
 
 # --- what the tests share
-
-
-@asynccontextmanager
-async def _load(client: Client, origin: CountedOrigin, stored: list[str]) -> AsyncIterator[Counter[str]]:
-    """Ask for stored and for new images in turn until the end of the block; count the good answers, and the others."""
-    answers: Counter[str] = Counter()
-    numbers = count()
-    over = asyncio.Event()
-
-    async def ask(kind: str, url: str) -> None:
-        try:
-            answer = await client.img(url)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            answers[f"{kind}: {type(error).__name__}"] += 1
-        else:
-            answers[kind if answer.status == 200 else f"{kind}: {answer.status} {answer.body!r}"] += 1
-
-    async def ask_in_turn() -> None:
-        async with asyncio.TaskGroup() as group:
-            while not over.is_set():
-                number = next(numbers)
-                group.create_task(ask("stored", stored[number % len(stored)]))
-                group.create_task(ask("new", origin.gives(f"/new/{number}.png")))
-                await asyncio.sleep(INTERVAL_S)
-
-    asking = asyncio.create_task(ask_in_turn())
-    try:
-        yield answers
-    finally:
-        over.set()
-        await asking
 
 
 async def _is_gone(client: Client, url: str, node: Node) -> bool:

@@ -302,7 +302,7 @@ async def test_busy_where_all_connections_are_in_use(node: FakeNode, monkeypatch
 
 
 async def test_peer_that_reads_nothing_is_cut_off(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imgkeep.cluster.peer_api.STALL_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("imgkeep.cluster.fill_route.STALL_TIMEOUT_S", 0.05)
     body = FakeBody(bytes(50_000_000))
     node.images.fills[KEY] = (body, make_head())
     _, writer = await asyncio.open_connection("127.0.0.1", node.port, limit=1)
@@ -370,7 +370,7 @@ async def serve_altered(node: FakeNode, monkeypatch: pytest.MonkeyPatch, body: b
         yield body
 
     node.images.fills[KEY] = (FakeBody(b""), make_head())
-    monkeypatch.setattr("imgkeep.cluster.peer_api.write_fill", altered)
+    monkeypatch.setattr("imgkeep.cluster.fill_route.write_fill", altered)
 
 
 async def test_object_comes_with_its_size(node: FakeNode) -> None:

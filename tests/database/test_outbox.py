@@ -6,12 +6,16 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import pytest
+
+from imgkeep.core.errors import StorageError
 from imgkeep.core.records import Backlog, OutboxEntry
 from tests.support.database import walk
 from tests.support.stores import NOON, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from imgkeep.core.records import Record
     from imgkeep.database import Database
@@ -32,6 +36,22 @@ async def test_pending_record_waits_until_it_is_uploaded(database: Database) -> 
     await index.put(replace(record, waits_at=None))
     assert await outbox.backlog() == outbox.last_backlog == Backlog()
     assert await index.find(record.key) == replace(record, waits_at=None)
+
+
+async def test_backlog_without_the_database_has_what_came_since(
+    connect: Callable[..., Database], tmp_path: Path
+) -> None:
+    (tmp_path / "place").write_bytes(b"a file where a folder should be")
+    database = connect(f"sqlite:///{tmp_path}/place/imgkeep.db")
+    index, outbox = database.image_index, database.outbox
+    await index.put(pending("b", minutes_ago=5))
+    await index.put(replace(pending("c"), waits_at=None))
+    with pytest.raises(StorageError):
+        await outbox.backlog()
+    assert outbox.last_backlog == Backlog(1, NOON - timedelta(minutes=5), None)
+    (tmp_path / "place").unlink()
+    index.start_flush()
+    assert await outbox.backlog() == outbox.last_backlog == Backlog(1, NOON - timedelta(minutes=5), None)
 
 
 async def test_due_entries_come_by_age_and_postponed_ones_later(database: Database, clock: FakeClock) -> None:

@@ -96,7 +96,9 @@ async def test_database_in_another_encoding_is_refused(
 # --- reported, and tried again
 
 
-async def test_wrong_password(postgresql: PostgresqlServer, connect: Connect, postgresql_url: str, role: str) -> None:
+async def test_wrong_password_is_reported(
+    postgresql: PostgresqlServer, connect: Connect, postgresql_url: str, role: str
+) -> None:
     with postgresql.requiring_password(role):
         text = await explain(connect, as_user(postgresql_url, f"{role}:s3cret-not"))
         assert "check the user and the password in database.url" in text
@@ -113,13 +115,13 @@ async def test_wrong_password(postgresql: PostgresqlServer, connect: Connect, po
     ],
     ids=["user", "database", "port"],
 )
-async def test_absent_part_of_the_url(
+async def test_absent_part_of_the_url_is_named(
     connect: Connect, postgresql_url: str, change: tuple[str, str], says: str
 ) -> None:
     assert says in await explain(connect, of_engine(re.sub(*change, postgresql_url)))
 
 
-async def test_role_without_rights(
+async def test_rights_that_a_role_lacks_are_named(
     postgresql: PostgresqlServer, connect: Connect, postgresql_url: str, role: str
 ) -> None:
     name = postgresql_url.rpartition("/")[2]
@@ -138,7 +140,7 @@ async def test_role_without_rights(
     assert await database.image_index.find(record_of(b"x").key) == record_of(b"x")
 
 
-async def test_too_many_connections(
+async def test_too_many_connections_are_reported(
     postgresql: PostgresqlServer, connect: Connect, postgresql_url: str, role: str
 ) -> None:
     name = postgresql_url.rpartition("/")[2]

@@ -384,14 +384,15 @@ async def test_whole_is_stored_despite_its_range(
     assert len(imgkeep.files("records")) == 1
 
 
-@pytest.mark.parametrize("status", [200, 201, 202, 203, 207, 208, 226, 299, 300, 305, 310, 399])
 async def test_image_with_a_status_that_browsers_show_is_stored(
-    imgkeep: Imgkeep, origin: FakeOrigin, status: int
+    imgkeep: Imgkeep, origin: FakeOrigin, subtests: pytest.Subtests
 ) -> None:
-    url = origin.gives("/a.png", png_of(5000), status=f"{status} Fine")
-    seen = await look(imgkeep, url)
-    assert (seen.status, seen.body) == (200, png_of(5000))
-    assert len(imgkeep.files("records")) == 1
+    for number, status in enumerate((200, 201, 202, 203, 207, 208, 226, 299, 300, 305, 310, 399), 1):
+        with subtests.test(status=status):
+            url = origin.gives(f"/{status}.png", png_of(5000), status=f"{status} Fine")
+            seen = await look(imgkeep, url)
+            assert (seen.status, seen.body) == (200, png_of(5000))
+            assert len(imgkeep.files("records")) == number
 
 
 @pytest.mark.parametrize(
@@ -499,14 +500,16 @@ async def test_other_status_with_a_location_is_not_followed(imgkeep: Imgkeep, or
     assert (seen.status, seen.code, origin.asked("/b.png")) == (502, "origin_error", 0)
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("headers", [{}, {"Location": ""}], ids=["without Location", "with an empty one"])
 async def test_image_with_a_redirect_to_nowhere_is_stored(
-    imgkeep: Imgkeep, origin: FakeOrigin, status: int, headers: dict[str, str]
+    imgkeep: Imgkeep, origin: FakeOrigin, subtests: pytest.Subtests, headers: dict[str, str]
 ) -> None:
-    seen = await look(imgkeep, origin.gives("/a.png", make_image(), status=f"{status} There", headers=headers))
-    assert (seen.status, seen.body) == (200, make_image())
-    assert len(imgkeep.files("records")) == 1
+    for number, status in enumerate((301, 302, 303, 307, 308), 1):
+        with subtests.test(status=status):
+            url = origin.gives(f"/{status}.png", make_image(), status=f"{status} There", headers=headers)
+            seen = await look(imgkeep, url)
+            assert (seen.status, seen.body) == (200, make_image())
+            assert len(imgkeep.files("records")) == number
 
 
 @pytest.mark.parametrize("at", [-8, -1], ids=["checksum", "size"])

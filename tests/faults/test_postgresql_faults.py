@@ -36,7 +36,7 @@ async def create_job(node: Imgkeep, *links: str) -> int:
         return response.status
 
 
-async def test_full_disk_of_the_database(
+async def test_full_disk_of_the_database_stops_no_image(
     postgresql: PostgresqlServer, small_disk: Path, start: Start, origin: FakeOrigin
 ) -> None:
     postgresql.execute(f"CREATE TABLESPACE small LOCATION '{small_disk}'")
@@ -60,7 +60,7 @@ async def test_full_disk_of_the_database(
     postgresql.execute("DROP TABLESPACE small")
 
 
-async def test_server_that_is_away_and_comes_back(
+async def test_server_that_is_away_stops_no_image(
     postgresql: PostgresqlServer, postgresql_url: str, start: Start, origin: FakeOrigin
 ) -> None:
     node = await start(database={"url": postgresql_url})

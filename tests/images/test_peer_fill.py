@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgkeep.cluster.workers.leases import FillLeases
+from imgkeep.cluster.workers.leases import WorkerLeases
 from imgkeep.core.errors import (
     Busy,
     ImgkeepError,
@@ -245,7 +245,7 @@ async def test_follower_without_memory_fails() -> None:
 
 async def test_waiting_for_a_fill_releases_no_lease(tmp_path: Path) -> None:
     timer = Timer()
-    ours, theirs = (FillLeases(tmp_path, name, grace_s=10, timer=timer) for name in ("0.1", "1.2"))
+    ours, theirs = (WorkerLeases(tmp_path, name, grace_s=10, timer=timer) for name in ("0.1", "1.2"))
     world = World(cluster=Cluster(ours, FakePeers(World())))
     assert await asyncio.to_thread(ours.acquire, "a") is None
     ours.release("a", stored=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -16,12 +17,14 @@ import aiohttp
 from yarl import URL
 
 from tests.support.cluster_nodes import TOKEN
+from tests.support.program import Answer
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from tests.support.cluster_nodes import Node, Nodes
+    from tests.support.counted_origin import CountedOrigin
 
 
 @dataclass
@@ -109,19 +112,6 @@ def _give(reader: _Reader) -> _Reader:
     return reader
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A response that was received whole."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
 @dataclass
 class Client:
     """Asks nodes, by nginx or by their own addresses, and shows a token to all but images."""
@@ -187,3 +177,36 @@ async def client_of(nodes: Nodes) -> AsyncGenerator[Client]:
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=30)) as session:
         yield Client(nodes, session)
+
+
+@asynccontextmanager
+async def load(
+    client: Client, origin: CountedOrigin, stored: Sequence[str], *, interval_s: float
+) -> AsyncGenerator[Counter[str]]:
+    """Ask for a stored and a new image in each interval until the end of the block; count good answers, and others."""
+    answers: Counter[str] = Counter()
+    numbers = count()
+    over = asyncio.Event()
+
+    async def ask(kind: str, url: str) -> None:
+        try:
+            answer = await client.img(url)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            answers[f"{kind}: {type(error).__name__}"] += 1
+        else:
+            answers[kind if answer.status == 200 else f"{kind}: {answer.status} {answer.body!r}"] += 1
+
+    async def ask_in_turn() -> None:
+        async with asyncio.TaskGroup() as group:
+            while not over.is_set():
+                number = next(numbers)
+                group.create_task(ask("stored", stored[number % len(stored)]))
+                group.create_task(ask("new", origin.gives(f"/new/{number}.png")))
+                await asyncio.sleep(interval_s)
+
+    asking = asyncio.create_task(ask_in_turn())
+    try:
+        yield answers
+    finally:
+        over.set()
+        await asking

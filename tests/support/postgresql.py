@@ -34,6 +34,20 @@ _PROGRAMS: Final = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 _READY: Final = re.compile("ready to accept (read-only )?connections")
 _QUICK: Final = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "unix_socket_directories": ""}
 """Settings of a server that is thrown away."""
+_BREAK_OFF: Final = """
+SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+_EMPTY: Final = """
+DO $$
+DECLARE name text;
+BEGIN
+    FOR name IN SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public' LOOP
+        EXECUTE 'DROP TABLE public.' || name || ' CASCADE';
+    END LOOP;
+END
+$$
+"""
 
 
 @dataclass
@@ -54,6 +68,7 @@ class PostgresqlServer:
     _holder: socket.socket = field(default_factory=reserve)
     _process: subprocess.Popen[bytes] | None = None
     _numbers: count[int] = field(default_factory=lambda: count(1))
+    _empty: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not _PROGRAMS:
@@ -87,6 +102,23 @@ class PostgresqlServer:
         # A copy of the template's files takes a third of the time that a copy through the log takes.
         self.execute(f"CREATE DATABASE {name} TEMPLATE template0 STRATEGY file_copy")
         return self.url(name)
+
+    def lend_database(self) -> str:
+        """Return the URL of an empty database, for `take_back`."""
+        return self._empty.pop() if self._empty else self.make_database()
+
+    def take_back(self, url: str) -> None:
+        """Empty a database for the next test: that costs the server a third of what another database costs."""
+        try:
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(_BREAK_OFF)
+                connection.execute(_EMPTY)
+                left = connection.execute("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace")
+                assert left.fetchall() == []
+        except psycopg.OperationalError:
+            self.drop_database(url)  # a test has removed it, or closed it
+        else:
+            self._empty.append(url)
 
     def drop_database(self, url: str) -> None:
         """Remove a database, and break off what is connected with it."""
@@ -181,9 +213,9 @@ def postgresql() -> Iterator[PostgresqlServer]:
 @pytest.fixture
 def postgresql_url(postgresql: PostgresqlServer) -> Iterator[str]:
     """Give the URL of an empty database of the test's own."""
-    url = postgresql.make_database()
+    url = postgresql.lend_database()
     yield url
-    postgresql.drop_database(url)
+    postgresql.take_back(url)
 
 
 @pytest.fixture

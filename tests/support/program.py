@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 from unittest.mock import patch
 from urllib.parse import quote
 
@@ -81,6 +81,10 @@ class Answer:
     @property
     def cache_status(self) -> str:
         return self.headers.get("Cache-Status", "")
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
 
 
 @dataclass

@@ -10,9 +10,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.cluster.workers.leader import LeaderLock
-from imgkeep.cluster.workers.leases import FillLeases
-from imgkeep.cluster.workers.peers import Peers
+from imgkeep.cluster.workers.leader import NodeLeader
+from imgkeep.cluster.workers.leases import WorkerLeases
+from imgkeep.cluster.workers.peers import WorkerPeers
 from imgkeep.images.interfaces import Cluster
 from imgkeep.images.limit_share import LimitShare
 from imgkeep.images.record_sharing import RecordSharing
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from imgkeep.images.interfaces import Notifier
     from imgkeep.web.fastpath.response_cache import ResponseCache
 
-    Leader: TypeAlias = LeaderLock | ClusterLeader
+    Leader: TypeAlias = NodeLeader | ClusterLeader
 
 LEASE_GRACE_S: Final = 10
 """
@@ -53,18 +53,18 @@ class ClusterParts:
         worker: This process among several workers of the machine; `None`: there is one.
         peers: The other workers of this machine; `None`: there are none.
         worker_leases: The leases among them.
-        node_leases: The leases among all processes of all nodes; `None`: there are no other nodes.
-        node_leader: The lock of the process that runs the background tasks of this machine; `None`: this one.
-        nodes: `None`: the database is a file of this machine.
-        command_writer: Tells the nodes of a cluster what a command changes; `None`: this is no command, or no cluster.
+        node_leader: The lock of the worker that runs what has to run once on this machine; `None`: this process does.
+        nodes: What this process is a member by; `None`: the database is a file of this machine.
+        node_leases: The leases among the processes of all nodes; `None`: there are no other nodes.
         node_peers: The other workers of this machine, and the other nodes; `None`: there are no other nodes.
+        command_writer: Tells the nodes of a cluster what a command changes; `None`: this is no command, or no cluster.
         limit_share: The part of this process in the limits per client.
     """
 
     worker: WorkerInfo | None = None
-    peers: Peers | None = None
-    worker_leases: FillLeases | None = None
-    node_leader: LeaderLock | None = None
+    peers: WorkerPeers | None = None
+    worker_leases: WorkerLeases | None = None
+    node_leader: NodeLeader | None = None
     nodes: Nodes | None = None
     node_leases: NodeLeases | None = None
     node_peers: NodePeers | None = None
@@ -88,7 +88,7 @@ class ClusterParts:
         return None if self.nodes is None else self.nodes.trust
 
     @property
-    def all_peers(self) -> NodePeers | Peers | None:
+    def all_peers(self) -> NodePeers | WorkerPeers | None:
         """The other processes, on this machine and elsewhere; `None`: there are none."""
         return self.peers if self.node_peers is None else self.node_peers
 
@@ -104,7 +104,7 @@ class ClusterParts:
         return self.node_leader if self.nodes is None else self.nodes.leader
 
     @property
-    def relay_peers(self) -> Peers | None:
+    def relay_peers(self) -> WorkerPeers | None:
         """The workers one of which answers the API; `None`: this process does, because the database has every fact."""
         return self.peers if self.nodes is None else None
 
@@ -116,14 +116,14 @@ ALONE: Final = ClusterParts()
 @asynccontextmanager
 async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | None) -> AsyncGenerator[ClusterParts]:
     """Open what this process shares with others; nothing connects before `Nodes.start`."""
-    peers = None if worker is None else Peers(worker)
+    peers = None if worker is None else WorkerPeers(worker)
     grace_s = LEASE_GRACE_S + config.store.timeout_s  # a lookup may go to a bucket
     async with AsyncExitStack() as stack:
         local, node_leader = None, None
         if worker is not None:
-            local = FillLeases(worker.shared_folder.leases, worker.name, grace_s=grace_s, timer=platform.timer)
+            local = WorkerLeases(worker.shared_folder.leases, worker.name, grace_s=grace_s, timer=platform.timer)
             stack.callback(local.aclose)
-            node_leader = LeaderLock(worker.shared_folder, worker.name)
+            node_leader = NodeLeader(worker.shared_folder, worker.name)
         if peers is not None:
             stack.push_async_callback(peers.aclose)
         if not config.database.is_shared:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from imgkeep.bootstrap.platform import Platform
     from imgkeep.cluster.nodes.change_reader import Act
     from imgkeep.cluster.notice import Learn
-    from imgkeep.cluster.workers.leases import FillLeases
-    from imgkeep.cluster.workers.peers import Peers
+    from imgkeep.cluster.workers.leases import WorkerLeases
+    from imgkeep.cluster.workers.peers import WorkerPeers
     from imgkeep.config import Config
 
 STALL_MARGIN_S: Final = 10
@@ -112,8 +112,8 @@ async def open_nodes(  # noqa: PLR0913 - in one place
     config: Config,
     platform: Platform,
     stack: AsyncExitStack,
-    peers: Peers | None,
-    local: FillLeases | None,
+    peers: WorkerPeers | None,
+    local: WorkerLeases | None,
     *,
     grace_s: float,
 ) -> tuple[Nodes, NodeLeases | None, NodePeers | None]:
@@ -149,7 +149,7 @@ async def open_nodes(  # noqa: PLR0913 - in one place
     return replace(nodes, isolation=isolation), leases, node_peers
 
 
-async def _make_node_peers(config: Config, membership: Membership, peers: Peers | None) -> NodePeers:
+async def _make_node_peers(config: Config, membership: Membership, peers: WorkerPeers | None) -> NodePeers:
     """Make the peers on other nodes. Raises: ConfigError: `cluster.tls_ca` cannot be used."""
     client = PeerClient(
         RequestSigner(
@@ -164,7 +164,7 @@ async def _make_node_peers(config: Config, membership: Membership, peers: Peers 
     return NodePeers(membership, client, peers, body_bytes_max=config.fetch.body_bytes_max)
 
 
-async def _make_nodes(config: Config, platform: Platform, peers: Peers | None) -> Nodes:
+async def _make_nodes(config: Config, platform: Platform, peers: WorkerPeers | None) -> Nodes:
     session = make_session(config)
     cluster = config.cluster
     identity = MemberIdentity(
@@ -188,7 +188,7 @@ def make_nodes(
     membership: Membership,
     platform: Platform,
     *,
-    local: Peers | None = None,
+    local: WorkerPeers | None = None,
     stale_max_s: float,
 ) -> Nodes:
     """Make the parts of a member around its session; `local` are the other workers of its machine."""

@@ -12,8 +12,8 @@ from aiohttp import web
 
 from imgkeep.bootstrap.peer_tls import make_server_context
 from imgkeep.bootstrap.server import LINGER_TIMEOUT_S, REQUEST_FIELD_BYTES_MAX, REQUEST_LINE_BYTES_MAX
-from imgkeep.cluster.peer_api import make_peer_api
 from imgkeep.cluster.workers.leases import find_holder
+from imgkeep.cluster.workers.worker_api import make_worker_api
 from imgkeep.core.layout import read_object_name
 from imgkeep.listening import listen_for_nodes
 from imgkeep.web.api_relay import receive_relayed
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.cluster import ClusterParts
     from imgkeep.bootstrap.services import Services
-    from imgkeep.cluster.workers.peers import Peers
+    from imgkeep.cluster.workers.peers import WorkerPeers
     from imgkeep.config import Config
     from imgkeep.images.failure_history import RecentFailure
     from imgkeep.storage.interfaces import Body
@@ -40,7 +40,7 @@ async def serve_workers(context: AppContext, services: Services, parts: ClusterP
     worker, peers = parts.worker, parts.peers
     assert worker is not None
     assert peers is not None
-    app = make_peer_api(
+    app = make_worker_api(
         worker,
         services.image_service,
         learn=services.learn,
@@ -124,7 +124,7 @@ async def _fetch_object(services: Services, name: str) -> Body | None:
     return await remote.cache.fetch(name, None) if body is None else body
 
 
-async def _list_failures(services: Services, peers: Peers | None) -> Sequence[RecentFailure]:
+async def _list_failures(services: Services, peers: WorkerPeers | None) -> Sequence[RecentFailure]:
     """Return the recent failures of all workers of this machine."""
     own = services.failures.list()
     return own if peers is None else [*own, *chain.from_iterable(await peers.failures())]

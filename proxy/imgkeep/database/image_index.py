@@ -92,9 +92,9 @@ class ImageIndex:
         """Set while a caller waits for the unwritten records."""
 
     @property
-    def unwritten(self) -> int:
-        """The number of records that the database does not have yet."""
-        return len(self._unwritten)
+    def unwritten(self) -> Collection[Record]:
+        """The records that the database does not have yet."""
+        return self._unwritten.values()
 
     @property
     def complete(self) -> bool:

@@ -11,11 +11,13 @@ Rules for a cluster, whose nodes share the table:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
+from imgkeep.core.errors import StorageError
 from imgkeep.core.records import Backlog, Key, OutboxEntry
 from imgkeep.database.dialect_insert import insert_new
 from imgkeep.database.schema import images, outbox
@@ -35,16 +37,32 @@ class Outbox:
     The images that wait for the primary. `ImageIndex.put` adds a record that is `pending`, and removes one that is not.
 
     Attributes:
-        last_backlog: The last result of `backlog`; `None` before the first call.
+        last_backlog: The last result of `backlog`; `None` before the first call. Without the database the last one that
+            it told, and what has come since.
+
+    Args:
+        engine: The engine of the database.
+        flush: Waits until the image index has written all records that were put.
+        unwritten: Returns the records that it could not write yet.
+        node: The name of this node of a cluster; empty: it is the only one.
     """
 
-    def __init__(self, engine: DatabaseEngine, flush: Callable[[], Awaitable[None]], *, node: str = "") -> None:
+    def __init__(
+        self,
+        engine: DatabaseEngine,
+        flush: Callable[[], Awaitable[None]],
+        *,
+        unwritten: Callable[[], Collection[Record]] = tuple,
+        node: str = "",
+    ) -> None:
         self._engine = engine
         self._mine = outbox.c.node == node
         self._node = node
         self._flush = flush
-        """Waits until the image index has written all records that were put."""
+        self._unwritten = unwritten
         self.last_backlog: Backlog | None = None
+        self._told = Backlog()
+        """The last backlog that the database told."""
 
     async def add(self, records: Sequence[Record]) -> None:
         """Add images that are pending, without a change of their rows in the image index."""
@@ -82,9 +100,17 @@ class Outbox:
         await self._engine.execute(lambda connection: delete_entries(connection, self._node, [key]))
 
     async def backlog(self) -> Backlog:
+        """Return the summary of this node's outbox. Raises: StorageError."""
         await self._flush()
-        self.last_backlog = await self._engine.execute(lambda connection: _read_backlog(connection, self._mine))
-        return self.last_backlog
+        try:
+            self._told = await self._engine.execute(lambda connection: _read_backlog(connection, self._mine))
+        except StorageError:
+            new = [record.stored_at for record in self._unwritten() if record.pending]
+            oldest = min([*new, *([self._told.oldest] if self._told.oldest else [])], default=None)
+            self.last_backlog = replace(self._told, images=self._told.images + len(new), oldest=oldest)
+            raise
+        self.last_backlog = self._told
+        return self._told
 
     async def backlogs(self) -> Mapping[str, Backlog]:
         """Return the backlog of each node that has one, by its name."""

@@ -46,7 +46,8 @@ class Database:
 
             lookup = RecordLookup(session, node)
         self.image_index = ImageIndex(self.engine, batch_delay_s=batch_delay_s, node=node, lookup=lookup)
-        self.outbox = Outbox(self.engine, self.image_index.flush, node=node)
+        index = self.image_index
+        self.outbox = Outbox(self.engine, index.flush, unwritten=lambda: index.unwritten, node=node)
         self.removals = RemovalIndex(self.engine)
         self.jobs = DurableJobs(self.engine, self.image_index, member=member)
 
@@ -73,6 +74,6 @@ class Database:
 
     async def aclose(self) -> None:
         await self.image_index.flush()
-        if images := self.image_index.unwritten:
+        if images := len(self.image_index.unwritten):
             log.warning("image index lacks images; `imgkeep reindex` adds them", extra={"images": images})
         await self.engine.aclose()

@@ -141,6 +141,11 @@ class DatabaseSession:
 
         return await self._run(run, timeout_s)
 
+    def reset(self) -> None:
+        """Have the connections replaced: what the session has locked is free then."""
+        if self.is_connected:
+            self._note_fault(self._fault)
+
     async def run(self) -> None:
         """Keep the session connected, for ever."""
         attempts = 0

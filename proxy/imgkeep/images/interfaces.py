@@ -84,11 +84,11 @@ class Leases(Protocol):
 
 
 class Peers(Protocol):
-    """The other workers."""
+    """The other workers and nodes."""
 
     def follow(self, holder: str, name: str) -> AbstractAsyncContextManager[RemoteFill | FillFailure | None]:
         """
-        Follow a fill in another worker, by the name of its lease; `None`: there is no fill to follow, or not any more.
+        Follow a fill in another worker or node, by the name of its lease; `None`: there is none to follow.
 
         Raises:
             Busy: The worker cannot be reached.
@@ -97,7 +97,7 @@ class Peers(Protocol):
 
     async def wait(self, holder: str, key: str) -> None:
         """
-        Wait until a worker has ended the fill of a key.
+        Wait until a worker or node has ended the fill of a key.
 
         Raises:
             Busy: The worker cannot be reached.

@@ -195,8 +195,8 @@ class StoredImages:
             return False
         if (delivery.object_name or "").partition(".")[0] in self._dependencies.blocked:
             return False
-        record = self._records.cached(delivery.key)  # type: ignore[arg-type]  # a name is no key of a record
-        return record is None or record == delivery.record
+        # A record that was dropped from memory meanwhile may have been replaced by another process.
+        return self._records.cached(delivery.key) == delivery.record  # type: ignore[arg-type]  # a name is no key
 
     def require_not_removed(self, digest: Digest) -> None:
         """Raise `Removed` if an image was removed."""

@@ -5,7 +5,7 @@ Rules:
 - A relayed request is a message of this program, never the client's own: the method, the target, the fields in
   `FIELDS`, and what the worker that has the client has judged (`Admission`). The body is framed anew: no worker reads
   a length that a client declares, or a coding of it, from another worker.
-- A connection that has carried a body carries no other request; `Peers.request` and `peer_api.py` each see to that.
+- A connection that has carried a body carries no other request: `WorkerPeers` and `worker_api.py` each see to that.
 - The worker that has the client counts and logs what the leader answers. A body that is cut off stays cut off.
 - The leader judges nothing anew (`receive_relayed`).
 """
@@ -37,7 +37,7 @@ from imgkeep.web.request_state import ADMISSION, REQUEST_LOG, Admission, Request
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from imgkeep.cluster.workers.peers import Peers
+    from imgkeep.cluster.workers.peers import WorkerPeers
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -174,7 +174,7 @@ def read_target(request: web.Request) -> str:
     return target
 
 
-async def _pass_on(request: web.Request, peers: Peers, leader: str) -> web.StreamResponse:
+async def _pass_on(request: web.Request, peers: WorkerPeers, leader: str) -> web.StreamResponse:
     """
     Answer with what the leader answers.
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from imgkeep.web.auth import AUTH
 
 if TYPE_CHECKING:
-    from imgkeep.cluster.workers.peers import Peers
+    from imgkeep.cluster.workers.peers import WorkerPeers
     from imgkeep.observability.metrics import Metrics
 
 
@@ -19,7 +19,7 @@ class MetricsPage:
     """The counters of this worker and of its `peers`; `None`: this process is the only one."""
 
     metrics: Metrics
-    peers: Peers | None = None
+    peers: WorkerPeers | None = None
 
     async def respond(self) -> web.Response:
         """Return the counters of all workers."""

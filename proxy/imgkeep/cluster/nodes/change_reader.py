@@ -33,7 +33,9 @@ ROWS_MAX: Final = 100
 RETRY_DELAY_S: Final = 1.0
 """Delay after a change that could not be applied, such as one whose copies a full disk does not let go."""
 KEEP_S: Final = 3600
+"""Seconds for which a change stays for members that are away; one that is away for longer reads everything anew."""
 CLEAN_UP_INTERVAL_S: Final = 600.0
+"""Interval of deleting older changes."""
 
 LATE_AFTER_S: Final = 4.0
 """Time after the notification of a change after which a member that has not applied it does not trust its caches: the

@@ -65,6 +65,7 @@ CLEANUP_INTERVAL_S: Final = 10.0
 GIVEN_UP_S: Final = 5
 """Seconds for which a member that could not be reached is not asked again."""
 GIVEN_UP_MAX: Final = 1000
+"""Maximum number of such members that are remembered."""
 STORED_MAX: Final = 16_384
 """Maximum number of leases in their grace periods that can be released before the end; 1 kB each, 16 MB."""
 RETRY_INTERVAL_S: Final = 1.0

@@ -25,14 +25,14 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from imgkeep.cluster.peer_api import FILL_ROUTE, follow_fill, stream
+from imgkeep.cluster.fill_route import FILL_ROUTE, follow_fill, stream
 from imgkeep.core.errors import OriginError, StorageError
 from imgkeep.core.records import Key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
-    from imgkeep.cluster.workers.peers import Peers
+    from imgkeep.cluster.workers.peers import WorkerPeers
     from imgkeep.images.failure_history import RecentFailure
     from imgkeep.images.service import ImageService
     from imgkeep.storage.interfaces import Body
@@ -52,7 +52,7 @@ class LocalWorkers:
         find_holder: Returns which of them holds a lease; `None`: none does.
     """
 
-    peers: Peers
+    peers: WorkerPeers
     find_holder: Callable[[str], str | None]
 
 

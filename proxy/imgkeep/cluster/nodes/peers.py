@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from imgkeep.cluster.nodes.member import Member
     from imgkeep.cluster.nodes.membership import Membership
     from imgkeep.cluster.nodes.peer_client import PeerClient
-    from imgkeep.cluster.workers.peers import Peers
+    from imgkeep.cluster.workers.peers import WorkerPeers
     from imgkeep.images.peer_fill import FillFailure, RemoteFill
     from imgkeep.storage.interfaces import Body
 
@@ -51,7 +51,9 @@ class NodePeers:
         body_bytes_max: Maximum size of an image.
     """
 
-    def __init__(self, membership: Membership, client: PeerClient, local: Peers | None, *, body_bytes_max: int) -> None:
+    def __init__(
+        self, membership: Membership, client: PeerClient, local: WorkerPeers | None, *, body_bytes_max: int
+    ) -> None:
         self._membership = membership
         self._client = client
         self._local = local
@@ -193,7 +195,7 @@ class NodePeers:
             found = next((each for each in members.values() if each.node == holder), None)
         return None if found is None or found.id == self._membership.id or not found.advertise_url else found
 
-    def _find_local(self) -> Peers:
+    def _find_local(self) -> WorkerPeers:
         if self._local is None:
             raise Busy("the worker that fetches this image has ended")
         return self._local

@@ -1,5 +1,6 @@
 """
-The leader: the one worker that runs the background tasks of all workers, such as outbox and jobs, and answers the API.
+The leader of a node: the one worker that uploads the outbox, whose bytes are on the disk of its machine. With SQLite it
+also runs all other background tasks that run once, and answers the API.
 
 The leader holds the lock on a file, which the kernel takes from a dead process. A symbolic link names the last leader.
 """
@@ -20,8 +21,8 @@ CHECK_INTERVAL_S: Final = 0.25
 """Interval of attempts to become the leader; at most this long after a leader's death another worker goes on."""
 
 
-class LeaderLock:
-    """The lock that makes the worker `name` the leader."""
+class NodeLeader:
+    """The lock that makes the worker `name` the leader of its node."""
 
     scope: Final = "node"
     check_interval_s: Final = CHECK_INTERVAL_S

@@ -38,7 +38,7 @@ few enough not to delay the event loop.
 """
 
 
-class FillLeases:
+class WorkerLeases:
     """The leases of one worker, in a folder that all workers share."""
 
     def __init__(self, folder: Path, name: str, *, grace_s: float, timer: Callable[[], float]) -> None:

@@ -74,7 +74,7 @@ class _Sessions:
         await self.single_use.close()
 
 
-class Peers:
+class WorkerPeers:
     """The other workers of this run."""
 
     def __init__(self, info: WorkerInfo) -> None:

@@ -15,7 +15,7 @@ from imgkeep.web.request_state import ADMISSION
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
-    from imgkeep.cluster.workers.peers import Peers
+    from imgkeep.cluster.workers.peers import WorkerPeers
     from imgkeep.core.records import Record
     from imgkeep.database import ImageIndex
     from imgkeep.health import Health
@@ -52,7 +52,7 @@ class ApiContext:
     link_selection: LinkSelection
     rewrite_service: RewriteService
     health: Health
-    relay_peers: Peers | None = None
+    relay_peers: WorkerPeers | None = None
 
 
 API: Final = web.AppKey("api", ApiContext)

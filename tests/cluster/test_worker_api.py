@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from imgkeep.cluster.notice import Notice
-from imgkeep.cluster.peer_api import make_peer_api
 from imgkeep.cluster.progress import read_fill
 from imgkeep.cluster.workers.peers import SECRET_FIELD
+from imgkeep.cluster.workers.worker_api import make_worker_api
 from imgkeep.cluster.workers.worker_info import WorkerInfo
 from imgkeep.core.errors import OriginError, SourceNotFound, StorageError
 from imgkeep.core.records import Digest, Key
@@ -47,7 +47,7 @@ async def client(aiohttp_client: AiohttpClient, images: FakeImages, learned: lis
 
     service: Any = images
     info = WorkerInfo("0.1", 0, 2, "/nowhere", SECRET)
-    app = make_peer_api(info, service, learn=learn, counters=lambda: b"counters", failures=list)
+    app = make_worker_api(info, service, learn=learn, counters=lambda: b"counters", failures=list)
     return await aiohttp_client(app, headers={SECRET_FIELD: SECRET})
 
 
@@ -84,7 +84,7 @@ async def test_unexpected_failure_of_a_fill_is_no_second_response(
     aiohttp_client: AiohttpClient, images: FakeImages
 ) -> None:
     service: Any = images
-    app = make_peer_api(
+    app = make_worker_api(
         WorkerInfo("0.1", 0, 2, "/nowhere", SECRET), service, learn=AsyncMock(), counters=bytes, failures=list
     )
     receive_relayed(app)

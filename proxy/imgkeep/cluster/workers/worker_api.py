@@ -1,9 +1,9 @@
 """
-The peer API: internal HTTP for the other workers, on a Unix socket in a folder that only they can open.
+The peer API for workers: internal HTTP, on a Unix socket in a folder that only the workers of this run can open.
 
 | route | answer |
 |---|---|
-| `GET /fills/<name>` | the progress of a fill (`progress.py`); 204: this worker runs none of this name |
+| `GET /fills/<name>` | the progress of a fill (`cluster/progress.py`); 204: this worker runs none of this name |
 | `GET /fills/<name>/end` | 204 as soon as this worker runs no fill of this name |
 | `POST /notices` | 204 when this worker knows what has changed |
 | `GET /metrics`, `GET /failures` | the counters and the recent failures of this worker |
@@ -20,24 +20,22 @@ After 204 the image is stored, or its fill has failed: the peer looks it up, and
 
 from __future__ import annotations
 
-import asyncio
-from contextlib import aclosing
 from dataclasses import dataclass
 from hmac import compare_digest
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from aiohttp import web
 
+from imgkeep.cluster.fill_route import FILL_ROUTE, follow_fill
 from imgkeep.cluster.notice import decode
-from imgkeep.cluster.progress import SHARE_FILE, write_failure, write_fill
+from imgkeep.cluster.progress import SHARE_FILE
 from imgkeep.cluster.workers.peers import SECRET_FIELD
-from imgkeep.core.errors import ImgkeepError, StorageError
+from imgkeep.core.errors import StorageError
 from imgkeep.core.records import Key
-from imgkeep.images.peer_fill import FillFailure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from aiohttp.typedefs import Middleware
 
@@ -51,14 +49,8 @@ if TYPE_CHECKING:
 BODY_BYTES_MAX: Final = 16_777_216
 """Maximum size of a request body: a notice of some hundred thousand copies that were used in a second."""
 
-STALL_TIMEOUT_S: Final = 60
-"""Timeout for a peer to read one piece: it holds a draft meanwhile."""
 
-FILL_ROUTE: Final = r"/fills/{name:(?:try\.)?[0-9a-f]{64}}"
-"""Also of the API for other nodes (`nodes/node_api.py`)."""
-
-
-def make_peer_api(
+def make_worker_api(
     info: WorkerInfo,
     images: ImageService,
     *,
@@ -135,43 +127,6 @@ def _require_secret(secret: str) -> Middleware:
         return await handler(request)
 
     return require_secret
-
-
-async def follow_fill(request: web.Request, images: ImageService, *, share_file: bool) -> web.StreamResponse:
-    """Answer `GET /fills/<name>` with a fill of this process."""
-    joined = await images.join_for_peer(request.match_info["name"])
-    if joined is None:
-        return web.Response(status=204)
-    if isinstance(joined, FillFailure):
-        return web.Response(body=write_failure(joined))
-    body, head = joined
-    try:
-        return await stream(request, write_fill(body, head, share_file=share_file))
-    finally:
-        await body.aclose()
-
-
-async def stream(request: web.Request, pieces: AsyncGenerator[bytes], size: int | None = None) -> web.StreamResponse:
-    """
-    Send a body of `size` bytes, or in chunks. One that breaks off has no last byte or chunk (RFC 9112, 7.1).
-    """
-    response = web.StreamResponse()
-    response.content_length = size
-    try:
-        async with aclosing(pieces):
-            await response.prepare(request)
-            async for piece in pieces:
-                async with asyncio.timeout(STALL_TIMEOUT_S):
-                    await response.write(piece)
-            await response.write_eof()
-    except Exception as error:
-        response.force_close()
-        transport = cast("asyncio.WriteTransport | None", request.transport)
-        if transport is not None:
-            transport.abort()
-        if not isinstance(error, ImgkeepError | ConnectionError | TimeoutError):
-            raise
-    return response
 
 
 async def _close_after_body(request: web.Request, response: web.StreamResponse) -> None:
