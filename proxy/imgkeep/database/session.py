@@ -217,7 +217,12 @@ class DatabaseSession:
         import psycopg  # noqa: PLC0415 - an extra
         from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
 
-        options = {**CONNECTION_PARAMETERS, **conninfo_to_dict(self._url)}
+        try:
+            options = {**CONNECTION_PARAMETERS, **conninfo_to_dict(self._url)}
+        except psycopg.ProgrammingError:  # whose message may quote the password
+            raise StorageError(
+                "the database failed", cause="libpq cannot read database.url", place=self.place
+            ) from None
         try:
             async with asyncio.timeout(2 * CONNECT_TIMEOUT_S):
                 # Without prepared statements, which a pooler between may send to another server.

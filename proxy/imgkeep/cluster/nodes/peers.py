@@ -141,7 +141,9 @@ class NodePeers:
             StorageError: It cannot read the object.
         """
         async with AsyncExitStack() as stack:
-            response = await stack.enter_async_context(self._get(holder, f"/objects/{name}"))
+            member = self._require_live(holder).id
+            async with self._while_live(member):
+                response = await stack.enter_async_context(self._get(member, f"/objects/{name}"))
             if response.status == 404:
                 return None
             size = response.content_length
@@ -175,16 +177,20 @@ class NodePeers:
 
     def _end_following(self, member: str) -> None:
         for limit in self._following.get(member, ()):
-            limit.reschedule(asyncio.get_running_loop().time())
+            if limit.when() is None:  # else it has ended already
+                limit.reschedule(asyncio.get_running_loop().time())
 
     @asynccontextmanager
     async def _get(self, holder: str, target: str) -> AsyncGenerator[aiohttp.ClientResponse]:
         """Ask a member. Raises: Busy: It cannot be reached, also within the block before an answer."""
+        async with self._client.get(self._require_live(holder), target) as response:
+            yield response
+
+    def _require_live(self, holder: str) -> Member:
         member = self._find(holder)
         if member is None:
             raise Busy("the node that fetches this image is not alive")
-        async with self._client.get(member, target) as response:
-            yield response
+        return member
 
     def _find(self, holder: str) -> Member | None:
         """Return a live member by its id or that of its node, never this process."""
