@@ -55,7 +55,7 @@ imgkeep.clock.datetime = _Shifted
 
 _NGINX: Final = """
 user root;
-worker_processes 1;
+master_process off;
 daemon off;
 pid nginx.pid;
 error_log stderr crit;
