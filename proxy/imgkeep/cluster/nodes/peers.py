@@ -23,7 +23,7 @@ from imgkeep.core.errors import Busy, OriginError, StorageError
 from imgkeep.images.failure_history import RecentFailure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Collection
 
     from imgkeep.cluster.nodes.member import Member
     from imgkeep.cluster.nodes.membership import Membership
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 FAILURES_TIMEOUT_S: Final = 1
 """Timeout for the failures of a node: a page shows those that arrived in time."""
+CONFIRMED_TIMEOUT_S: Final = 2
+"""Timeout for the answer of a node whether the database has confirmed it."""
 FAILURES_BYTES_MAX: Final = 8_388_608
 """Maximum size of the failures of a node: half a megabyte for each of its workers."""
 
@@ -110,6 +112,19 @@ class NodePeers:
         if self._local is not None:
             asked.append(self._local.failures())
         return [each for found in await asyncio.gather(*asked) for each in found]
+
+    async def find_confirmed(self, within_s: float) -> Collection[bool] | None:
+        """
+        Ask the other nodes whether the database has confirmed them within so many seconds.
+
+        Returns:
+            The answers that came in time; `None`: no other node is known.
+        """
+        nodes = self._list_nodes()
+        if not nodes:
+            return None
+        answers = await asyncio.gather(*(self._ask_confirmed(each, within_s) for each in nodes))
+        return [answer for answer in answers if answer is not None]
 
     async def fetch_object(self, holder: str, name: str) -> Body | None:
         """
@@ -196,6 +211,15 @@ class NodePeers:
         mine = self._membership.identity.node
         nodes = {each.node: each for each in self._membership.members.values() if each.node != mine}
         return [each for each in nodes.values() if each.advertise_url]
+
+    async def _ask_confirmed(self, member: Member, within_s: float) -> bool | None:
+        """Return the answer of a node; `None`: it gave none in time."""
+        target = f"/confirmed/{max(0, int(within_s * 1000))}"
+        try:
+            async with asyncio.timeout(CONFIRMED_TIMEOUT_S), self._get(member.id, target) as response:
+                return {200: True, 204: False}.get(response.status)
+        except (Busy, TimeoutError, aiohttp.ClientError):
+            return None
 
     async def _read_failures(self, member: Member) -> list[list[RecentFailure]]:
         try:
