@@ -154,8 +154,9 @@ class ChangeReader:
                     log.warning("changes not applied", extra={"reason": error.in_full})
                 else:
                     log.exception("changes not applied unexpectedly")
-                _cancel(self._deadline)
-                self._deadline = deadline
+                if deadline is not None:  # it is the earlier one
+                    _cancel(self._deadline)
+                    self._deadline = deadline
                 await self._sleep(RETRY_DELAY_S)
                 self._notified.set()
             else:
