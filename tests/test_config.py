@@ -412,6 +412,13 @@ def test_database_url_is_read(url: str, target: str) -> None:
     assert read_database_url(url) == target
 
 
+@pytest.mark.parametrize("password", ["hush%zz", "hush%", "hush hush"])
+def test_password_that_libpq_reads_otherwise_is_refused_without_a_quote(password: str) -> None:
+    with pytest.raises(ConfigError, match="percent-encoded") as refusal:
+        read_database_url(f"postgresql://u:{password}@db/images")
+    assert "hush" not in str(refusal.value)
+
+
 def test_secrets_do_not_print() -> None:
     security = load({}, {"IMGKEEP_SECURITY__SIGNATURE": "off"}).security
     secret = msgspec.structs.replace(security, api_tokens=("hush",), signing_keys=("hush",))

@@ -147,6 +147,7 @@ async def test_newer_schema_ends_a_running_server(folder: Path, workers: str) ->
         await until(lambda: any(line.startswith("imgkeep: ") for line in imgkeep.log))
     told = [line for line in imgkeep.log if line.startswith("imgkeep: ")]
     newer = "imgkeep: the database was written by a newer version of imgkeep (schema 9999), or by another program"
+    newer += ": run that version, or name another database in database.url"
     assert set(told) == {f"{newer} (file {database})\n"}
     assert "Traceback" not in "".join(imgkeep.log)
 

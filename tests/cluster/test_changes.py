@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -434,6 +435,19 @@ async def test_removal_and_undo_of_a_digest_on_two_nodes_come_one_after_the_othe
             with pytest.raises(Busy):
                 async with b.writer.exclusively(X):
                     pass
+
+
+async def test_lock_of_a_removal_outlives_no_slow_statement(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(change_writer, "UNLOCK_TIMEOUT_S", 0.01)
+    a, b = ChangeNode(url, "a"), ChangeNode(url, "b")
+    async with a.running(), b.running():
+        async with a.writer.exclusively(X):
+            slow = asyncio.create_task(a.session.execute("SELECT pg_sleep(0.2)"))
+            await asyncio.sleep(0)
+        async with b.writer.exclusively(X):
+            pass
+        with suppress(StorageError):
+            await slow
 
 
 async def test_two_authors_at_once_write_in_the_order_of_commits(url: str) -> None:

@@ -236,6 +236,15 @@ async def test_holder_that_is_no_member_is_not_waited_for(url: str) -> None:
         assert a.leases.unleased == 1
 
 
+async def test_row_of_a_killed_worker_whose_node_answers_costs_a_fetch_alone(url: str) -> None:
+    async with lease_nodes(url, "a", "b") as (a, b):
+        insert = "INSERT INTO cluster_leases (name, member, token, until) VALUES (%s, %s, '', now() + interval '15 s')"
+        await a.session.execute(insert, (key_of(a), b.id))  # another worker of its node says that it runs no such fill
+        a.world.origin.gives(URL, IMAGE)
+        assert await a.world.get(URL) == ("stored", IMAGE)
+        assert a.leases.unleased == 1
+
+
 async def test_wrong_clock_of_a_node_changes_no_lease(url: str) -> None:
     async with lease_nodes(url, "a", "b") as (a, b):
         response = FakeResponse().push(IMAGE[:60_000])

@@ -174,6 +174,18 @@ async def test_end_of_a_member_ends_the_wait_for_its_head() -> None:
             connection.close()
 
 
+async def test_end_of_a_node_ends_the_wait_for_its_object() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        membership = FakeMembership(make_member("there/1", f"http://127.0.0.1:{sock.getsockname()[1]}"))
+        async with peers_of(membership, stall_timeout_s=5) as (peers, _):
+            fetching = asyncio.create_task(peers.fetch_object("there", f"{KEY}.png"))
+            connection, _ = await asyncio.to_thread(sock.accept)
+            membership.end("there/1")
+            with pytest.raises(Busy):
+                await asyncio.wait_for(fetching, 1)
+            connection.close()
+
+
 async def test_follower_that_leaves_frees_the_body(node: FakeNode) -> None:
     body = FakeBody(b"begin", more=asyncio.Event())
     node.images.fills[KEY] = (body, make_head())

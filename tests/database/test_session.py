@@ -164,6 +164,13 @@ async def test_unreachable_database_is_a_fault_at_once() -> None:
             await session.execute("SELECT 1")
 
 
+async def test_url_that_libpq_refuses_is_a_fault_without_the_password(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(make("postgresql://imgkeep:hush%zz@127.0.0.1:1/none")) as session:
+        assert not session.is_connected
+    assert "hush" not in caplog.text
+    assert "database session not connected" in caplog.text
+
+
 # --- a pooler between
 
 

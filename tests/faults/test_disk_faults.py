@@ -661,14 +661,13 @@ async def test_database_of_a_newer_version_stays_as_it_is(start: Start, origin: 
     await see(first, *serve(origin, "a"))
     await first.client.close()
     path = first.folder / "imgkeep.db"
-    for mark in ("alembic_version SET version_num = '9999'", "state SET value = '9999' WHERE name = 'compatible_from'"):
-        _execute(path, f"UPDATE {mark}")
+    _execute(path, "UPDATE alembic_version SET version_num = '9999'")
+    _execute(path, "UPDATE state SET value = '9999' WHERE name = 'compatible_from'")
     before = path.read_bytes()
     for status, out, err in await asyncio.gather(*(run(first.folder, name) for name in ("serve", "list", "reindex"))):
         assert (status, out) == (2, "")
         assert (
             err == "imgkeep: the database was written by a newer version of imgkeep (schema 9999), "
-            "or by another program: run that version, or name another database in database.url "
-            f"(file {path})\n"
+            f"or by another program: run that version, or name another database in database.url (file {path})\n"
         )
     assert path.read_bytes() == before

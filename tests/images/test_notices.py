@@ -142,3 +142,14 @@ async def test_bytes_that_the_database_calls_blocked_are_removed_at_once() -> No
     await node.blocked.learn_new([A.digest])  # what a flush of the image index finds
     assert not await node.shows(A.key)
     assert A.digest in node.blocked.late, "its object is looked for after that"
+
+
+async def test_hit_that_was_opened_before_a_notice_is_current_no_more() -> None:
+    world = World()
+    world.origin.gives(URL, make_image())
+    await world.get(URL)
+    hit = await world.ask(URL)
+    assert world.image_service.is_current(hit)
+    world.image_service.learn(hit.key)  # another process has stored another image under the key
+    assert not world.image_service.is_current(hit), "the response would be cached for ten minutes"
+    await hit.body.aclose()

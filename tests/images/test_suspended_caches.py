@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgkeep.core.errors import Removed, StorageError
+from imgkeep.core.errors import Removed, StorageError, Unchecked
 from imgkeep.core.layout import block_path, record_path
+from imgkeep.core.source_url import read_source
 from imgkeep.storage.bucket.errors import BucketError
 from tests.support.bucket_nodes import ServingNode
 from tests.support.memory_bucket import MemoryBucket
@@ -95,6 +96,29 @@ async def test_without_memory_and_store_the_image_index_answers(node: ServingNod
     node.trust.suspend()
     node.client.faults["GET", ""] = BucketError("the bucket is away", general=True)
     assert await node.look_up(A.key) == known
+
+
+async def test_isolated_node_shows_and_fetches_nothing_without_the_store(node: ServingNode) -> None:
+    node.trust.suspend()
+    node.trust.unchecked_until = node.timer()
+    assert await node.shows(A.key), "the store answers"
+    node.client.faults["GET", ""] = BucketError("the bucket is away", general=True)
+    for lookup in (node.look_up(A.key), node.look_up(B.key), node.records.learn_block(A.digest)):
+        with pytest.raises(Unchecked):
+            await lookup
+    source = read_source("https://origin.test/a.png")
+    with pytest.raises(Unchecked):
+        await node.world.image_service.deliver(source, node.world.image_service.identify(source))
+
+
+async def test_isolated_node_shows_no_record_without_its_block(node: ServingNode) -> None:
+    node.trust.suspend()
+    node.trust.unchecked_until = node.timer()
+    node.client.faults["GET", block_path(A.digest)] = BucketError("the bucket is away", general=True)
+    with pytest.raises(Unchecked):
+        await node.look_up(A.key)
+    with pytest.raises(Unchecked):
+        await by_permanent_url(node, A)
 
 
 async def test_concurrent_checks_of_a_digest_are_one_request(node: ServingNode) -> None:

@@ -158,6 +158,14 @@ class Node:
         except OSError:
             return False
 
+    def ask_on_its_host(self, path: str) -> tuple[int, bool]:
+        """Ask from the node's own host, as a client that is cut off with it; return status and `Retry-After`."""
+        form = "%{http_code} %header{retry-after}"
+        command = (*self.host.enter, "curl", "-s", "-m", "30", "-o", "/dev/null", "-w", form)
+        done = subprocess.run([*command, f"http://{self.address}{path}"], capture_output=True, text=True, check=False)
+        status, _, wait = done.stdout.partition(" ")
+        return int(status), bool(wait)
+
     def kill(self) -> None:
         """End the node and all that it started, as a loss of power does."""
         if self._process is not None:

@@ -45,6 +45,8 @@ class FakeMembership:
             self.id, "here", "host", "http://127.0.0.1:9", "1", SECRET, "store", is_only_process=True
         )
         self.members = {each.id: each for each in (make_member(self.id, "http://127.0.0.1:9"), *others)}
+        self.silence_s = 0.0
+        self.interval_s = 5.0
         self._gone: list[Callable[[str], None]] = []
 
     def when_gone(self, callback: Callable[[str], None]) -> None:
@@ -65,11 +67,15 @@ class FakeNode:
     failures: list[RecentFailure] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     now: float = NOW
+    silence_s: float = 0
     port: int = 0
     member: Member = field(init=False)
 
     async def fetch_object(self, name: str) -> Any:
         return self.objects.get(name)
+
+    def is_confirmed_within(self, seconds: float) -> bool:
+        return self.silence_s <= seconds
 
     async def list_failures(self) -> list[RecentFailure]:
         return self.failures
@@ -82,7 +88,13 @@ async def node_listening(
     """Run the peer API of a node until the end of the block."""
     node = FakeNode()
     images: Any = node.images
-    app = make_node_api(images, workers=workers, fetch_object=node.fetch_object, failures=node.list_failures)
+    app = make_node_api(
+        images,
+        workers=workers,
+        fetch_object=node.fetch_object,
+        failures=node.list_failures,
+        is_confirmed_within=node.is_confirmed_within,
+    )
     sock = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
     node.port = sock.getsockname()[1]
     url = f"http{'' if ssl_context is None else 's'}://127.0.0.1:{node.port}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -16,6 +16,7 @@ from imgkeep.bootstrap.storage import describe_store
 from imgkeep.cluster.nodes.authentication import NONCE_BYTES, RequestSigner
 from imgkeep.cluster.nodes.change_reader import ChangeReader, Receiver
 from imgkeep.cluster.nodes.change_writer import ChangeWriter
+from imgkeep.cluster.nodes.isolation import IsolationCheck
 from imgkeep.cluster.nodes.leader import ClusterLeader
 from imgkeep.cluster.nodes.leases import NodeLeases
 from imgkeep.cluster.nodes.member import MemberIdentity
@@ -48,7 +49,12 @@ HEARTBEATS_PER_TRUST: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """The parts of a process whose database other machines may share."""
+    """
+    The parts of a process whose database other machines may share.
+
+    Attributes:
+        isolation: `None`: no other node is allowed.
+    """
 
     session: DatabaseSession
     membership: Membership
@@ -56,6 +62,7 @@ class Nodes:
     writer: ChangeWriter
     reader: ChangeReader
     trust: CacheTrust
+    isolation: IsolationCheck | None = None
 
     def describe(self) -> ClusterState:
         """Describe the place of this process in the cluster, without the network."""
@@ -90,6 +97,8 @@ class Nodes:
             RefusedByCluster: The database belongs to another cluster.
         """
         tasks = [asyncio.create_task(task) for task in (self.session.run(), self.membership.run(), self.reader.run())]
+        if self.isolation is not None:
+            tasks.append(asyncio.create_task(self.isolation.run()))
         await self.session.attempted.wait()
         if self.membership.refused is not None:
             for task in tasks:
@@ -129,7 +138,15 @@ async def open_nodes(  # noqa: PLR0913 - in one place
     stack.push_async_callback(leases.aclose)
     node_peers = await _make_node_peers(config, nodes.membership, peers)
     stack.push_async_callback(node_peers.aclose)
-    return nodes, leases, node_peers
+    isolation = IsolationCheck(
+        nodes.membership,
+        node_peers.find_confirmed,
+        trust=nodes.trust,
+        stale_max_s=config.cluster.stale_max_s,
+        timer=platform.timer,
+        sleep=platform.sleep,
+    )
+    return replace(nodes, isolation=isolation), leases, node_peers
 
 
 async def _make_node_peers(config: Config, membership: Membership, peers: WorkerPeers | None) -> NodePeers:

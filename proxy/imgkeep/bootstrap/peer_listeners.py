@@ -97,6 +97,7 @@ async def serve_nodes(config: Config, services: Services, parts: ClusterParts) -
         workers=workers,
         fetch_object=partial(_fetch_object, services),
         failures=partial(_list_failures, services, parts.peers),
+        is_confirmed_within=membership.is_confirmed_within,
     )
     ssl_context = await asyncio.to_thread(make_server_context, config.cluster)
     sockets = await asyncio.to_thread(listen_for_nodes, config.cluster, shared=parts.worker is not None)

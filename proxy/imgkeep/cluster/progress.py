@@ -157,6 +157,8 @@ def _make_error(message: Failed) -> ImgkeepError:
     kind = getattr(errors, message.error, None)
     if not (isinstance(kind, type) and issubclass(kind, ImgkeepError) and hasattr(kind, "code")):
         return StorageError("another worker could not fetch the image")  # an error of a newer version
+    if kind is errors.FilledByPeer:
+        return StorageError("another worker could not fetch the image")  # which none sends
     facts = {name: message.facts[name] for name in _list_facts(kind) if name in message.facts}
     error: ImgkeepError = kind(message.detail, **facts)  # as its own constructor took them
     if isinstance(error, OriginError) and message.image is not None and message.image[0] in _MEDIA_TYPES:

@@ -83,7 +83,9 @@ def _check_postgresql_url(url: str) -> None:
     except ValueError:
         raise ConfigError(f"{expected}; in a password / ? # @ : and % are percent-encoded") from None
     user, _, authority = parts.netloc.rpartition("@")
-    if not url.isprintable() or "\0" in unquote(url) or parts.fragment or "@" in user:
+    # SQLAlchemy takes a stray percent sign or a space, and libpq refuses it with a message that quotes the password.
+    is_plain = url.isprintable() and not re.search(r" |%(?![0-9A-Fa-f]{2})", url)
+    if not is_plain or "\0" in unquote(url) or parts.fragment or "@" in user:
         raise ConfigError(f"{expected}; in a password / ? # @ : and % are percent-encoded")
     if not host or port == 0 or not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]+)?", authority):
         raise ConfigError(f"{expected}; the host or the port is malformed")

@@ -213,6 +213,12 @@ class StorageError(ImgkeepError):
         return f"{self}{cause}{f' ({self.place})' if self.place else ''}"
 
 
+class Unchecked(StorageError):
+    """
+    The store cannot be asked, and what this process has may have been removed elsewhere: it shows and fetches nothing.
+    """
+
+
 class RemoteFault(StorageError):
     """A remote store failed. `general`: for all requests, and not only for this one."""
 

@@ -90,6 +90,8 @@ def is_compatible_newer(version: str | None, compatible_from: str | None) -> boo
 
 
 def _read_compatible_from(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table(state.name):
+        return None
     return connection.scalar(sa.select(state.c.value).where(state.c.name == COMPATIBLE_FROM_MARK))
 
 

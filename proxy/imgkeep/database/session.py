@@ -141,6 +141,11 @@ class DatabaseSession:
 
         return await self._run(run, timeout_s)
 
+    def reset(self) -> None:
+        """Have the connections replaced: what the session has locked is free then."""
+        if self.is_connected:
+            self._note_fault(self._fault)
+
     async def run(self) -> None:
         """Keep the session connected, for ever."""
         attempts = 0
@@ -212,7 +217,12 @@ class DatabaseSession:
         import psycopg  # noqa: PLC0415 - an extra
         from psycopg.conninfo import conninfo_to_dict  # noqa: PLC0415
 
-        options = {**CONNECTION_PARAMETERS, **conninfo_to_dict(self._url)}
+        try:
+            options = {**CONNECTION_PARAMETERS, **conninfo_to_dict(self._url)}
+        except psycopg.ProgrammingError:  # whose message may quote the password
+            raise StorageError(
+                "the database failed", cause="libpq cannot read database.url", place=self.place
+            ) from None
         try:
             async with asyncio.timeout(2 * CONNECT_TIMEOUT_S):
                 # Without prepared statements, which a pooler between may send to another server.

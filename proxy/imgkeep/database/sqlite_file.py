@@ -86,8 +86,10 @@ def _find_version_fault(path: Path) -> str | None:
         in_use = all(path.with_name(f"{path.name}{suffix}").exists() for suffix in ("-wal", "-shm"))
         with closing(_connect(path, "mode=ro" if in_use else "mode=ro&immutable=1")) as connection:
             (version,) = connection.execute("SELECT version_num FROM alembic_version").fetchone() or (None,)
-            query = "SELECT value FROM state WHERE name = ?"
-            (compatible_from,) = connection.execute(query, [COMPATIBLE_FROM_MARK]).fetchone() or (None,)
+            compatible_from = None
+            with suppress(sqlite3.OperationalError):  # another program's file has no such table
+                query = "SELECT value FROM state WHERE name = ?"
+                (compatible_from,) = connection.execute(query, [COMPATIBLE_FROM_MARK]).fetchone() or (None,)
     except sqlite3.Error:
         return None  # damaged, locked or of another program: the start reports what it finds
     if version is None or version in RELEASED or is_compatible_newer(version, compatible_from):

@@ -286,10 +286,14 @@ class FillCoalescer:
             if not self._gives_up(held, error):
                 raise
 
+    def give_up_on(self, held: HeldByPeer) -> bool:
+        """Go on without the leases of a holder; `False`: it is of this machine."""
+        assert self._cluster is not None
+        return self._cluster.leases.give_up_on(held.holder)
+
     def _gives_up(self, held: HeldByPeer, error: BaseException) -> bool:
         """Tell whether this worker goes on without the leases of a holder, which it could not follow."""
-        assert self._cluster is not None
-        return isinstance(error, Busy | StorageError) and self._cluster.leases.give_up_on(held.holder)
+        return isinstance(error, Busy | StorageError) and self.give_up_on(held)
 
     async def _wait_for_preparation(self, name: str) -> None:
         """Wait until this worker either runs the fill of a lease that it has prepared, or has released it."""

@@ -3,7 +3,7 @@ Record cache: looks records up in this order: memory, image index, store.
 
 The store decides: the image index is a view that may lag, and memory drops the records that other processes change.
 While this process may have missed such a change (`cache_trust.py`), a lookup asks the store for the record and for the
-block of its digest; memory answers only where the store does not.
+block of its digest; memory answers only where the store does not, and not where others may go on removing images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache, TTLCache
 
 from imgkeep.core.confirmation import may_change
-from imgkeep.core.errors import Removed, StorageError
+from imgkeep.core.errors import Removed, StorageError, Unchecked
 from imgkeep.core.layout import REMOVED
 from imgkeep.images.lease_preparation import NOTHING_TO_PREPARE
 
@@ -167,7 +167,12 @@ class RecordCache:
         await self._image_index.flush()
 
     async def learn_block(self, digest: Digest) -> None:
-        """Ask the store whether a digest is blocked, unless memory has every block; the store may not answer."""
+        """
+        Ask the store whether a digest is blocked, unless memory has every block; the store may not answer.
+
+        Raises:
+            Unchecked: It does not, and the digest may have been blocked elsewhere.
+        """
         if self._trust is None or self._trust.holds:
             return
         check = self._block_checks.get(digest)
@@ -216,7 +221,8 @@ class RecordCache:
         self._lookups.setdefault(key, set()).add(lookup)
         try:
             record = await self._store.find(key)
-        except StorageError:
+        except StorageError as fault:
+            self._require_unchecked_allowed(fault)
             record = self.cached(key) or await self._find_in_index(key)
             if record is None:
                 raise
@@ -237,10 +243,17 @@ class RecordCache:
     async def _check_block(self, digest: Digest) -> None:
         try:
             keys = await self._store.find_block(digest)
-        except StorageError:
+        except StorageError as fault:
+            self._require_unchecked_allowed(fault)
             return
         if keys is not None:
             await self._sharing.learn_blocked([digest])
+
+    def _require_unchecked_allowed(self, fault: StorageError) -> None:
+        if self._trust is not None and not self._trust.allows_unchecked:
+            raise Unchecked(
+                "this node is cut off from its cluster and cannot tell what was removed: retry later"
+            ) from fault
 
     def _end_check(self, digest: Digest, check: asyncio.Task[None]) -> None:
         del self._block_checks[digest]

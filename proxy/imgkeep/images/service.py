@@ -57,6 +57,11 @@ UNSHARED: Final = RecordSharing()
 
 FOLLOW_ATTEMPTS_MAX: Final = 50
 """Maximum number of times that a request follows a lease to another worker and repeats its lookup."""
+FRUITLESS_MAX: Final = 10
+"""
+Maximum number of these after which a request goes on without the leases of a member on another node: one that was
+killed has them until it counts as dead, while the other workers of its node answer that they run no such fill.
+"""
 
 
 def _make_no_signature(_source: Source) -> Source | None:
@@ -151,7 +156,7 @@ class ImageService:
         """
         self._policy.require_not_denied(source, info)
         follow = partial(self._coalescer.follow, request_context)
-        for _ in range(FOLLOW_ATTEMPTS_MAX):
+        for attempt in range(FOLLOW_ATTEMPTS_MAX):
             began = self._timer()
             with self._fills.prepare(info.key, source, request_context) as preparation:
                 found = await self.stored.look_up(source, info, preparation)
@@ -168,6 +173,8 @@ class ImageService:
                     source, found.info, request_context, follow, fault=fault, began=began
                 )
             if isinstance(joined, HeldByPeer):
+                if attempt == FRUITLESS_MAX:
+                    self._coalescer.give_up_on(joined)
                 joined = await self._coalescer.follow_peer(joined, source, found.info, request_context, fault)
             if joined is not None:
                 return joined
@@ -181,11 +188,13 @@ class ImageService:
             SourceRejected, OriginError, StorageError, Busy: As their classes say; it is not stored.
         """
         self._policy.require_not_denied(source, info)
-        for _ in range(FOLLOW_ATTEMPTS_MAX):
+        for attempt in range(FOLLOW_ATTEMPTS_MAX):
             began = self._timer()
             with self._fills.prepare(info.key, source, INTERNAL) as preparation:
                 saved = await self._save_unless_held(source, info, preparation, began)
             if isinstance(saved, HeldByPeer):
+                if attempt == FRUITLESS_MAX:
+                    self._coalescer.give_up_on(saved)
                 await self._coalescer.wait_for_peer(saved)
             elif saved is not None:
                 return saved

@@ -20,7 +20,7 @@ from imgkeep.core.confirmation import (
     own_info,
     read_link,
 )
-from imgkeep.core.errors import Removed, StorageError
+from imgkeep.core.errors import Removed, StorageError, Unchecked
 from imgkeep.core.layout import REMOVED, read_object_name
 from imgkeep.core.records import Doubt
 from imgkeep.images.lease_preparation import NOTHING_TO_PREPARE
@@ -96,6 +96,7 @@ class StoredImages:
 
         Raises:
             Removed: It was removed.
+            Unchecked: The store cannot tell, and a fill could show an image that was removed elsewhere.
         """
         try:
             record = await self._records.find(info.key, preparation)
@@ -111,6 +112,8 @@ class StoredImages:
                     return LookupResult(own, own_record, link)
                 tried = own_record is not None
             use = judge_record(record, link, tried=tried or self._was_tried(link, record))
+        except Unchecked:
+            raise
         except StorageError as fault:
             return LookupResult(info, fault=fault)
         return LookupResult(info, record, link, use)
@@ -192,8 +195,8 @@ class StoredImages:
             return False
         if (delivery.object_name or "").partition(".")[0] in self._dependencies.blocked:
             return False
-        record = self._records.cached(delivery.key)  # type: ignore[arg-type]  # a name is no key of a record
-        return record is None or record == delivery.record
+        # A record that was dropped from memory meanwhile may have been replaced by another process.
+        return self._records.cached(delivery.key) == delivery.record  # type: ignore[arg-type]  # a name is no key
 
     def require_not_removed(self, digest: Digest) -> None:
         """Raise `Removed` if an image was removed."""

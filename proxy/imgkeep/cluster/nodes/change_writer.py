@@ -56,6 +56,7 @@ UNSENT_MAX: Final = 10_000
 EXCLUSIVE_TIMEOUT_S: Final = 10.0
 """Timeout for another removal or undo of the same digest to end."""
 EXCLUSIVE_INTERVAL_S: Final = 0.05
+UNLOCK_TIMEOUT_S: Final = 5.0
 
 CHANGES: Final = "imgkeep_changes"
 """The channel of new rows."""
@@ -151,8 +152,10 @@ class ChangeWriter:
         try:
             yield
         finally:
-            with suppress(StorageError):  # then the lock ends with the session
-                await self._session.execute("SELECT pg_advisory_unlock(%s, %s)", names)
+            try:
+                await self._session.execute("SELECT pg_advisory_unlock(%s, %s)", names, timeout_s=UNLOCK_TIMEOUT_S)
+            except StorageError:
+                self._session.reset()  # the lock ends with the session; the statement may not have been sent
 
     def send_unsent(self, settle: Callable[[], Awaitable[None]]) -> None:
         """Start to send the changes that the database could not take before, after the records that it lacks."""

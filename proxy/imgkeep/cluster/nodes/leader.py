@@ -54,7 +54,7 @@ class ClusterLeader:
         try:
             await self._session.execute("SELECT pg_advisory_unlock(%s)", (LEADER_LOCK,))
         except StorageError:
-            return  # the lock ends with the session
+            self._session.reset()  # the lock ends with the session
 
     def _note_lost(self) -> None:
         self._is_held = False

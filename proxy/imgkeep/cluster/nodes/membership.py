@@ -116,7 +116,7 @@ class Membership:
         self._session = session
         self._timer = timer
         self._sleep = sleep
-        self._interval_s = interval_s
+        self.interval_s = interval_s
         self._before_joining: list[Callable[[], Awaitable[None]]] = []
         self._after_joining: list[Callable[[], Awaitable[None]]] = []
         self._confirmed: list[Callable[[float | None], None]] = []
@@ -145,6 +145,10 @@ class Membership:
     def silence_s(self) -> float:
         """For how many seconds the database has not confirmed that this member is live."""
         return self._timer() - self._confirmed_at
+
+    def is_confirmed_within(self, seconds: float) -> bool:
+        """Tell whether the database has confirmed within so many seconds that this member is live."""
+        return self._is_joined and self.silence_s <= seconds
 
     def now(self) -> float:
         """
@@ -230,7 +234,7 @@ class Membership:
     async def run(self) -> None:
         """Send heartbeats, for ever; join again where the row is gone."""
         while True:
-            await self._sleep(self._interval_s)
+            await self._sleep(self.interval_s)
             try:
                 if self._session.is_connected:
                     await self.beat()

@@ -7,6 +7,7 @@ The peer API for other nodes: what a node shows to the members of its cluster, o
 | `GET /fills/<name>/end` | 204 as soon as this node runs no fill of this name |
 | `GET /objects/<digest>.<ext>` | an object on the disk of this node; 404: there is none, or it is blocked |
 | `GET /failures` | the recent failures of all workers of this node |
+| `GET /confirmed/<milliseconds>` | 200: the database has confirmed this member within that time; 204: it has not |
 
 Rules:
 - `peer_listener.py` authenticates a request before this module sees it.
@@ -61,6 +62,7 @@ def make_node_api(
     workers: LocalWorkers | None,
     fetch_object: Callable[[str], Awaitable[Body | None]],
     failures: Callable[[], Awaitable[Sequence[RecentFailure]]],
+    is_confirmed_within: Callable[[float], bool],
 ) -> web.Application:
     """
     Make the application that answers other nodes.
@@ -70,13 +72,15 @@ def make_node_api(
         workers: The other workers of this machine; `None`: there are none.
         fetch_object: Opens an object on the disk of this machine that may be shown.
         failures: Returns the recent failures of this machine.
+        is_confirmed_within: As `Membership.is_confirmed_within`.
     """
-    routes = _Routes(images, workers, fetch_object, failures)
+    routes = _Routes(images, workers, fetch_object, failures, is_confirmed_within)
     app = web.Application(client_max_size=0)
     app.router.add_get(FILL_ROUTE, routes.follow, allow_head=False)
     app.router.add_get(f"{FILL_ROUTE}/end", routes.wait, allow_head=False)
     app.router.add_get(_OBJECT_ROUTE, routes.send_object, allow_head=False)
     app.router.add_get("/failures", routes.show_failures, allow_head=False)
+    app.router.add_get(r"/confirmed/{milliseconds:\d{1,12}}", routes.show_confirmed, allow_head=False)
     return app
 
 
@@ -88,6 +92,7 @@ class _Routes:
     workers: LocalWorkers | None
     fetch_object: Callable[[str], Awaitable[Body | None]]
     failures: Callable[[], Awaitable[Sequence[RecentFailure]]]
+    is_confirmed_within: Callable[[float], bool]
 
     async def follow(self, request: web.Request) -> web.StreamResponse:
         relayed = await self._relay(request)
@@ -113,6 +118,11 @@ class _Routes:
 
     async def show_failures(self, _request: web.Request) -> web.Response:
         return web.Response(body=msgspec.msgpack.encode(await self.failures()))
+
+    async def show_confirmed(self, request: web.Request) -> web.Response:
+        # The proof of an answer covers its status, and no body.
+        is_confirmed = self.is_confirmed_within(int(request.match_info["milliseconds"]) / 1000)
+        return web.Response(status=200 if is_confirmed else 204)
 
     async def _relay(self, request: web.Request) -> web.StreamResponse | None:
         """Pass on the answer of the worker that holds the lease in the path; `None`: this worker has to answer."""

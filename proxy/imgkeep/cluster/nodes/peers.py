@@ -23,7 +23,7 @@ from imgkeep.core.errors import Busy, OriginError, StorageError
 from imgkeep.images.failure_history import RecentFailure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Collection
 
     from imgkeep.cluster.nodes.member import Member
     from imgkeep.cluster.nodes.membership import Membership
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 FAILURES_TIMEOUT_S: Final = 1
 """Timeout for the failures of a node: a page shows those that arrived in time."""
+CONFIRMED_TIMEOUT_S: Final = 2
+"""Timeout for the answer of a node whether the database has confirmed it."""
 FAILURES_BYTES_MAX: Final = 8_388_608
 """Maximum size of the failures of a node: half a megabyte for each of its workers."""
 
@@ -111,6 +113,19 @@ class NodePeers:
             asked.append(self._local.failures())
         return [each for found in await asyncio.gather(*asked) for each in found]
 
+    async def find_confirmed(self, within_s: float) -> Collection[bool] | None:
+        """
+        Ask the other nodes whether the database has confirmed them within so many seconds.
+
+        Returns:
+            The answers that came in time; `None`: no other node is known.
+        """
+        nodes = self._list_nodes()
+        if not nodes:
+            return None
+        answers = await asyncio.gather(*(self._ask_confirmed(each, within_s) for each in nodes))
+        return [answer for answer in answers if answer is not None]
+
     async def fetch_object(self, holder: str, name: str) -> Body | None:
         """
         Open the object `<digest>.<ext>` that a node has on its disk; `None`: it has none, or may not show it.
@@ -126,7 +141,9 @@ class NodePeers:
             StorageError: It cannot read the object.
         """
         async with AsyncExitStack() as stack:
-            response = await stack.enter_async_context(self._get(holder, f"/objects/{name}"))
+            member = self._require_live(holder).id
+            async with self._while_live(member):
+                response = await stack.enter_async_context(self._get(member, f"/objects/{name}"))
             if response.status == 404:
                 return None
             size = response.content_length
@@ -160,16 +177,20 @@ class NodePeers:
 
     def _end_following(self, member: str) -> None:
         for limit in self._following.get(member, ()):
-            limit.reschedule(asyncio.get_running_loop().time())
+            if limit.when() is None:  # else it has ended already
+                limit.reschedule(asyncio.get_running_loop().time())
 
     @asynccontextmanager
     async def _get(self, holder: str, target: str) -> AsyncGenerator[aiohttp.ClientResponse]:
         """Ask a member. Raises: Busy: It cannot be reached, also within the block before an answer."""
+        async with self._client.get(self._require_live(holder), target) as response:
+            yield response
+
+    def _require_live(self, holder: str) -> Member:
         member = self._find(holder)
         if member is None:
             raise Busy("the node that fetches this image is not alive")
-        async with self._client.get(member, target) as response:
-            yield response
+        return member
 
     def _find(self, holder: str) -> Member | None:
         """Return a live member by its id or that of its node, never this process."""
@@ -190,6 +211,15 @@ class NodePeers:
         mine = self._membership.identity.node
         nodes = {each.node: each for each in self._membership.members.values() if each.node != mine}
         return [each for each in nodes.values() if each.advertise_url]
+
+    async def _ask_confirmed(self, member: Member, within_s: float) -> bool | None:
+        """Return the answer of a node; `None`: it gave none in time."""
+        target = f"/confirmed/{max(0, int(within_s * 1000))}"
+        try:
+            async with asyncio.timeout(CONFIRMED_TIMEOUT_S), self._get(member.id, target) as response:
+                return {200: True, 204: False}.get(response.status)
+        except (Busy, TimeoutError, aiohttp.ClientError):
+            return None
 
     async def _read_failures(self, member: Member) -> list[list[RecentFailure]]:
         try:
