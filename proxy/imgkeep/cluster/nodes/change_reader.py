@@ -35,6 +35,8 @@ RETRY_DELAY_S: Final = 1.0
 KEEP_S: Final = 3600
 """Seconds for which a change stays for members that are away; one that is away for longer reads everything anew."""
 CLEAN_UP_INTERVAL_S: Final = 600.0
+CLEAN_UP_MAX: Final = 10_000
+"""Maximum number of rows that one statement deletes: more could take longer than a statement may."""
 """Interval of deleting older changes."""
 
 LATE_AFTER_S: Final = 4.0
@@ -53,8 +55,14 @@ SELECT CASE WHEN channel IS NOT NULL THEN pg_notify(channel, %(applied)s || ' ' 
 FROM mine LEFT JOIN unnest(%(channels)s::text[]) AS channel ON true
 """
 _CLEAN_UP: Final = """
-DELETE FROM cluster_changes
-WHERE at < clock_timestamp() - make_interval(secs => %s) AND id < (SELECT max(id) FROM cluster_changes)
+WITH gone AS (
+    DELETE FROM cluster_changes WHERE id IN (
+        SELECT id FROM cluster_changes
+        WHERE at < clock_timestamp() - make_interval(secs => %s) AND id < (SELECT max(id) FROM cluster_changes)
+        ORDER BY id LIMIT %s
+    ) RETURNING id
+)
+SELECT count(*) FROM gone
 """
 """The last row stays, and tells each member that it has missed none."""
 
@@ -167,7 +175,9 @@ class ChangeReader:
         while True:
             await self._sleep(CLEAN_UP_INTERVAL_S)
             with suppress(StorageError):
-                await self._session.execute(_CLEAN_UP, (KEEP_S,))
+                count = CLEAN_UP_MAX
+                while count == CLEAN_UP_MAX:
+                    count = (await self._session.execute(_CLEAN_UP, (KEEP_S, CLEAN_UP_MAX)))[0][0]
 
     async def catch_up(self) -> None:
         """
