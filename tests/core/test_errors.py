@@ -21,6 +21,7 @@ def test_failure_of_an_origin_has_status_and_retry_after() -> None:
         errors.OriginTimeout("x", origin_status=504, retry_after_s=4),
         errors.InvalidSource("x"),
         errors.RemoteFault("x", general=False),
+        errors.FilledByPeer(holder="b/1", lease="try.0"),
     ],
     ids=lambda error: type(error).__name__,
 )

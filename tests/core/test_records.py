@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from imgkeep.core.jobs import Job, JobItem, NewItem, Webhook
-from imgkeep.core.records import Format, Key, PixelSize, Source, SourceInfo, Subject
+from imgkeep.core.records import Digest, Format, Key, PixelSize, Record, Source, SourceInfo, Subject
 from imgkeep.core.source_url import read_source
 
 
@@ -22,6 +22,22 @@ def test_source_writes_its_url_again(url: str) -> None:
 
 def test_source_shows_its_host_only() -> None:
     assert repr(Source("https", "example.com", 443, "/secret?sig=1")) == "<Source at example.com>"
+
+
+@pytest.mark.parametrize(("waits_at", "pending"), [(None, False), ("", True), ("b", True)])
+def test_record_is_pending_where_a_node_has_the_only_copy(waits_at: str | None, pending: bool) -> None:  # noqa: FBT001 - of a table
+    record = Record(
+        key=Key("0" * 64),
+        identity="https://a.example/a.png",
+        digest=Digest("1" * 64),
+        format=Format.PNG,
+        size=1,
+        pixel_size=None,
+        etag='"1"',
+        stored_at=datetime(2026, 1, 1, tzinfo=UTC),
+        waits_at=waits_at,
+    )
+    assert record.pending is pending
 
 
 def test_pixels_are_the_area() -> None:
