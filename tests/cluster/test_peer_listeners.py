@@ -32,36 +32,36 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def node(name: str, folder: Path, url: str, tls: dict[str, str]) -> AsyncIterator[tuple[ClusterParts, Services]]:
     """Run a node whose bucket is away, without background tasks."""
-    with reserve() as holder:
-        port = port_of(holder)
-    config = load(
-        {
-            "store": {
-                "url": "s3://images?region=us-east-1&endpoint=http://127.0.0.1:1",
-                "fallback": f"file:{folder}/{name}",
+    with reserve() as holder:  # until the end: the kernel gives the port to no other program meanwhile
+        config = load(
+            {
+                "store": {
+                    "url": "s3://images?region=us-east-1&endpoint=http://127.0.0.1:1",
+                    "fallback": f"file:{folder}/{name}",
+                },
+                "database": {"url": url},
+                "cluster": {
+                    "name": name,
+                    "secret": "s" * 32,
+                    "advertise_url": f"http{'s' * bool(tls)}://127.0.0.1:{port_of(holder)}",
+                    "listen": f"127.0.0.1:{port_of(holder)}",
+                    **tls,
+                },
             },
-            "database": {"url": url},
-            "cluster": {
-                "name": name,
-                "secret": "s" * 32,
-                "advertise_url": f"http{'s' * bool(tls)}://127.0.0.1:{port}",
-                **tls,
-            },
-        },
-        {},
-    )
-    async with open_cluster(config, Platform(), None) as parts:
-        assert parts.nodes is not None
-        async with open_services(config, Platform(), parts) as services:
-            tasks = await parts.nodes.start()
-            try:
-                async with serve_nodes(config, services, parts):
-                    yield parts, services
-            finally:
-                await parts.nodes.membership.leave()
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
+            {},
+        )
+        async with open_cluster(config, Platform(), None) as parts:
+            assert parts.nodes is not None
+            async with open_services(config, Platform(), parts) as services:
+                tasks = await parts.nodes.start()
+                try:
+                    async with serve_nodes(config, services, parts):
+                        yield parts, services
+                finally:
+                    await parts.nodes.membership.leave()
+                    for task in tasks:
+                        task.cancel()
+                    await asyncio.wait(tasks)
 
 
 async def store_in_fallback(services: Services, data: bytes) -> str:
