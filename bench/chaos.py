@@ -43,7 +43,7 @@ RATE: Final = 40
 """Number of requests a second, half of them for new images."""
 
 
-async def crowd(client: Client, origin: CountedOrigin) -> list[str]:
+async def cold_link(client: Client, origin: CountedOrigin) -> list[str]:
     """Ask for one cold link from many clients."""
     # Slowly: what is measured is not how fast this machine copies. And not before all clients wait.
     origin.bytes_per_s, origin.answer_s = LARGE // 5, 1
@@ -53,7 +53,8 @@ async def crowd(client: Client, origin: CountedOrigin) -> list[str]:
     answers = await read_at_once(client.nodes.proxy, url, origin.bodies["/cold.png"], number=CLIENTS)
     late_ms = sorted((answer.first_s - origin.started_s["/cold.png"]) * 1000 for answer in answers)
     print(
-        f"crowd: {CLIENTS} clients, {origin.asked['/cold.png']} origin fetch, {len({a.etag for a in answers})} ETag, "
+        f"cold link: {CLIENTS} clients, {origin.asked['/cold.png']} origin fetch, "
+        f"{len({answer.etag for answer in answers})} ETag, "
         f"{sum(answer.is_whole for answer in answers)} whole, first bytes p50 {late_ms[len(late_ms) // 2]:.0f} ms, "
         f"most {late_ms[-1]:.0f} ms after the origin's, {time.monotonic() - start:.1f} s in all"
     )
@@ -212,7 +213,7 @@ async def _act(
 def main(links: int, outage_s: float, seed: int = 1) -> int:
     draw = random.Random(seed)
     acts: list[Callable[[Client, CountedOrigin], Awaitable[list[str]]]] = [
-        crowd,
+        cold_link,
         lambda client, origin: kills(client, origin, links, draw),
         lambda client, origin: removal(client, origin, 30),
         lambda client, origin: outage(client, origin, outage_s),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ROWS_MAX: Final = 100
 """Maximum number of changes that are read at once: 35 MB, if each is as large as one can be."""
 RETRY_DELAY_S: Final = 1.0
-"""Delay after a change that could not be applied, such as one whose copies a full disk does not let go."""
+"""Delay after a change that could not be applied, as where a failing disk does not delete copies."""
 KEEP_S: Final = 3600
 """Seconds for which a change stays for members that are away; one that is away for longer reads everything anew."""
 CLEAN_UP_INTERVAL_S: Final = 600.0
