@@ -12,6 +12,7 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 from PIL import Image
+from playwright.async_api import expect
 
 from imgkeep.cli.demo_images import HEIGHT, SCENES, WIDTH, draw
 from imgkeep.cli.demo_origin import HOST, NAMES, DemoOrigin, connect_only_to
@@ -32,8 +33,11 @@ WIDTHS = "selector => [...document.querySelectorAll(`${selector} img`)].map(imag
 
 
 async def statuses(page: Page) -> list[str]:
-    """Return the status that the page has measured for each column."""
-    await page.wait_for_function("[...document.querySelectorAll('.status')].every(each => each.textContent)")
+    """Return the status that the page has measured for each column.
+
+    A locator waits for them: the page's policy allows the evaluation of a string only in the first step of a wait.
+    """
+    await expect(page.locator(".status:not(:empty)")).to_have_count(2)
     return await page.locator(".status").all_text_contents()
 
 

@@ -97,7 +97,7 @@ def log_in_link(imgkeep: Imgkeep) -> str:
 
 
 async def facts_of(page: Page) -> dict[str, str]:
-    await page.wait_for_function("() => !told.classList.contains('busy') && told.textContent")
+    await page.locator("#told:not(.busy):not(:empty)").wait_for()
     terms = await page.locator("#facts dt").all_inner_texts()
     return dict(zip(terms, await page.locator("#facts dd").all_inner_texts(), strict=True))
 
