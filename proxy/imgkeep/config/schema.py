@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from imgkeep.config.errors import ConfigError
+from imgkeep.core.derived.options import SIDE_MAX
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.identity import BUILT_IN, places_of, read_provider_rules
 from imgkeep.core.policy import PORTS, Policy
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 WORKERS_MAX: Final = 64
 """Maximum number of workers: more than a machine has cores; each opens its own files, threads and connections."""
+
+DEFAULT_WIDTHS: Final = (64, 128, 256, 320, 480, 640, 750, 828, 960, 1080, 1200, 1440, 1920, 2048, 2560, 3840)
+"""Default of `derive.widths`: the ladder of Next.js, whose pages ask for these, and the steps between."""
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -232,6 +236,23 @@ class Limits(Section, frozen=True):
     connections: Bytes = 256
 
 
+class Derive(Section, frozen=True):
+    allow: Literal["auto", "presets", "signed", "any"] = "auto"
+    widths: tuple[Annotated[int, msgspec.Meta(ge=1, le=SIDE_MAX)], ...] = DEFAULT_WIDTHS
+    processes: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    queue_max: Count = 64
+    timeout_s: Seconds = 20
+    memory_bytes_max: Annotated[int, msgspec.Meta(ge=268_435_456)] = 1_073_741_824
+    pixels_max: Count = 100_000_000
+    frames_max: Count = 500
+    side_max: Annotated[int, msgspec.Meta(ge=1, le=SIDE_MAX)] = 8192
+    cache_bytes_max: Bytes = 2_147_483_648
+    store: bool = False
+    svg: bool = False
+    facts: bool = True
+    presets: dict[str, str] = {}
+
+
 class Legacy(Section, frozen=True):
     """Old file names that stay valid: those of `imgkeep import --mount`, under `/<mount>/<name>`."""
 
@@ -264,6 +285,7 @@ class Config(Section, frozen=True):
     fetch: Fetch = Fetch()
     security: Security = Security()
     limits: Limits = Limits()
+    derive: Derive = Derive()
     log: Log = Log()
     legacy: tuple[Legacy, ...] = ()
 

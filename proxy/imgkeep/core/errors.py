@@ -81,6 +81,30 @@ class InvalidRequest(SourceRejected):
     code = "invalid_request"
 
 
+class InvalidOption(SourceRejected):
+    """An option of a derived picture is unknown, malformed, out of range, repeated or without effect."""
+
+    code = "invalid_option"
+
+
+class OptionsForbidden(SourceRejected):
+    """`derive.allow` lets this client ask for no derived picture with these options."""
+
+    code = "options_forbidden"
+
+
+class NotSupported(SourceRejected):
+    """imgkeep knows what is asked for, and this installation of it cannot do it."""
+
+    code = "not_supported"
+
+
+class DeriveFailed(ImgkeepError):
+    """The original is stored, and no picture can be made of it."""
+
+    code = "derive_failed"
+
+
 class Removed(ImgkeepError):
     """An operator has permanently removed the image."""
 

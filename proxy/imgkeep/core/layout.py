@@ -7,6 +7,7 @@ refuses a record of an unknown version.
     v1/objects/<2 hex>/<digest>.<ext>
     v1/records/<2 hex>/<key>.json        a record, or a tombstone
     v1/refused/<2 hex>/<digest>.json     a blocked digest: no link may bring these bytes back
+    v1/derived/<digest>/<options>.<ext>  a derived picture, which can be made again (`core/derived/names.py`)
     v1/refused/changed                   of a bucket: a random token, another one after every change of the blocks
 """
 

@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 STATUSES: Final[tuple[tuple[type[errors.ImgkeepError], int, str], ...]] = (
     (errors.InvalidSource, 400, "The source URL is not usable"),
     (errors.InvalidRequest, 400, "The request is not understood"),
+    (errors.InvalidOption, 400, "An option of the picture is not usable"),
+    (errors.OptionsForbidden, 403, "The options of the picture are not allowed"),
+    (errors.NotSupported, 501, "Not supported here"),
+    (errors.DeriveFailed, 422, "No picture can be made of the image"),
     (errors.SourceForbidden, 403, "The source is refused"),
     (errors.SignatureRequired, 403, "The URL is not signed"),
     (errors.SignatureInvalid, 403, "The signature is wrong"),

@@ -1,0 +1,315 @@
+"""
+The options of a derived picture: parameters of a request, read strictly, and their canonical form.
+
+Rules:
+- Requests that ask for the same picture have equal options, whatever the order, case or defaults of their parameters.
+  `dpr` is multiplied into sizes and blur, so `w=200&dpr=2` and `w=400` are equal.
+- A parameter that is unknown, malformed, out of range, repeated, or without effect beside the others is refused by its
+  name. No number is longer than `NUMBER_CHARS_MAX`, and all digits are ASCII.
+- `stem_of` writes options into the name of the picture in a store, and `read_stem` reads them there. The form is public
+  (`docs/derived.md`): it never changes silently.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from imgkeep.core.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+OPTION_NAMES: Final = (
+    *("w", "h", "dpr", "fit", "gravity", "format", "q", "bg", "rotate", "blur", "page", "metadata", "preset"),
+)
+"""Names of the parameters, in the order of messages."""
+
+SIDE_MAX: Final = 16_383
+"""Maximum of a width or a height in device pixels: WebP's own, the smallest among the formats that are written."""
+DPR_MAX: Final = 4
+BLUR_MAX: Final = 250
+"""Maximum standard deviation of a blur in pixels: beyond it a picture has one colour, and libvips needs a second."""
+PAGE_MAX: Final = 99_999
+NUMBER_CHARS_MAX: Final = 8
+
+_WHOLE: Final = re.compile(r"0|[1-9][0-9]{0,4}")
+_DECIMAL: Final = re.compile(r"(?:0|[1-9][0-9]{0,2})(?:\.[0-9]{1,3})?")
+_COLOUR: Final = re.compile(r"[0-9a-f]{3}|[0-9a-f]{6}|[0-9a-f]{8}")
+_STEM: Final = re.compile(
+    r"(?:w(?P<w>[1-9][0-9]{0,4}))?(?:-?h(?P<h>[1-9][0-9]{0,4}))?(?:-?(?P<fit>contain|cover))?(?:-(?P<gravity>[a-z]+))?"
+    r"(?:-?q(?P<q>[1-9][0-9]{0,2}))?(?:-?bg(?P<bg>[0-9a-f]{6}(?:[0-9a-f]{2})?))?(?:-?r(?P<rotate>90|180|270))?"
+    r"(?:-?b(?P<blur>[0-9]{1,3}(?:\.[0-9]{1,3})?))?(?:-?p(?P<page>0|[1-9][0-9]{0,4}))?(?:-?(?P<metadata>keep))?"
+)
+"""A first check of a stem; `read_stem` accepts only what `stem_of` writes."""
+
+
+class Fit(Enum):
+    """What becomes of a picture whose sides have another ratio than `w` and `h`."""
+
+    INSIDE = "inside"
+    """It fits into them, and is never enlarged."""
+    CONTAIN = "contain"
+    """It fits into them, is enlarged if it is smaller, and the background fills the rest."""
+    COVER = "cover"
+    """It covers them, is enlarged if it is smaller, and what juts out is cut off."""
+
+
+class Gravity(Enum):
+    """The part of a picture that `cover` keeps, or the place to which `contain` moves it."""
+
+    CENTER = "center"
+    NORTH = "north"
+    NORTHEAST = "northeast"
+    EAST = "east"
+    SOUTHEAST = "southeast"
+    SOUTH = "south"
+    SOUTHWEST = "southwest"
+    WEST = "west"
+    NORTHWEST = "northwest"
+    ATTENTION = "attention"
+    """The part that libvips takes for the salient one; with `cover` alone."""
+
+
+class PictureFormat(Enum):
+    """A format that a request can name."""
+
+    AUTO = "auto"
+    """The best one that the client accepts (`negotiation.py`)."""
+    JPEG = "jpeg"
+    PNG = "png"
+    WEBP = "webp"
+    AVIF = "avif"
+    JXL = "jxl"
+
+
+@dataclass(frozen=True, slots=True)
+class PictureOptions:
+    """
+    The canonical options of a derived picture.
+
+    Attributes:
+        width: In device pixels; `None`: it follows from the height, or is that of the original.
+        height: Likewise.
+        gravity: `CENTER` without `COVER` or `CONTAIN`.
+        format: `None`: that of the original, if it can be written.
+        quality: 1 to 100; `None`: the default of the format.
+        background: `rrggbb` or `rrggbbaa`; `None`: transparent where the format can, else white.
+        rotate: Clockwise, in degrees, after the orientation of the original was applied: 0, 90, 180 or 270.
+        blur: Standard deviation in device pixels; 0: none.
+        page: The only frame to keep, counted from 0; `None`: all of them, where the format has frames.
+        keep_metadata: Whether EXIF, XMP and IPTC stay.
+    """
+
+    width: int | None = None
+    height: int | None = None
+    fit: Fit = Fit.INSIDE
+    gravity: Gravity = Gravity.CENTER
+    format: PictureFormat | None = None
+    quality: int | None = None
+    background: str | None = None
+    rotate: int = 0
+    blur: float = 0
+    page: int | None = None
+    keep_metadata: bool = False
+
+
+ORIGINAL: Final = PictureOptions()
+"""The options of a request that names none that has an effect: it gets the original."""
+
+
+def read_options(
+    parameters: Iterable[tuple[str, str]], presets: Mapping[str, PictureOptions] | None = None
+) -> PictureOptions:
+    """
+    Read the parameters of a request.
+
+    Args:
+        parameters: Names from `OPTION_NAMES` and their values, decoded.
+        presets: Options by the names of `[derive.presets]`; parameters beside `preset` take precedence over its own.
+
+    Raises:
+        InvalidOption: A parameter is unknown, malformed, out of range, repeated or without effect.
+    """
+    given: dict[str, str] = {}
+    for name, value in parameters:
+        if name not in OPTION_NAMES:
+            raise InvalidOption(f"{name} is not an option of a picture; the options are {', '.join(OPTION_NAMES)}")
+        if name in given:
+            raise InvalidOption(f"{name} is given twice")
+        given[name] = value.strip(" ").lower() if name != "preset" else value
+    base = ORIGINAL
+    if "preset" in given:
+        preset = (presets or {}).get(given["preset"])
+        if preset is None:
+            raise InvalidOption("preset: there is no such preset in [derive.presets]")
+        base = preset
+    read: dict[str, object] = {}
+    for name, value in given.items():
+        if name in _READERS:
+            field, reader = _READERS[name]
+            read[field] = reader(name, value)
+    options = replace(base, **read)  # type: ignore[arg-type]  # each reader returns what its field takes
+    options = _multiply(options, _read_dpr(given.get("dpr"), options))
+    _require_effect(options, given)
+    return options
+
+
+def stem_of(options: PictureOptions) -> str:
+    """
+    Return the canonical text of options without their format: the name of the picture in a store, before its extension.
+    """
+    parts = [
+        f"w{options.width}" if options.width else "",
+        f"h{options.height}" if options.height else "",
+        options.fit.value if options.fit is not Fit.INSIDE else "",
+        options.gravity.value if options.gravity is not Gravity.CENTER else "",
+        f"q{options.quality}" if options.quality else "",
+        f"bg{options.background}" if options.background else "",
+        f"r{options.rotate}" if options.rotate else "",
+        f"b{options.blur:g}" if options.blur else "",
+        f"p{options.page}" if options.page is not None else "",
+        "keep" if options.keep_metadata else "",
+    ]
+    return "-".join(filter(None, parts)) or "full"
+
+
+def read_stem(stem: str) -> PictureOptions | None:
+    """Return the options that `stem_of` wrote; `None`: it did not write this text."""
+    match = _STEM.fullmatch("" if stem == "full" else stem)
+    if match is None:
+        return None
+    part = match.groupdict()
+    try:
+        options = PictureOptions(
+            width=int(part["w"]) if part["w"] else None,
+            height=int(part["h"]) if part["h"] else None,
+            fit=Fit(part["fit"] or "inside"),
+            gravity=Gravity(part["gravity"] or "center"),
+            quality=int(part["q"]) if part["q"] else None,
+            background=part["bg"],
+            rotate=int(part["rotate"] or 0),
+            blur=float(part["blur"] or 0),
+            page=int(part["page"]) if part["page"] else None,
+            keep_metadata=part["metadata"] is not None,
+        )
+    except ValueError:
+        return None
+    return options if stem_of(options) == stem else None
+
+
+def _read_side(name: str, text: str) -> int:
+    return _read_whole(name, text, 1, SIDE_MAX)
+
+
+def _read_quality(name: str, text: str) -> int:
+    return _read_whole(name, text, 1, 100)
+
+
+def _read_page(name: str, text: str) -> int:
+    return _read_whole(name, text, 0, PAGE_MAX)
+
+
+def _read_whole(name: str, text: str, least: int, most: int) -> int:
+    if len(text) > NUMBER_CHARS_MAX or _WHOLE.fullmatch(text) is None or not least <= int(text) <= most:
+        raise InvalidOption(f"{name}: expected a whole number from {least} to {most}")
+    return int(text)
+
+
+def _read_decimal(name: str, text: str, least: float, most: float) -> float:
+    if len(text) > NUMBER_CHARS_MAX or _DECIMAL.fullmatch(text) is None or not least <= float(text) <= most:
+        raise InvalidOption(f"{name}: expected a number from {least:g} to {most:g}")
+    return float(text)
+
+
+def _read_blur(name: str, text: str) -> float:
+    return 0 if text == "0" else _read_decimal(name, text, 0.3, BLUR_MAX)
+
+
+def _read_rotation(name: str, text: str) -> int:
+    return int(_read_word(name, text, ("0", "90", "180", "270")))
+
+
+def _read_word(name: str, text: str, words: Iterable[str]) -> str:
+    words = tuple(words)
+    if text not in words:
+        raise InvalidOption(f"{name}: expected one of {', '.join(words)}")
+    return text
+
+
+def _read_fit(name: str, text: str) -> Fit:
+    return Fit(_read_word(name, text, (each.value for each in Fit)))
+
+
+def _read_gravity(name: str, text: str) -> Gravity:
+    return Gravity(_read_word(name, text, (each.value for each in Gravity)))
+
+
+def _read_format(name: str, text: str) -> PictureFormat:
+    return PictureFormat(_read_word(name, {"jpg": "jpeg"}.get(text, text), (each.value for each in PictureFormat)))
+
+
+def _read_colour(name: str, text: str) -> str:
+    if _COLOUR.fullmatch(text) is None:
+        raise InvalidOption(f"{name}: expected a colour as rgb, rrggbb or rrggbbaa in hexadecimal digits")
+    if len(text) == 3:
+        text = "".join(digit * 2 for digit in text)
+    return text.removesuffix("ff") if len(text) == 8 else text
+
+
+def _read_metadata(name: str, text: str) -> bool:
+    return _read_word(name, text, ("strip", "keep")) == "keep"
+
+
+_READERS: Final[dict[str, tuple[str, Callable[[str, str], object]]]] = {
+    "w": ("width", _read_side),
+    "h": ("height", _read_side),
+    "fit": ("fit", _read_fit),
+    "gravity": ("gravity", _read_gravity),
+    "format": ("format", _read_format),
+    "q": ("quality", _read_quality),
+    "bg": ("background", _read_colour),
+    "rotate": ("rotate", _read_rotation),
+    "blur": ("blur", _read_blur),
+    "page": ("page", _read_page),
+    "metadata": ("keep_metadata", _read_metadata),
+}
+"""By parameter: the field that it sets, and the function that reads it."""
+
+
+def _read_dpr(text: str | None, options: PictureOptions) -> float:
+    if text is None:
+        return 1
+    dpr = _read_decimal("dpr", text, 1, DPR_MAX)
+    if dpr != 1 and options.width is None and options.height is None:
+        raise InvalidOption("dpr: has no effect without w or h")
+    return dpr
+
+
+def _multiply(options: PictureOptions, dpr: float) -> PictureOptions:
+    if dpr == 1:
+        return options
+    sides = {name: side and int(side * dpr + 0.5) for name, side in (("w", options.width), ("h", options.height))}
+    for name, side in sides.items():
+        if side and side > SIDE_MAX:
+            raise InvalidOption(f"{name}: is above {SIDE_MAX} pixels after its multiplication by dpr")
+    return replace(options, width=sides["w"], height=sides["h"], blur=round(min(options.blur * dpr, BLUR_MAX), 3))
+
+
+def _require_effect(options: PictureOptions, given: Mapping[str, str]) -> None:
+    """Raise `InvalidOption` for a parameter that the others leave without effect."""
+    both = options.width is not None and options.height is not None
+    if options.fit is not Fit.INSIDE and not (
+        both or (options.fit is Fit.CONTAIN and (options.width or options.height))
+    ):
+        raise InvalidOption(f"fit: {options.fit.value} needs {'w and h' if options.fit is Fit.COVER else 'w or h'}")
+    if options.gravity is not Gravity.CENTER and (options.fit is Fit.INSIDE or not both):
+        raise InvalidOption("gravity: has no effect without w, h, and fit=cover or fit=contain")
+    if options.gravity is Gravity.ATTENTION and options.fit is not Fit.COVER:
+        raise InvalidOption("gravity: attention needs fit=cover")
+    if "fit" in given and options.fit is Fit.INSIDE and not (options.width or options.height):
+        raise InvalidOption("fit: has no effect without w or h")
+    if options.format is PictureFormat.PNG and options.quality is not None:
+        raise InvalidOption("q: has no effect on png, which loses nothing")

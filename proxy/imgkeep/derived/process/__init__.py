@@ -1,0 +1,1 @@
+"""The program of a derive process, the only one that decodes pictures."""
