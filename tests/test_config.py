@@ -307,6 +307,25 @@ def test_lists_are_written_with_commas_or_as_json(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "thumb=w=320&h=320,large=w=1600",
+        " thumb = w=320&h=320 , large = w=1600, ",
+        '{"thumb": "w=320&h=320", "large": "w=1600"}',
+    ],
+)
+def test_tables_are_written_with_commas_or_as_json(text: str) -> None:
+    presets = load({}, {"IMGKEEP_DERIVE__PRESETS": text}).derive.presets
+    assert presets == {"thumb": "w=320&h=320", "large": "w=1600"}
+
+
+@pytest.mark.parametrize("text", ["thumb", "=w=320", "{", "thumb=w=320,large"])
+def test_malformed_table_of_a_variable_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^IMGKEEP_DERIVE__PRESETS: expected a JSON object or name=value"):
+        load({}, {"IMGKEEP_DERIVE__PRESETS": text})
+
+
+@pytest.mark.parametrize(
     ("url", "path"), [("file:data", "data"), ("file:/var/lib/x", "/var/lib/x"), ("file:///var/lib/x", "/var/lib/x")]
 )
 def test_store_url_names_a_folder(url: str, path: str) -> None:

@@ -18,7 +18,7 @@ FUNCTION_LINES_MAX: Final = 50
 PARAMETERS_MAX: Final = 12
 PROTOCOLS_MAX: Final = 14
 
-SETTINGS: Final = frozenset({"Fetch"})
+SETTINGS: Final = frozenset({"Derive", "Fetch"})
 """Sections of the configuration: a table of settings that operators know is one class, one field a setting."""
 
 DECODED: Final = frozenset({"RuleTable", "_StoredRecord"})

@@ -34,6 +34,10 @@ ALL = [
 CONTRACT = {
     "invalid_source": 400,
     "invalid_request": 400,
+    "invalid_option": 400,
+    "options_forbidden": 403,
+    "not_supported": 501,
+    "derive_failed": 422,
     "source_forbidden": 403,
     "signature_required": 403,
     "signature_invalid": 403,

@@ -114,6 +114,8 @@ def _read(section: str, key: str, text: str) -> object:
     default = getattr(getattr(Config(), section), key)
     if isinstance(default, tuple):
         return _read_list(text)
+    if isinstance(default, dict):
+        return _read_table(text)
     # `server.host` is one address, or a list.
     return _read_list(text) if (section, key) == ("server", "host") and "," in text else text
 
@@ -125,6 +127,18 @@ def _read_list(text: str) -> list[Any]:
         except msgspec.DecodeError:
             raise ValueError("expected a JSON array or values separated by commas") from None
     return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def _read_table(text: str) -> dict[str, Any]:
+    if text.lstrip().startswith("{"):
+        try:
+            return msgspec.json.decode(text, type=dict[str, Any])
+        except msgspec.DecodeError:
+            raise ValueError("expected a JSON object or name=value, separated by commas") from None
+    pairs = [item.strip().partition("=") for item in text.split(",") if item.strip()]
+    if not all(name and separator for name, separator, _ in pairs):
+        raise ValueError("expected a JSON object or name=value, separated by commas")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _read_secret(  # noqa: PLR0913, PLR0917 - called once, above

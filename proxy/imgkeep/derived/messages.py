@@ -3,13 +3,61 @@ The messages between a process that serves and its derive processes.
 
 A job comes with two open files: the original to read, and an empty file for the picture. So a derive process opens no
 file of the store, and has neither a name nor a secret of it.
+
+Both sides send frames over a stream of a Unix socket: four bytes with the length of a message, then the message. A
+derive process first sends `Ready` or `Unusable`, and then one answer for each job. The descriptors of a job's files
+come with the first byte of its frame.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
+import msgspec
 from msgspec import Struct
+
+LENGTH_BYTES: Final = 4
+"""Size of the number before each message, most significant byte first."""
+MESSAGE_BYTES_MAX: Final = 65_536
+"""Maximum size of a message; the largest ones have a ThumbHash or a sentence."""
+
+
+class ProcessLimits(Struct, frozen=True, kw_only=True):
+    """
+    What a derive process is told at its start, as JSON on its command line.
+
+    Attributes:
+        memory_bytes_max: Maximum size of its address space.
+        cpu_s: Processor time that one job may take.
+        niceness: Its priority, as for `nice`.
+        idle: Whether it runs only while the machine has no other work.
+    """
+
+    memory_bytes_max: int
+    cpu_s: int
+    niceness: int = 10
+    idle: bool = False
+
+
+class Ready(Struct, tag="ready", frozen=True, kw_only=True):
+    """
+    The first message of a derive process.
+
+    Attributes:
+        version: That of libvips.
+        reads: Names of the formats in `core.records.Format` that it can read.
+        writes: Names of those that it can write.
+    """
+
+    version: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+class Unusable(Struct, tag="unusable", frozen=True, kw_only=True):
+    """The only message of a derive process that cannot work: pyvips or libvips is missing. It ends then."""
+
+    detail: str
 
 
 class DeriveJob(Struct, tag="derive", frozen=True, kw_only=True):
@@ -22,6 +70,7 @@ class DeriveJob(Struct, tag="derive", frozen=True, kw_only=True):
         original_format: That of the original.
         pixels_max: Maximum number of pixels of the original, all frames included, by its header.
         frames_max: Maximum number of frames.
+        side_max: Maximum length of a side of the picture; it is made smaller to fit.
         rasterise_svg: Whether an SVG may be drawn.
         smaller_than: Size that the picture has to stay below, if its sides are those of the original; 0: any size.
         timeout_s: Time after which the process is killed; it gives up before, if it can.
@@ -32,6 +81,7 @@ class DeriveJob(Struct, tag="derive", frozen=True, kw_only=True):
     original_format: str
     pixels_max: int
     frames_max: int
+    side_max: int = 16_383
     rasterise_svg: bool = False
     smaller_than: int = 0
     timeout_s: float = 20
@@ -77,7 +127,7 @@ class Refused(Struct, tag="refused", frozen=True, kw_only=True):
     The picture cannot be made, now or later.
 
     Attributes:
-        reason: `unreadable`, `too_large`, `unsupported`, `no_such_page`.
+        reason: `unreadable`, `too_large`, `too_slow`, `unsupported`, `no_such_page`.
         detail: What happened and what to do, for people.
     """
 
@@ -87,3 +137,25 @@ class Refused(Struct, tag="refused", frozen=True, kw_only=True):
 
 Job: TypeAlias = DeriveJob | FactsJob
 Answer: TypeAlias = Derived | NotSmaller | Facts | Refused
+Message: TypeAlias = Ready | Unusable | Derived | NotSmaller | Facts | Refused
+"""Everything that a derive process sends."""
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_JOBS: Final[msgspec.msgpack.Decoder[Job]] = msgspec.msgpack.Decoder(Job)
+_MESSAGES: Final[msgspec.msgpack.Decoder[Message]] = msgspec.msgpack.Decoder(Message)
+
+
+def encode(message: Job | Message) -> bytes:
+    """Return the frame of a message."""
+    body = _ENCODER.encode(message)
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def decode_job(body: bytes) -> Job:
+    """Return the job in a frame, without its length. Raises: msgspec.DecodeError."""
+    return _JOBS.decode(body)
+
+
+def decode_message(body: bytes) -> Message:
+    """Return what a derive process sent, without its length. Raises: msgspec.DecodeError."""
+    return _MESSAGES.decode(body)
