@@ -14,9 +14,9 @@ from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.services import open_services
 from imgkeep.cluster.nodes.change_reader import Receiver
 from imgkeep.config import load
-from imgkeep.observability.metrics import Metrics
 from imgkeep.core.errors import SourceNotFound
 from imgkeep.core.records import Digest, Key, Subject
+from imgkeep.observability.metrics import Metrics
 from tests.support.images import png_of
 from tests.support.nodes import write_tls_files
 from tests.support.peer_fills import read_body
