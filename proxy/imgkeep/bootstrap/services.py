@@ -42,7 +42,7 @@ from imgkeep.origin import AddressGuard, OriginClient
 from imgkeep.page_rewriting import LinkSelection
 from imgkeep.replication.outbox_worker import OutboxWorker
 from imgkeep.replication.record_settler import RecordSettler
-from imgkeep.storage.disk_cache import CacheShare
+from imgkeep.storage.cache_index import CacheShare
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
@@ -97,6 +97,7 @@ class Services:
     async def catch_up(self) -> None:
         """Read the changes that peers announced before they could reach this worker."""
         await self.remover.refresh()
+        await self.storage.picture_cache.open()
         if self.storage.remote is not None:
             await self.storage.remote.cache.open()
 
@@ -107,12 +108,16 @@ class Services:
         copies: Mapping[str, int],
         unblocked: Collection[Digest] = (),
     ) -> None:
-        """Learn from a process which images it blocked or unblocked, which records it changed, which copies it used."""
+        """Learn from a process which images it blocked or unblocked, which records it changed, which files it used."""
         await self.remover.learn(blocked, unblocked)
         for key in changed:
             self.image_service.learn(key)
+        pictures = {name: size for name, size in copies.items() if "/" in name}
+        await self.storage.picture_cache.count_announced(pictures)
         if self.storage.remote is not None:
-            await self.storage.remote.cache.count_copies(copies)
+            await self.storage.remote.cache.count_copies(
+                {name: size for name, size in copies.items() if name not in pictures}
+            )
 
     async def learn_everything(self) -> None:
         """Forget every record, and read the removals anew: this process has missed changes."""
@@ -196,7 +201,11 @@ class _Builder:
         failures = RecentFailures(platform.clock)
         health = self.make_health(parts.nodes)
         own_ports: set[int] = set()
-        blocked_digests = BlockedDigests(self.storage.store, database.removals, _drop_of(self.storage), parts.notifier)
+        pictures = self.storage.picture_cache
+        blocked_digests = BlockedDigests(
+            self.storage.store, database.removals, _drop_of(self.storage), pictures.drop, parts.notifier
+        )
+        pictures.blocked = blocked_digests
         database.image_index.when_blocked(blocked_digests.learn_found)
         dependencies = self.open_dependencies(FillObserver(self.metrics, health, failures), blocked_digests, own_ports)
         sharing = share_records(parts, self.storage, blocked_digests, responses)
