@@ -42,11 +42,11 @@ from imgkeep.storage.local.store import LocalStore
 from imgkeep.storage.memory import MemorySpool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
     from imgkeep.clock import Clock, Sleep
     from imgkeep.config import Config
-    from imgkeep.core.records import Record
+    from imgkeep.core.records import Digest, Record
     from imgkeep.core.store_url import RemotePlace, StorePlace
     from imgkeep.database import Outbox
     from imgkeep.database.session import DatabaseSession
@@ -106,6 +106,26 @@ class Storage:
             return (self.local,)
         return (self.remote.bucket,) if self.remote.fallback is None else (self.remote.bucket, self.remote.fallback)
 
+    async def open_caches(self) -> None:
+        """Start to count the files of the caches on the disk."""
+        await self.picture_cache.open()
+        if self.remote is not None:
+            await self.remote.cache.open()
+
+    async def count_announced(self, files: Mapping[str, int]) -> None:
+        """Count files of these caches that another worker has brought or used, by name and size."""
+        pictures = {name: size for name, size in files.items() if "/" in name}
+        await self.picture_cache.count_announced(pictures)
+        if self.remote is not None:
+            await self.remote.cache.count_copies({name: files[name] for name in files.keys() - pictures.keys()})
+
+    async def drop_copies(self, digest: Digest) -> None:
+        """Delete this machine's copies of a blocked digest."""
+        if self.remote is None:
+            await self.local.delete_object(digest)
+        else:
+            await self.remote.tiered_store.drop(digest)
+
 
 @dataclass(frozen=True, slots=True)
 class StorageSharing:
@@ -164,15 +184,14 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     """
     place = read_store_url("store.url", config.store.url)
     database = _make_database(config, clock, place, sharing, reading=reading)
-    disk = Disk(
-        data_folder(config), memory_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
-    )
+    store = config.store
+    disk = Disk(data_folder(config), memory_bytes_max=store.hot_bytes_max, free_bytes_min=store.free_bytes_min)
     local = LocalStore(disk, recover=database.image_index.find) if isinstance(place, Folder) else LocalStore(disk)
-    memory = MemorySpool(config.store.hot_bytes_max)
+    memory = MemorySpool(store.hot_bytes_max)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(local.aclose)
         stack.push_async_callback(database.aclose)
-        if config.store.exclusive and not reading:
+        if store.exclusive and not reading:
             await asyncio.to_thread(require_no_images, config)
         await _open_parts((database,) if reading else (local, database), reading=reading)
         _check_store(config, database, adopting=adopting)
