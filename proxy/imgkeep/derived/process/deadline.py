@@ -41,7 +41,7 @@ class Deadline:
 
 @contextmanager
 def refused_by(deadline: Deadline) -> Iterator[None]:
-    """Turn what libvips raises into a `Refusal`."""
+    """Raise what libvips raises as a `Refusal`."""
     try:
         yield
     except pyvips.Error as error:
