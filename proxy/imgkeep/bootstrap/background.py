@@ -22,7 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.bootstrap.gauges import watch_changes, watch_totals
-from imgkeep.bootstrap.services import make_record_settler
+from imgkeep.bootstrap.replication import make_record_settler
 from imgkeep.bootstrap.storage import cancel
 from imgkeep.core.errors import Busy, StorageError
 from imgkeep.health import CHECK_INTERVAL_S
