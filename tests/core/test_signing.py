@@ -12,6 +12,7 @@ from imgkeep.core.errors import SignatureExpired, SignatureInvalid, SignatureReq
 from imgkeep.core.signing import Signatures, sign, signed_path
 from imgkeep.core.source_url import read_img_query
 from tests.support.signing_vectors import KEY, PAGE, VECTORS
+from tests.support.tables import table
 
 OLD_KEY = "the-key-before-it-was-rotated"
 URL = "https://example.com/a.png?b=c"
@@ -59,7 +60,7 @@ def test_signature_covers_parameters_in_order_of_names() -> None:
         Signatures([KEY]).judge(URL, {"b": "1", "sig": sig, "a": "2"}, NOW_S)
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "error"),
     [
         pytest.param({}, SignatureRequired, id="none"),
