@@ -23,7 +23,9 @@ from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import StorageSharing, objects_url, open_storage
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.invalid_signature import make_invalid_signature
+from imgkeep.core.records import Key
 from imgkeep.core.source_url import read_source
+from imgkeep.derived.picture_sharing import LEASE_PREFIX, PictureSharing
 from imgkeep.health import Health
 from imgkeep.images.background_refresh import SourceRules
 from imgkeep.images.blocked_digests import BlockedDigests
@@ -49,7 +51,8 @@ if TYPE_CHECKING:
     from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
-    from imgkeep.core.records import Digest, Key
+    from imgkeep.core.records import Digest
+    from imgkeep.derived.picture_cache import PictureCache
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.limit_share import LimitShare
     from imgkeep.images.record_sharing import RecordSharing
@@ -87,6 +90,7 @@ class Services:
     health: Health
     metrics: Metrics
     failures: RecentFailures
+    picture_sharing: PictureSharing
     blocked_digests: BlockedDigests
     own_ports: set[int]
 
@@ -107,6 +111,13 @@ class Services:
         for key in changed:
             self.image_service.learn(key)
         await self.storage.count_announced(copies)
+
+    async def wait_for_end(self, name: str) -> None:
+        """Wait until this process runs no fill or derivation under the lease of this name."""
+        if name.startswith(LEASE_PREFIX):
+            await self.picture_sharing.wait(name)
+        else:
+            await self.image_service.wait_for_fill(Key(name))
 
     async def learn_everything(self) -> None:
         """Forget every record, and read the removals anew: this process has missed changes."""
@@ -226,6 +237,7 @@ class _Builder:
             health=health,
             metrics=self.metrics,
             failures=failures,
+            picture_sharing=_share_pictures(pictures, parts),
             blocked_digests=blocked_digests,
             own_ports=own_ports,
         )
@@ -336,6 +348,11 @@ class _Builder:
             count=self.metrics.worked,
             nodes=nodes,
         )
+
+
+def _share_pictures(cache: PictureCache, parts: ClusterParts) -> PictureSharing:
+    fetch_from_node = None if parts.node_peers is None else parts.node_peers.fetch_picture
+    return PictureSharing(cache, parts.cluster, fetch_from_node)
 
 
 def make_link_selection(config: Config, inspector: Inspector, storage: Storage | None = None) -> LinkSelection:
