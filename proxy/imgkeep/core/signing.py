@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64encode
+from dataclasses import dataclass
 from hashlib import sha256
 from hmac import compare_digest, digest
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,20 @@ KEY_CHARS_MIN: Final = 16
 """Minimum length of a key: `imgkeep token` prints 43 characters, and an attacker can guess a shorter invented one."""
 
 _EPOCH: Final = re.compile(r"[1-9][0-9]{0,11}")
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignSignature:
+    """
+    A valid signature of another image server on a URL, by the key of that server, which the operator has entered here.
+
+    Attributes:
+        covers_options: Whether it covers the options of the picture, and not the source alone.
+        ends: When the permission ends, in epoch seconds; `None`: never.
+    """
+
+    covers_options: bool
+    ends: int | None = None
 
 
 def sign(key: str, src: str, *, expires: int | None = None, options: Iterable[tuple[str, str]] = ()) -> str:
