@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.bootstrap.background import BackgroundTasks
 from imgkeep.bootstrap.cluster import open_cluster
-from imgkeep.bootstrap.services import make_link_selection, make_outbox_worker, open_services
+from imgkeep.bootstrap.replication import make_outbox_worker
+from imgkeep.bootstrap.services import make_link_selection, open_services
 from imgkeep.config import data_folder
 from imgkeep.core.signing import Signatures
 from imgkeep.images.lookup_rate_limit import MissLimiter

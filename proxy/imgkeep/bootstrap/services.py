@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep import __version__
 from imgkeep.bootstrap.cluster import ALONE, share_records
+from imgkeep.bootstrap.derive_processes import open_derive_processes
 from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_members, watch_storage
 from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.platform import SYSTEM, Platform
@@ -40,8 +41,6 @@ from imgkeep.images.upload import Saver
 from imgkeep.observability.metrics import Metrics
 from imgkeep.origin import AddressGuard, OriginClient
 from imgkeep.page_rewriting import LinkSelection
-from imgkeep.replication.outbox_worker import OutboxWorker
-from imgkeep.replication.record_settler import RecordSettler
 from imgkeep.storage.disk_cache import CacheShare
 
 if TYPE_CHECKING:
@@ -51,7 +50,8 @@ if TYPE_CHECKING:
     from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
-    from imgkeep.core.records import Digest, Key, Record
+    from imgkeep.core.records import Digest, Key
+    from imgkeep.derived.processes import DeriveProcesses
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.limit_share import LimitShare
     from imgkeep.images.record_sharing import RecordSharing
@@ -63,8 +63,6 @@ __all__ = [
     "Platform",
     "Services",
     "make_link_selection",
-    "make_outbox_worker",
-    "make_record_settler",
     "open_services",
 ]
 
@@ -92,6 +90,7 @@ class Services:
     metrics: Metrics
     failures: RecentFailures
     blocked_digests: BlockedDigests
+    derive_processes: DeriveProcesses
     own_ports: set[int]
 
     async def catch_up(self) -> None:
@@ -229,6 +228,7 @@ class _Builder:
             metrics=self.metrics,
             failures=failures,
             blocked_digests=blocked_digests,
+            derive_processes=open_derive_processes(config, self.metrics, self.stack),
             own_ports=own_ports,
         )
         watch_fills(self.metrics, image_service, dependencies.origin, dependencies.format_checker)
@@ -338,47 +338,6 @@ class _Builder:
             count=self.metrics.worked,
             nodes=nodes,
         )
-
-
-def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker | None:
-    """Return the worker that uploads the outbox; `None`: the store has no fallback."""
-    storage, remote = services.storage, services.storage.remote
-    if remote is None or remote.fallback is None:
-        return None
-    changes = services.image_service.changes
-
-    async def note_uploaded(record: Record) -> None:
-        await changes.note_stored(record)
-
-    async def note_dropped(key: Key) -> None:
-        changes.forget(key)
-        await changes.notify_peers(key)
-
-    return OutboxWorker(
-        tiered_store=remote.tiered_store,
-        fallback=remote.fallback,
-        outbox=storage.database.outbox,
-        image_index=storage.database.image_index,
-        blocked_digests=services.blocked_digests,
-        uploaded=note_uploaded,
-        dropped=note_dropped,
-        draw=random.random,
-        sleep=platform.sleep,
-        count=services.metrics.outbox_uploads,
-    )
-
-
-def make_record_settler(services: Services) -> RecordSettler | None:
-    """Return what reads records of a bucket again; `None`: the store is no bucket."""
-    storage, remote = services.storage, services.storage.remote
-    if remote is None:
-        return None
-    return RecordSettler(
-        remote.bucket.unsettled,
-        remote.tiered_store.read_again,
-        storage.database.image_index,
-        services.image_service.changes,
-    )
 
 
 def make_link_selection(config: Config, inspector: Inspector, storage: Storage | None = None) -> LinkSelection:
