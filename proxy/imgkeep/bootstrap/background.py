@@ -152,7 +152,7 @@ class BackgroundTasks:
             self._watch_health(),
             self._count_stored(),
             services.remover.run(self._sleep),
-            _sample(services.metrics.process.take, services.derive_processes.sample_memory),
+            _sample(services.metrics.process.take, services.derived.processes.sample_memory),
         ]
         if (remote := services.storage.remote) is not None:
             tasks.append(remote.breaker.run())

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
     from imgkeep.cluster.nodes.leases import NodeLeases
     from imgkeep.database import Outbox
+    from imgkeep.derived.picture_cache import PictureCache
     from imgkeep.derived.processes import DeriveProcesses
     from imgkeep.health import Health
     from imgkeep.images.format_checker import FormatChecker
@@ -77,6 +78,7 @@ def watch_derive_processes(metrics: Metrics, processes: DeriveProcesses) -> None
 def watch_storage(metrics: Metrics, storage: Storage, health: Health) -> None:
     """Show the sizes of the stores and their caches, and their health."""
     _watch_memory_cache(metrics, storage.local.disk.memory_cache)
+    _watch_pictures(metrics, storage.picture_cache)
     _watch_health(metrics, health)
     if storage.remote is not None:
         _watch_remote(metrics, storage.remote)
@@ -94,6 +96,12 @@ def watch_totals(metrics: Metrics, totals: StoredTotals, leads: Callable[[], boo
 def _watch_memory_cache(metrics: Metrics, cache: MemoryCache) -> None:
     metrics.watch("memory_cache_bytes", "Bytes of objects held in memory", lambda: cache.copied_bytes)
     metrics.watch("memory_cache_mapped_bytes", "Bytes of objects mapped into memory", lambda: cache.mapped_bytes)
+
+
+def _watch_pictures(metrics: Metrics, cache: PictureCache) -> None:
+    metrics.watch("derive_cache_bytes", "Bytes of derived pictures on the local disk", lambda: cache.bytes)
+    metrics.watch_count("derive_cache_hits", "Lookups that found a derived picture there", lambda: cache.hits)
+    metrics.watch_count("derive_cache_misses", "Lookups that found none", lambda: cache.misses)
 
 
 def _watch_health(metrics: Metrics, health: Health) -> None:

@@ -1,4 +1,4 @@
-"""Builds what runs behind the answers of a server with a bucket: uploads of the outbox, and second looks at records."""
+"""Builds what keeps a remote store and this machine in step, on top of the services."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker |
         fallback=remote.fallback,
         outbox=storage.database.outbox,
         image_index=storage.database.image_index,
-        blocked_digests=services.blocked_digests,
+        blocked_digests=services.remover.blocked,
         uploaded=note_uploaded,
         dropped=note_dropped,
         draw=random.random,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep import __version__
 from imgkeep.bootstrap.cluster import ALONE, share_records
-from imgkeep.bootstrap.derive_processes import open_derive_processes
+from imgkeep.bootstrap.derived import open_derived
 from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_members, watch_storage
 from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.platform import SYSTEM, Platform
@@ -41,17 +41,17 @@ from imgkeep.images.upload import Saver
 from imgkeep.observability.metrics import Metrics
 from imgkeep.origin import AddressGuard, OriginClient
 from imgkeep.page_rewriting import LinkSelection
-from imgkeep.storage.disk_cache import CacheShare
+from imgkeep.storage.cache_index import CacheShare
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+    from collections.abc import AsyncGenerator, Collection, Mapping
 
     from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.derived import DerivedServices
     from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
     from imgkeep.core.records import Digest, Key
-    from imgkeep.derived.processes import DeriveProcesses
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.limit_share import LimitShare
     from imgkeep.images.record_sharing import RecordSharing
@@ -89,15 +89,13 @@ class Services:
     health: Health
     metrics: Metrics
     failures: RecentFailures
-    blocked_digests: BlockedDigests
-    derive_processes: DeriveProcesses
+    derived: DerivedServices
     own_ports: set[int]
 
     async def catch_up(self) -> None:
         """Read the changes that peers announced before they could reach this worker."""
         await self.remover.refresh()
-        if self.storage.remote is not None:
-            await self.storage.remote.cache.open()
+        await self.storage.open_caches()
 
     async def learn(
         self,
@@ -106,12 +104,11 @@ class Services:
         copies: Mapping[str, int],
         unblocked: Collection[Digest] = (),
     ) -> None:
-        """Learn from a process which images it blocked or unblocked, which records it changed, which copies it used."""
+        """Learn from a process which images it blocked or unblocked, which records it changed, which files it used."""
         await self.remover.learn(blocked, unblocked)
         for key in changed:
             self.image_service.learn(key)
-        if self.storage.remote is not None:
-            await self.storage.remote.cache.count_copies(copies)
+        await self.storage.count_announced(copies)
 
     async def learn_everything(self) -> None:
         """Forget every record, and read the removals anew: this process has missed changes."""
@@ -195,7 +192,11 @@ class _Builder:
         failures = RecentFailures(platform.clock)
         health = self.make_health(parts.nodes)
         own_ports: set[int] = set()
-        blocked_digests = BlockedDigests(self.storage.store, database.removals, _drop_of(self.storage), parts.notifier)
+        pictures = self.storage.picture_cache
+        blocked_digests = BlockedDigests(
+            self.storage.store, database.removals, self.storage.drop_copies, pictures.drop, parts.notifier
+        )
+        pictures.blocked = blocked_digests
         database.image_index.when_blocked(blocked_digests.learn_found)
         dependencies = self.open_dependencies(FillObserver(self.metrics, health, failures), blocked_digests, own_ports)
         sharing = share_records(parts, self.storage, blocked_digests, responses)
@@ -227,8 +228,7 @@ class _Builder:
             health=health,
             metrics=self.metrics,
             failures=failures,
-            blocked_digests=blocked_digests,
-            derive_processes=open_derive_processes(config, self.metrics, self.stack),
+            derived=open_derived(config, self.metrics, self.stack),
             own_ports=own_ports,
         )
         watch_fills(self.metrics, image_service, dependencies.origin, dependencies.format_checker)
@@ -346,8 +346,3 @@ def make_link_selection(config: Config, inspector: Inspector, storage: Storage |
     objects = objects_url(config) if remote is None else remote.objects_url
     keys = config.security.signing_keys
     return LinkSelection(inspector, keys[0] if keys else None, None if objects is None else read_source(objects))
-
-
-def _drop_of(storage: Storage) -> Callable[[Digest], Awaitable[None]]:
-    """Return the function that deletes this machine's copies of a blocked digest."""
-    return storage.local.delete_object if storage.remote is None else storage.remote.tiered_store.drop

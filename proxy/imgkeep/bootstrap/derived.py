@@ -1,8 +1,9 @@
-"""Builds the derive processes of a server or of a command. None of them starts before the first picture."""
+"""Builds what makes derived pictures. No process starts before the first one is asked for."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imgkeep.bootstrap.gauges import watch_derive_processes
@@ -16,8 +17,15 @@ if TYPE_CHECKING:
     from imgkeep.observability.metrics import Metrics
 
 
-def open_derive_processes(config: Config, metrics: Metrics, stack: AsyncExitStack) -> DeriveProcesses:
-    """Return the derive processes, which end with `stack`."""
+@dataclass(frozen=True, slots=True)
+class DerivedServices:
+    """What makes derived pictures, and finds facts of images."""
+
+    processes: DeriveProcesses
+
+
+def open_derived(config: Config, metrics: Metrics, stack: AsyncExitStack) -> DerivedServices:
+    """Return the services, which end with `stack`."""
     processes = DeriveProcesses(
         config.derive,
         os.environ,  # noqa: TID251 - from which its processes get what an interpreter needs, and no more
@@ -27,4 +35,4 @@ def open_derive_processes(config: Config, metrics: Metrics, stack: AsyncExitStac
     )
     stack.push_async_callback(processes.aclose)
     watch_derive_processes(metrics, processes)
-    return processes
+    return DerivedServices(processes)
