@@ -160,7 +160,8 @@ def read_preset(text: str) -> PictureOptions:
     Raises:
         InvalidOption: As `read_options`; or there is none, or one is another preset.
     """
-    parameters = [(name.strip(), value.strip()) for name, _, value in (part.partition("=") for part in text.split("&"))]
+    parts = (part.partition("=") for part in text.split("&") if part.strip())
+    parameters = [(name.strip(), value.strip()) for name, _, value in parts]
     if any(name == "preset" for name, _ in parameters):
         raise InvalidOption("preset: a preset names options, and no other preset")
     options = read_options(parameters)
