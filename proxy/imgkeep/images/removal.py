@@ -101,11 +101,8 @@ class Restored:
 
 class Remover:
     """
-    Removes images and undoes removals, one at a time for each digest. Every call can be repeated, and has to be
-    repeated after a `StorageError`.
-
-    Attributes:
-        blocked: The blocked digests.
+    Removes images and undoes removals, one at a time for each digest, by the list in `blocked`. Every call can be
+    repeated, and has to be repeated after a `StorageError`.
     """
 
     def __init__(
