@@ -28,8 +28,8 @@ from imgkeep.derived.messages import (
     LENGTH_BYTES,
     MESSAGE_BYTES_MAX,
     Ready,
-    Unusable,
-    decode_message,
+    decode_answer,
+    decode_greeting,
     encode,
 )
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Executor
 
-    from imgkeep.derived.messages import Answer, Job, Message, ProcessLimits
+    from imgkeep.derived.messages import Answer, Job, ProcessLimits
 
 START_TIMEOUT_S: Final = 30
 """Timeout for a process to be ready: an interpreter and libvips load in a quarter of a second on an idle machine."""
@@ -191,7 +191,7 @@ class DeriveProcess:
             StartFailed: It is not, and was killed.
         """
         try:
-            greeting = await self._receive(START_TIMEOUT_S)
+            greeting = decode_greeting(await self._receive(START_TIMEOUT_S))
         except TimeoutError:
             self.end(Ending.TIMED_OUT)
             raise StartFailed(f"it was not ready within {START_TIMEOUT_S} seconds") from None
@@ -205,9 +205,7 @@ class DeriveProcess:
             self.ready = greeting
             return
         self.end(Ending.CRASHED)
-        if isinstance(greeting, Unusable):
-            raise StartFailed(greeting.detail, lasting=True)
-        raise StartFailed("it did not say that it is ready")
+        raise StartFailed(greeting.detail, lasting=True)
 
     async def run(self, job: Job, descriptors: Sequence[int], timeout_s: float) -> Answer:
         """
@@ -219,10 +217,7 @@ class DeriveProcess:
         self.jobs += 1
         try:
             self._send(encode(job), descriptors)
-            answer = await self._receive(timeout_s)
-            if not isinstance(answer, Ready | Unusable):
-                return answer
-            self.end(Ending.CRASHED)
+            return decode_answer(await self._receive(timeout_s))
         except TimeoutError:
             self.end(Ending.TIMED_OUT)
         except (EOFError, msgspec.DecodeError):
@@ -245,12 +240,12 @@ class DeriveProcess:
         """Wait until it is gone after its end, and return its exit status; `None`: this side had to kill it."""
         return await asyncio.shield(self._status)
 
-    async def _receive(self, timeout_s: float) -> Message:
+    async def _receive(self, timeout_s: float) -> bytes:
         if self.ending is not None:
             raise EOFError
         self._message = self._loop.create_future()
         try:
-            return decode_message(await asyncio.wait_for(self._message, timeout_s))
+            return await asyncio.wait_for(self._message, timeout_s)
         finally:
             self._message = None
 
