@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
+    from imgkeep.cluster.nodes.change_reader import ChangeReader
     from imgkeep.cluster.nodes.leases import NodeLeases
     from imgkeep.database import Outbox
     from imgkeep.derived.picture_cache import PictureCache
@@ -44,12 +45,11 @@ def watch_leases(metrics: Metrics, leases: NodeLeases | None) -> None:
 
 
 def watch_members(metrics: Metrics, nodes: Nodes | None) -> None:
-    """Show the live members, how their changes arrive here, and whether this process may have missed some."""
+    """Show the live members, those that were expelled, and whether this process may have missed changes."""
     if nodes is None:
         return
-    membership, reader, writer, trust = nodes.membership, nodes.reader, nodes.writer, nodes.trust
+    membership, writer, trust = nodes.membership, nodes.writer, nodes.trust
     metrics.watch("cluster_members", "Live processes of all nodes", lambda: len(membership.members), shared=True)
-    metrics.watch_count("cluster_changes_applied", "Changes of the cluster that were applied", lambda: reader.applied)
     metrics.watch_count(
         "cluster_members_expelled",
         "Members that did not confirm a change in time, and have to catch up",
@@ -60,6 +60,11 @@ def watch_members(metrics: Metrics, nodes: Nodes | None) -> None:
         "Processes that may have missed changes, and ask the store for every lookup",
         lambda: not trust.holds,
     )
+
+
+def watch_changes(metrics: Metrics, reader: ChangeReader) -> None:
+    """Show how changes of other members arrive here."""
+    metrics.watch_count("cluster_changes_applied", "Changes of the cluster that were applied", lambda: reader.applied)
 
 
 def watch_jobs(metrics: Metrics, jobs: JobRunner) -> None:

@@ -126,7 +126,7 @@ async def open_services(
     config: Config,
     platform: Platform = SYSTEM,
     parts: ClusterParts = ALONE,
-    *,
+    metrics: Metrics | None = None,
     responses: ResponseCache | None = None,
 ) -> AsyncGenerator[Services]:
     """
@@ -136,15 +136,14 @@ async def open_services(
         config: The configuration of the services.
         platform: The edges of the machine.
         parts: How this process shares the work with others.
+        metrics: Counts; `None`: what is counted is not shown.
         responses: The cached responses of this process; `None`: it has none.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
     """
-    metrics = Metrics()
+    metrics = Metrics() if metrics is None else metrics
     metrics.announce(version=__version__, python=python_version())
-    if parts.node_peers is not None:
-        parts.node_peers.count_with(metrics.peer_asked)
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # the resolver looks names up there
     async with (
