@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PROGRAM = str(Path(derive_program.__file__).resolve())
 PICTURE = Derived(size=7, width=1, height=1)
-CRASHES = ("exit3", "abort", "allocate", "garbage", "long", "greet", "twice")
+CRASHES = ("exit3", "abort", "allocate", "garbage", "long", "greet")
 MIBIBYTES = 1024 * 1024
 
 
@@ -108,6 +108,14 @@ async def test_crash_fails_one_job_and_is_not_tried_again() -> None:
                 await pool.run(stem)
             assert await pool.run("done") == PICTURE
             assert pool.count("processes_ended", cause="crashed") == number
+
+
+async def test_process_that_answers_twice_is_ended() -> None:
+    async with open_pool() as pool:
+        with suppress(DeriveFailed):  # if both answers come in one piece
+            await pool.run("twice")
+        await until(lambda: pool.count("processes_ended", cause="crashed") == 1)
+        assert await pool.run("done") == PICTURE
 
 
 async def test_process_over_its_time_is_killed_and_replaced() -> None:
