@@ -12,6 +12,8 @@ import msgspec
 import pytest
 
 from imgkeep.config import Config, ConfigError, Section, load, read_database_url, read_store_url
+from imgkeep.config.schema import Derive
+from imgkeep.core.derived.options import PictureOptions
 from imgkeep.core.identity import BUILT_IN
 from imgkeep.core.policy import judge
 from imgkeep.core.source_url import read_source
@@ -488,6 +490,28 @@ def test_denied_bucket_is_denied_at_all_endpoints(pattern: str) -> None:
     assert judge(read_source("https://s3.amazonaws.com/b-3/a.png"), policy) is None
 
 
+@pytest.mark.parametrize(
+    ("server", "allow", "resolved"),
+    [
+        ({}, "auto", "any"),
+        ({"host": "0.0.0.0"}, "auto", "signed"),
+        ({"public_url": "https://img.example"}, "auto", "signed"),
+        ({}, "presets", "presets"),
+        ({"host": "::"}, "any", "any"),
+    ],
+)
+def test_options_are_open_where_no_other_machine_can_ask(server: dict[str, Any], allow: str, resolved: str) -> None:
+    policy = load({"server": server, "derive": {"allow": allow, "presets": {"thumb": "w=320"}}}, {}).derive_policy()
+    assert (policy.allow, policy.side_max) == (resolved, 8192)
+    assert policy.widths[:3] == (64, 128, 256)
+    assert policy.presets == {"thumb": PictureOptions(320)}
+
+
+def test_malformed_preset_makes_no_policy() -> None:
+    with pytest.raises(ConfigError, match=r"^derive\.presets: thumb: w: expected"):
+        Config(derive=Derive(presets={"thumb": "w=0"})).derive_policy()
+
+
 def test_sections_are_immutable() -> None:
     section: Section = Config().server
     with pytest.raises(AttributeError):
@@ -501,10 +525,12 @@ def test_limits_are_divided_among_workers() -> None:
             "fetch": {"concurrent_max": 64, "per_host_max": 2},
             "limits": {"fills_per_minute": 600, "connections": 30},
             "store": {"cache_bytes_max": 0, "hot_bytes_max": 300},
+            "derive": {"processes": 6, "queue_max": 2},
         },
         {},
     )
     share = config.share()
+    assert (share.derive.processes, share.derive.queue_max) == (2, 1)
     assert (share.fetch.concurrent_max, share.fetch.per_host_max) == (21, 1)
     assert (share.limits.fills_per_minute, share.limits.connections) == (600, 10)
     assert (share.store.cache_bytes_max, share.store.hot_bytes_max) == (0, 100)

@@ -122,7 +122,7 @@ async def _drain(runner: web.AppRunner, grace_s: float) -> None:
 async def _fetch_object(services: Services, name: str) -> Body | None:
     """Open an object that is on the disk of this machine, and not blocked. Raises: StorageError."""
     found, remote = read_object_name(name), services.storage.remote
-    if found is None or found[0] in services.blocked_digests or remote is None:
+    if found is None or found[0] in services.remover.blocked or remote is None:
         return None
     body = None if remote.fallback is None else await remote.fallback.fetch(name, None)
     return await remote.cache.fetch(name, None) if body is None else body

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep import __version__
 from imgkeep.bootstrap.cluster import ALONE, share_records
+from imgkeep.bootstrap.derived import open_derived
 from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_members, watch_storage
 from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.platform import SYSTEM, Platform
@@ -25,7 +26,7 @@ from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.invalid_signature import make_invalid_signature
 from imgkeep.core.records import Key
 from imgkeep.core.source_url import read_source
-from imgkeep.derived.picture_sharing import LEASE_PREFIX, PictureSharing
+from imgkeep.derived.picture_sharing import LEASE_PREFIX
 from imgkeep.health import Health
 from imgkeep.images.background_refresh import SourceRules
 from imgkeep.images.blocked_digests import BlockedDigests
@@ -48,11 +49,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping
 
     from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.derived import DerivedServices
     from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
     from imgkeep.core.records import Digest
-    from imgkeep.derived.picture_cache import PictureCache
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.limit_share import LimitShare
     from imgkeep.images.record_sharing import RecordSharing
@@ -90,8 +91,7 @@ class Services:
     health: Health
     metrics: Metrics
     failures: RecentFailures
-    picture_sharing: PictureSharing
-    blocked_digests: BlockedDigests
+    derived: DerivedServices
     own_ports: set[int]
 
     async def catch_up(self) -> None:
@@ -115,7 +115,7 @@ class Services:
     async def wait_for_end(self, name: str) -> None:
         """Wait until this process runs no fill or derivation under the lease of this name."""
         if name.startswith(LEASE_PREFIX):
-            await self.picture_sharing.wait(name)
+            await self.derived.sharing.wait(name)
         else:
             await self.image_service.wait_for_fill(Key(name))
 
@@ -135,7 +135,7 @@ async def open_services(
     config: Config,
     platform: Platform = SYSTEM,
     parts: ClusterParts = ALONE,
-    *,
+    metrics: Metrics | None = None,
     responses: ResponseCache | None = None,
 ) -> AsyncGenerator[Services]:
     """
@@ -145,15 +145,14 @@ async def open_services(
         config: The configuration of the services.
         platform: The edges of the machine.
         parts: How this process shares the work with others.
+        metrics: Counts; `None`: what is counted is not shown.
         responses: The cached responses of this process; `None`: it has none.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
     """
-    metrics = Metrics()
+    metrics = Metrics() if metrics is None else metrics
     metrics.announce(version=__version__, python=python_version())
-    if parts.node_peers is not None:
-        parts.node_peers.count_with(metrics.peer_asked)
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # the resolver looks names up there
     async with (
@@ -237,8 +236,7 @@ class _Builder:
             health=health,
             metrics=self.metrics,
             failures=failures,
-            picture_sharing=_share_pictures(pictures, parts),
-            blocked_digests=blocked_digests,
+            derived=open_derived(config, self.metrics, self.stack, pictures, parts),
             own_ports=own_ports,
         )
         watch_fills(self.metrics, image_service, dependencies.origin, dependencies.format_checker)
@@ -348,11 +346,6 @@ class _Builder:
             count=self.metrics.worked,
             nodes=nodes,
         )
-
-
-def _share_pictures(cache: PictureCache, parts: ClusterParts) -> PictureSharing:
-    fetch_from_node = None if parts.node_peers is None else parts.node_peers.fetch_picture
-    return PictureSharing(cache, parts.cluster, fetch_from_node)
 
 
 def make_link_selection(config: Config, inspector: Inspector, storage: Storage | None = None) -> LinkSelection:
