@@ -526,10 +526,12 @@ def test_limits_are_divided_among_workers() -> None:
             "fetch": {"concurrent_max": 64, "per_host_max": 2},
             "limits": {"fills_per_minute": 600, "connections": 30},
             "store": {"cache_bytes_max": 0, "hot_bytes_max": 300},
+            "derive": {"processes": 6, "queue_max": 2},
         },
         {},
     )
     share = config.share()
+    assert (share.derive.processes, share.derive.queue_max) == (2, 1)
     assert (share.fetch.concurrent_max, share.fetch.per_host_max) == (21, 1)
     assert (share.limits.fills_per_minute, share.limits.connections) == (600, 10)
     assert (share.store.cache_bytes_max, share.store.hot_bytes_max) == (0, 100)
