@@ -109,7 +109,7 @@ class Pictures:
         return options if is_sized or not self.widths else (("w", str(self.widths[-1])), *options)
 
     def attributes(
-        self, url: str, given: Attributes, link: Callable[[str, Parameters], str | None]
+        self, url: str, given: Attributes, link: Callable[[str, Parameters], str]
     ) -> Iterator[tuple[str, str]]:
         """
         Yield the attributes that an `<img>` gets, with their values.
@@ -146,7 +146,7 @@ class Pictures:
         given: Attributes,
         natural: int | None,
         shown: PixelSize | None,
-        link: Callable[[str, Parameters], str | None],
+        link: Callable[[str, Parameters], str],
     ) -> Iterator[tuple[str, str]]:
         has_srcset = any(given(name) is not None for name in _WITH_SRCSET)
         if not self.widths or has_srcset or any(name in _SIZED for name, _ in options):
@@ -157,10 +157,7 @@ class Pictures:
             return
         candidates = []
         for width, told in _choose_widths(self.widths, natural, display if self.fits else None):
-            made = link(url, (("w", str(width)), *options))
-            if made is None:
-                return
-            candidates.append(f"{made} {told}w")
+            candidates.append(f"{link(url, (('w', str(width)), *options))} {told}w")
         if len(candidates) < 2:
             return
         yield "srcset", ", ".join(candidates)
