@@ -229,6 +229,8 @@ def test_presets_of_an_unknown_server_are_believed() -> None:
     assert settings is not None
     assert settings.options_of(A) == (("dpr", "2"), ("preset", "any"))
     assert settings.options_of("ftp://a") == ()
+    unknown = PictureSettings("preset=any", is_lazy=True).read(LADDER, None, SIZES.get)
+    assert brief(rewritten(f'<img src="{A}">', unknown)) == '<img src="a.png?preset=any" loading="lazy">'
 
 
 @pytest.mark.parametrize(

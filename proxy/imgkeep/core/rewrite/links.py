@@ -232,7 +232,7 @@ class Page:
             return
         settings, link = self._pictures
         yield from settings.attributes(
-            self._in_query_codec(url), given, lambda url, options: _legal(link(url, options))
+            self._in_query_codec(url), given, lambda url, options: _encode_illegal(link(url, options))
         )
 
     def _readable(self, text: str, trimmed: str) -> str | None:
@@ -254,7 +254,12 @@ class Page:
             settings, link = self._pictures
             options = settings.link_options_of(address)
             made = link(address, options) if options else made
-        written = None if made is None else _legal(made + mark + fragment)
+        if made is None:
+            return None
+        try:
+            written = _encode_illegal(made + mark + fragment)
+        except UnicodeEncodeError:
+            return None
         return None if written == text else written
 
     def _is_ours(self, url: str) -> bool:
@@ -264,9 +269,6 @@ class Page:
         return url.startswith(tuple(origin + path for path in OWN_PATHS))
 
 
-def _legal(link: str) -> str | None:
-    """Percent-encode what no link may contain; `None`: it cannot be encoded."""
-    try:
-        return _ILLEGAL.sub(lambda found: quote(found[0], safe=""), link)
-    except UnicodeEncodeError:
-        return None
+def _encode_illegal(link: str) -> str:
+    """Percent-encode what a link must not contain. Raises: UnicodeEncodeError."""
+    return _ILLEGAL.sub(lambda found: quote(found[0], safe=""), link)
