@@ -6,17 +6,22 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgkeep.bootstrap.gauges import watch_derive_processes
+from imgkeep.bootstrap.gauges import watch_derive_processes, watch_picture_store
+from imgkeep.core.derived.names import read_path
 from imgkeep.derived.picture_sharing import PictureSharing
+from imgkeep.derived.picture_store import PictureStore
 from imgkeep.derived.processes import DeriveProcesses
+from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.observability.derive_metrics import DeriveMetrics
+from imgkeep.replication.primary_pictures import PrimaryPictures
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.platform import Platform
+    from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
-    from imgkeep.derived.picture_cache import PictureCache
     from imgkeep.observability.metrics import Metrics
 
 
@@ -26,10 +31,17 @@ class DerivedServices:
 
     processes: DeriveProcesses
     sharing: PictureSharing
+    store: PictureStore
 
 
-def open_derived(
-    config: Config, metrics: Metrics, stack: AsyncExitStack, cache: PictureCache, parts: ClusterParts
+def open_derived(  # noqa: PLR0913 - called once
+    config: Config,
+    platform: Platform,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+    *,
+    storage: Storage,
+    parts: ClusterParts,
 ) -> DerivedServices:
     """Return the services, which end with `stack`."""
     processes = DeriveProcesses(
@@ -42,4 +54,34 @@ def open_derived(
     stack.push_async_callback(processes.aclose)
     watch_derive_processes(metrics, processes)
     fetch_from_node = None if parts.node_peers is None else parts.node_peers.fetch_picture
-    return DerivedServices(processes, PictureSharing(cache, parts.cluster, fetch_from_node))
+    sharing = PictureSharing(storage.picture_cache, parts.cluster, fetch_from_node)
+    store = _make_picture_store(config, platform, storage)
+    stack.push_async_callback(store.aclose)
+    watch_picture_store(metrics, store)
+    return DerivedServices(processes, sharing, store)
+
+
+def _make_picture_store(config: Config, platform: Platform, storage: Storage) -> PictureStore:
+    remote = storage.remote
+    files = storage.local.pictures if remote is None else PrimaryPictures(remote.tiered_store)
+    store = PictureStore(
+        files if config.derive.store else None, storage.picture_cache, timer=platform.timer, sleep=platform.sleep
+    )
+    if remote is None:
+        return store
+
+    async def has_picture(path: str) -> bool:
+        name = read_path(path)
+        return name is not None and remote.breaker.reason is None and await store.has(name)
+
+    client, access = remote.bucket.client, remote.public_access
+    store.urls = ObjectUrls(
+        config.delivery.mode,
+        has_object=has_picture,
+        presign=lambda path, ttl_s, head: client.presign(path, ttl_s=ttl_s, head=head),
+        public_url=remote.public_path,
+        is_public=lambda: access is not None and access.works is True,
+        presign_ttl_s=config.delivery.presign_ttl_s,
+        timer=platform.timer,
+    )
+    return store

@@ -74,6 +74,8 @@ class RemoteStorage:
     """Returns the public URL of an object in the bucket; `None`: the configuration has no public URL."""
     objects_url: str | None
     """The prefix of these URLs."""
+    public_path: Callable[[str], str] | None
+    """Returns the public URL of a path in the bucket, as `public_url` does of an object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +306,9 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
         timer=timer,
     )
     prefix = objects_url(config, bucket)
-    return RemoteStorage(bucket, cache, breaker, tiered_store, object_urls, fallback, public_access, public_url, prefix)
+    return RemoteStorage(
+        bucket, cache, breaker, tiered_store, object_urls, fallback, public_access, public_url, prefix, public_path
+    )
 
 
 def objects_url(config: Config, bucket: BucketStore | None = None) -> str | None:

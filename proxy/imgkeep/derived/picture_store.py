@@ -90,7 +90,7 @@ class PictureStore:
         self._absent: TTLCache[str, bool] = TTLCache(SEEN_MAX, ABSENT_TTL_S, timer=timer)
         """The paths of those that it was seen not to have."""
         self._tried: TTLCache[str, bool] = TTLCache(SEEN_MAX, ABSENT_TTL_S, timer=timer)
-        """The paths of those that are not uploaded now: the store did not take them, or has enough of their original."""
+        """The paths of those that it did not take a moment ago, or need not take: they are not tried again at once."""
         self._counts: LRUCache[Digest, int] = LRUCache(SEEN_MAX)
         """The numbers of pictures of an original in the store."""
         self._waiting: dict[str, PictureName] = {}
