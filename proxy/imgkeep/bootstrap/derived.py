@@ -10,6 +10,7 @@ from imgkeep.bootstrap.gauges import watch_derive_processes, watch_picture_store
 from imgkeep.core.derived.names import read_path
 from imgkeep.derived.picture_sharing import PictureSharing
 from imgkeep.derived.picture_store import PictureStore
+from imgkeep.derived.pictures import DerivedPictures
 from imgkeep.derived.processes import DeriveProcesses
 from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.observability.derive_metrics import DeriveMetrics
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from imgkeep.bootstrap.platform import Platform
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
+    from imgkeep.images.blocked_digests import BlockedDigests
     from imgkeep.observability.metrics import Metrics
 
 
@@ -32,16 +34,17 @@ class DerivedServices:
     processes: DeriveProcesses
     sharing: PictureSharing
     store: PictureStore
+    pictures: DerivedPictures
 
 
-def open_derived(  # noqa: PLR0913 - called once
+def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
     config: Config,
     platform: Platform,
+    storage: Storage,
+    blocked: BlockedDigests,
+    parts: ClusterParts,
     metrics: Metrics,
     stack: AsyncExitStack,
-    *,
-    storage: Storage,
-    parts: ClusterParts,
 ) -> DerivedServices:
     """Return the services, which end with `stack`."""
     processes = DeriveProcesses(
@@ -49,6 +52,7 @@ def open_derived(  # noqa: PLR0913 - called once
         os.environ,  # noqa: TID251 - from which its processes get what an interpreter needs, and no more
         DeriveMetrics(metrics),
         workers=config.server.workers,
+        command=platform.derive_command,
         verbose=config.log.level == "debug",
     )
     stack.push_async_callback(processes.aclose)
@@ -58,7 +62,18 @@ def open_derived(  # noqa: PLR0913 - called once
     store = _make_picture_store(config, platform, storage)
     stack.push_async_callback(store.aclose)
     watch_picture_store(metrics, store)
-    return DerivedServices(processes, sharing, store)
+    pictures = DerivedPictures(
+        processes=processes,
+        cache=storage.picture_cache,
+        sharing=sharing,
+        originals=storage.store,
+        spool=storage.spool,
+        settings=config.derive,
+        blocked=blocked,
+        timer=platform.timer,
+    )
+    stack.push_async_callback(pictures.aclose)
+    return DerivedServices(processes, sharing, store, pictures)
 
 
 def _make_picture_store(config: Config, platform: Platform, storage: Storage) -> PictureStore:
