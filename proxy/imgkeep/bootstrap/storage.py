@@ -305,10 +305,9 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
         presign_ttl_s=config.delivery.presign_ttl_s,
         timer=timer,
     )
-    prefix = objects_url(config, bucket)
-    return RemoteStorage(
-        bucket, cache, breaker, tiered_store, object_urls, fallback, public_access, public_url, prefix, public_path
-    )
+    base = objects_url(config, bucket)
+    urls = public_url, base, public_path
+    return RemoteStorage(bucket, cache, breaker, tiered_store, object_urls, fallback, public_access, *urls)
 
 
 def objects_url(config: Config, bucket: BucketStore | None = None) -> str | None:
