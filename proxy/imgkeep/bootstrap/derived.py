@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgkeep.bootstrap.gauges import watch_derive_processes, watch_picture_store
+from imgkeep.bootstrap.gauges import watch_derive_processes, watch_facts, watch_picture_store
 from imgkeep.core.derived.names import read_path
+from imgkeep.derived.facts import FactsFinder, FactsLimits
 from imgkeep.derived.picture_sharing import PictureSharing
 from imgkeep.derived.picture_store import PictureStore
 from imgkeep.derived.pictures import DerivedPictures
@@ -35,6 +36,7 @@ class DerivedServices:
     sharing: PictureSharing
     store: PictureStore
     pictures: DerivedPictures
+    facts: FactsFinder
 
 
 def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
@@ -47,8 +49,9 @@ def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
     stack: AsyncExitStack,
 ) -> DerivedServices:
     """Return the services, which end with `stack`."""
+    settings = config.derive
     processes = DeriveProcesses(
-        config.derive,
+        settings,
         os.environ,  # noqa: TID251 - from which its processes get what an interpreter needs, and no more
         DeriveMetrics(metrics),
         workers=config.server.workers,
@@ -73,7 +76,20 @@ def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
         timer=platform.timer,
     )
     stack.push_async_callback(pictures.aclose)
-    return DerivedServices(processes, sharing, store, pictures)
+    facts = FactsFinder(
+        store=storage.store,
+        spool=storage.spool,
+        table=storage.database.picture_facts,
+        run_job=processes.run,
+        limits=FactsLimits(settings.pixels_max, settings.frames_max, settings.svg, settings.timeout_s),
+        blocked=blocked,
+        timer=platform.timer,
+        in_idle_time=settings.facts,
+        in_records=storage.remote is None,
+    )
+    stack.push_async_callback(facts.aclose)
+    watch_facts(metrics, facts)
+    return DerivedServices(processes, sharing, store, pictures, facts)
 
 
 def _make_picture_store(config: Config, platform: Platform, storage: Storage) -> PictureStore:
