@@ -62,9 +62,7 @@ def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
     watch_derive_processes(metrics, processes)
     fetch_from_node = None if parts.node_peers is None else parts.node_peers.fetch_picture
     sharing = PictureSharing(storage.picture_cache, parts.cluster, fetch_from_node)
-    store = _make_picture_store(config, platform, storage)
-    stack.push_async_callback(store.aclose)
-    watch_picture_store(metrics, store)
+    store = _open_picture_store(config, platform, storage, metrics, stack)
     pictures = DerivedPictures(
         processes=processes,
         cache=storage.picture_cache,
@@ -92,12 +90,16 @@ def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
     return DerivedServices(processes, sharing, store, pictures, facts)
 
 
-def _make_picture_store(config: Config, platform: Platform, storage: Storage) -> PictureStore:
+def _open_picture_store(
+    config: Config, platform: Platform, storage: Storage, metrics: Metrics, stack: AsyncExitStack
+) -> PictureStore:
     remote = storage.remote
     files = storage.local.pictures if remote is None else PrimaryPictures(remote.tiered_store)
     store = PictureStore(
         files if config.derive.store else None, storage.picture_cache, timer=platform.timer, sleep=platform.sleep
     )
+    stack.push_async_callback(store.aclose)
+    watch_picture_store(metrics, store)
     if remote is None:
         return store
 
