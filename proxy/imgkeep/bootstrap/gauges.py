@@ -9,9 +9,12 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
+    from imgkeep.cluster.nodes.change_reader import ChangeReader
     from imgkeep.cluster.nodes.leases import NodeLeases
     from imgkeep.database import Outbox
+    from imgkeep.derived.facts import FactsFinder
     from imgkeep.derived.picture_cache import PictureCache
+    from imgkeep.derived.processes import DeriveProcesses
     from imgkeep.health import Health
     from imgkeep.images.format_checker import FormatChecker
     from imgkeep.images.service import ImageService
@@ -43,12 +46,11 @@ def watch_leases(metrics: Metrics, leases: NodeLeases | None) -> None:
 
 
 def watch_members(metrics: Metrics, nodes: Nodes | None) -> None:
-    """Show the live members, how their changes arrive here, and whether this process may have missed some."""
+    """Show the live members, those that were expelled, and whether this process may have missed changes."""
     if nodes is None:
         return
-    membership, reader, writer, trust = nodes.membership, nodes.reader, nodes.writer, nodes.trust
+    membership, writer, trust = nodes.membership, nodes.writer, nodes.trust
     metrics.watch("cluster_members", "Live processes of all nodes", lambda: len(membership.members), shared=True)
-    metrics.watch_count("cluster_changes_applied", "Changes of the cluster that were applied", lambda: reader.applied)
     metrics.watch_count(
         "cluster_members_expelled",
         "Members that did not confirm a change in time, and have to catch up",
@@ -61,9 +63,30 @@ def watch_members(metrics: Metrics, nodes: Nodes | None) -> None:
     )
 
 
+def watch_changes(metrics: Metrics, reader: ChangeReader) -> None:
+    """Show how changes of other members arrive here."""
+    metrics.watch_count("cluster_changes_applied", "Changes of the cluster that were applied", lambda: reader.applied)
+
+
 def watch_jobs(metrics: Metrics, jobs: JobRunner) -> None:
     """Show the links of jobs that wait."""
     metrics.watch("job_links_waiting", "Links that wait to be saved", lambda: jobs.waiting, shared=True)
+
+
+def watch_derive_processes(metrics: Metrics, processes: DeriveProcesses) -> None:
+    """Show the processes that make pictures, and the jobs that they have or that wait for them."""
+    metrics.watch("derive_processes", "Derive processes", lambda: len(processes.pids))
+    metrics.watch("derive_jobs_running", "Jobs that have a derive process", lambda: processes.running)
+    metrics.watch("derive_jobs_waiting", "Jobs that wait for a derive process", lambda: processes.waiting)
+    metrics.watch("derive_memory_bytes", "Resident memory of the derive processes", lambda: processes.memory_bytes)
+
+
+def watch_facts(metrics: Metrics, facts: FactsFinder) -> None:
+    """Show the images whose facts are to be found in idle time."""
+    metrics.watch("derive_facts_waiting", "Images that wait for their facts to be found", lambda: facts.waiting)
+    metrics.watch_count(
+        "derive_facts_dropped", "Stored images that found no place in the queue for facts", lambda: facts.dropped
+    )
 
 
 def watch_storage(metrics: Metrics, storage: Storage, health: Health) -> None:

@@ -17,10 +17,11 @@ from imgkeep.bootstrap.services import make_link_selection, open_services
 from imgkeep.config import data_folder
 from imgkeep.core.signing import Signatures
 from imgkeep.images.lookup_rate_limit import MissLimiter
+from imgkeep.observability.metrics import Metrics
 from imgkeep.page_rewriting import RewriteService
 from imgkeep.storage.local.machine_token import TokenUnusableError, make_token
 from imgkeep.web.access_log import AccessLog
-from imgkeep.web.api.api_services import ApiContext
+from imgkeep.web.api.api_services import ApiContext, Rewriting
 from imgkeep.web.app import AppContext
 from imgkeep.web.auth import Auth, Tokens
 from imgkeep.web.connection import ConnectionContext
@@ -32,6 +33,7 @@ from imgkeep.web.fastpath.response_writer import ResponseWriter
 from imgkeep.web.home_page import HomePage
 from imgkeep.web.images import ImageHandlers
 from imgkeep.web.metrics import MetricsPage
+from imgkeep.web.picture_requests import PictureRequests
 from imgkeep.web.responses import ImageResponses
 from imgkeep.web.static_files import make_module
 
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.images.failure_history import RecentFailure
     from imgkeep.images.limit_share import LimitShare
-    from imgkeep.observability.metrics import Metrics
     from imgkeep.web.error_presentation import Placeholder
 
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
@@ -67,21 +68,22 @@ async def open_context(
         has_fast_path: Whether plain requests for images bypass aiohttp.
     """
     placeholder = await asyncio.to_thread(read_placeholder, config.delivery.placeholder)
+    metrics = Metrics()
     async with AsyncExitStack() as stack:
-        parts = await stack.enter_async_context(open_cluster(config, platform, worker))
+        parts = await stack.enter_async_context(open_cluster(config, platform, worker, metrics.peer_asked))
         share = BYTES_MAX // (1 if worker is None else worker.workers)
         cache = ResponseCache(share, parts.trust) if has_fast_path else None
-        services = await stack.enter_async_context(open_services(config, platform, parts, responses=cache))
+        services = await stack.enter_async_context(open_services(config, platform, parts, metrics, cache))
         background = BackgroundTasks(services, platform, make_outbox_worker(services, platform), parts)
         await stack.enter_async_context(background.running())
-        _watch_response_cache(services.metrics, cache)
-        rewrite_service = RewriteService(services.metrics.rewritten)
+        _watch_response_cache(metrics, cache)
+        rewrite_service = RewriteService(metrics.rewritten)
         stack.callback(rewrite_service.close)
         auth = _make_auth(config, platform, await _open_token(config))
-        access_log = AccessLog(services.metrics, auth, platform.timer, enabled=config.log.access)
-        miss_limiter = _make_miss_limiter(config, platform, services, parts.limit_share)
+        access_log = AccessLog(metrics, auth, platform.timer, enabled=config.log.access)
         responses = _make_responses(config, platform, services, auth, cache)
-        images = ImageHandlers(services.image_service, auth, responses, services.inspector.public, miss_limiter)
+        miss_limiter = _make_miss_limiter(config, platform, services, parts.limit_share)
+        images = _make_images(config, services, auth, responses, miss_limiter)
         yield (
             services,
             background,
@@ -91,7 +93,7 @@ async def open_context(
                 images=images,
                 api=_make_api(config, services, rewrite_service, parts),
                 health=services.health,
-                metrics=MetricsPage(services.metrics, parts.peers),
+                metrics=MetricsPage(metrics, parts.peers),
                 module=make_module(services.inspector.policy, auth.signature),
                 connections=ConnectionContext(
                     access_log,
@@ -157,6 +159,13 @@ def _make_responses(
     )
 
 
+def _make_images(
+    config: Config, services: Services, auth: Auth, responses: ImageResponses, miss_limiter: MissLimiter | None
+) -> ImageHandlers:
+    pictures = PictureRequests(services.image_service, services.derived.pictures, config.derive_policy(), auth)
+    return ImageHandlers(services.image_service, auth, responses, pictures, services.inspector.public, miss_limiter)
+
+
 def _make_api(config: Config, services: Services, rewrite_service: RewriteService, parts: ClusterParts) -> ApiContext:
     async def list_failures() -> Sequence[Sequence[RecentFailure]]:
         own = services.failures.list()
@@ -169,10 +178,10 @@ def _make_api(config: Config, services: Services, rewrite_service: RewriteServic
         saver=services.saver,
         remover=services.remover,
         refetcher=services.refetcher,
+        facts=services.derived.facts,
         jobs=services.jobs,
         list_failures=list_failures,
-        link_selection=make_link_selection(config, services.inspector, services.storage),
-        rewrite_service=rewrite_service,
+        rewriting=Rewriting(rewrite_service, make_link_selection(config, services.inspector, services.storage)),
         health=services.health,
         relay_peers=parts.relay_peers,
     )

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep import __version__
 from imgkeep.bootstrap.cluster import ALONE, share_records
+from imgkeep.bootstrap.derived import open_derived
 from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_members, watch_storage
 from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import StorageSharing, objects_url, open_storage
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.invalid_signature import make_invalid_signature
+from imgkeep.core.records import Key
 from imgkeep.core.source_url import read_source
+from imgkeep.derived.picture_sharing import LEASE_PREFIX
 from imgkeep.health import Health
 from imgkeep.images.background_refresh import SourceRules
 from imgkeep.images.blocked_digests import BlockedDigests
@@ -46,10 +49,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping
 
     from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.derived import DerivedServices
     from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
-    from imgkeep.core.records import Digest, Key
+    from imgkeep.core.records import Digest
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.limit_share import LimitShare
     from imgkeep.images.record_sharing import RecordSharing
@@ -87,7 +91,7 @@ class Services:
     health: Health
     metrics: Metrics
     failures: RecentFailures
-    blocked_digests: BlockedDigests
+    derived: DerivedServices
     own_ports: set[int]
 
     async def catch_up(self) -> None:
@@ -108,6 +112,13 @@ class Services:
             self.image_service.learn(key)
         await self.storage.count_announced(copies)
 
+    async def wait_for_end(self, name: str) -> None:
+        """Wait until this process runs no fill or derivation under the lease of this name."""
+        if name.startswith(LEASE_PREFIX):
+            await self.derived.sharing.wait(name)
+        else:
+            await self.image_service.wait_for_fill(Key(name))
+
     async def learn_everything(self) -> None:
         """Forget every record, and read the removals anew: this process has missed changes."""
         self.image_service.forget_all()
@@ -124,7 +135,7 @@ async def open_services(
     config: Config,
     platform: Platform = SYSTEM,
     parts: ClusterParts = ALONE,
-    *,
+    metrics: Metrics | None = None,
     responses: ResponseCache | None = None,
 ) -> AsyncGenerator[Services]:
     """
@@ -134,15 +145,14 @@ async def open_services(
         config: The configuration of the services.
         platform: The edges of the machine.
         parts: How this process shares the work with others.
+        metrics: Counts; `None`: what is counted is not shown.
         responses: The cached responses of this process; `None`: it has none.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
     """
-    metrics = Metrics()
+    metrics = Metrics() if metrics is None else metrics
     metrics.announce(version=__version__, python=python_version())
-    if parts.node_peers is not None:
-        parts.node_peers.count_with(metrics.peer_asked)
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # the resolver looks names up there
     async with (
@@ -190,13 +200,10 @@ class _Builder:
         failures = RecentFailures(platform.clock)
         health = self.make_health(parts.nodes)
         own_ports: set[int] = set()
-        pictures = self.storage.picture_cache
-        blocked_digests = BlockedDigests(
-            self.storage.store, database.removals, self.storage.drop_copies, pictures.drop, parts.notifier
-        )
-        pictures.blocked = blocked_digests
-        database.image_index.when_blocked(blocked_digests.learn_found)
-        dependencies = self.open_dependencies(FillObserver(self.metrics, health, failures), blocked_digests, own_ports)
+        blocked_digests = self.make_blocked_digests(parts)
+        derived = open_derived(config, platform, self.storage, blocked_digests, parts, self.metrics, self.stack)
+        observer = FillObserver(self.metrics, health, failures, derived.facts.note_stored)
+        dependencies = self.open_dependencies(observer, blocked_digests, own_ports)
         sharing = share_records(parts, self.storage, blocked_digests, responses)
         image_service = self.open_image_service(dependencies, parts.cluster, sharing)
         remover = Remover(
@@ -226,7 +233,7 @@ class _Builder:
             health=health,
             metrics=self.metrics,
             failures=failures,
-            blocked_digests=blocked_digests,
+            derived=derived,
             own_ports=own_ports,
         )
         watch_fills(self.metrics, image_service, dependencies.origin, dependencies.format_checker)
@@ -235,6 +242,15 @@ class _Builder:
         await health.check()
         await blocked_digests.load()
         return services
+
+    def make_blocked_digests(self, parts: ClusterParts) -> BlockedDigests:
+        storage, pictures = self.storage, self.storage.picture_cache
+        blocked_digests = BlockedDigests(
+            storage.store, storage.database.removals, storage.drop_copies, pictures.drop, parts.notifier
+        )
+        pictures.blocked = blocked_digests
+        storage.database.image_index.when_blocked(blocked_digests.learn_found)
+        return blocked_digests
 
     def make_health(self, nodes: Nodes | None) -> Health:
         local, database, remote = self.storage.local, self.storage.database, self.storage.remote
