@@ -27,7 +27,7 @@ from imgkeep.core.rewrite.markdown import MARKDOWN_CHARS_MAX
 from imgkeep.core.source_url import own_path, read_source
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from imgkeep.core.derived.derive_policy import DerivePolicy
     from imgkeep.core.records import Key, Record, Source
@@ -159,6 +159,7 @@ async def find_sizes(
     links: Iterable[str],
     inspector: Inspector,
     find_all: Callable[[Collection[Key]], Awaitable[Mapping[Key, Record]]],
+    add_facts: Callable[[Sequence[Record]], Awaitable[Sequence[Record]]],
 ) -> dict[str, PixelSize]:
     """
     Return the sizes at which browsers show the stored images behind links.
@@ -167,6 +168,10 @@ async def find_sizes(
         links: Links that were rewritten.
         inspector: Tells what a link is.
         find_all: Returns those of the records that are known.
+        add_facts: Returns records with the facts of their pictures, where these are known.
+
+    Raises:
+        StorageError: The image index cannot be read.
     """
     keys: dict[str, Key] = {}
     for number, link in enumerate(dict.fromkeys(links)):
@@ -174,7 +179,7 @@ async def find_sizes(
         if number % LINKS_AT_A_TIME == 0:
             await asyncio.sleep(0)
     records = await find_all(frozenset(keys.values()))
-    sizes = {key: shown_size(record) for key, record in records.items()}
+    sizes = {record.key: shown_size(record) for record in await add_facts(list(records.values()))}
     return {link: size for link, key in keys.items() if (size := sizes.get(key)) is not None}
 
 

@@ -109,7 +109,8 @@ async def _run(invocation: Invocation, documents: Sequence[Document]) -> int:
             warn_about_base(base, err=sys.stderr)
         status = 0 if target is None else await rewriting.save(target)
         if arguments.dimensions and storage is not None:
-            sizes |= await find_sizes(await rewriting.links(), inspector, storage.database.image_index.find_all)
+            index, facts = storage.database.image_index, storage.database.picture_facts
+            sizes |= await find_sizes(await rewriting.links(), inspector, index.find_all, facts.add_to)
         if arguments.in_place:
             return status | await rewriting.replace(as_json=arguments.json)
         return status | await (rewriting.diff() if arguments.diff else rewriting.print())

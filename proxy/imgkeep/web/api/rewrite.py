@@ -128,16 +128,16 @@ async def _rewrite(
     if options.url is not None:
         check_page_url(options.url)
     which: LinkChoice = tuple(options.which) if isinstance(options.which, list) else options.which
-    selection, base = context.link_selection, request[ADMISSION].base
+    selection, base = context.rewriting.link_selection, request[ADMISSION].base
     settings = PictureSettings(options.pictures, options.widths, options.sizes, is_lazy=options.lazy)
     sizes: dict[str, PixelSize] = {}
     linker = selection.linker(which, base, selection.read_pictures(settings, sizes.get if options.dimensions else None))
     if options.dimensions:
-        found = await context.rewrite_service.try_out(data, form, linker, url=options.url, charset=charset)
+        found = await context.rewriting.service.try_out(data, form, linker, url=options.url, charset=charset)
         if len(frozenset(found.links)) > ITEMS_MAX:
             raise InvalidRequest(f"dimensions: the document has more than {ITEMS_MAX} links")
-        sizes |= await find_sizes(found.links, context.inspector, context.image_index.find_all)
-    rewritten = await context.rewrite_service.rewrite(data, form, linker, url=options.url, charset=charset)
+        sizes |= await find_sizes(found.links, context.inspector, context.image_index.find_all, context.facts.add_to)
+    rewritten = await context.rewriting.service.rewrite(data, form, linker, url=options.url, charset=charset)
     request[REQUEST_LOG].outcome = "rewritten"
     return rewritten
 
