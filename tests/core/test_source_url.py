@@ -12,9 +12,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
-from imgkeep.core.errors import InvalidSource, SourceForbidden, SourceRejected
+from imgkeep.core.errors import InvalidOption, InvalidSource, SourceForbidden, SourceRejected
 from imgkeep.core.records import Source
-from imgkeep.core.source_url import QUERY_CHARS_MAX, SOURCE_CHARS_MAX, own_path, read_base, read_img_query, read_source
+from imgkeep.core.source_url import (
+    QUERY_CHARS_MAX,
+    SOURCE_CHARS_MAX,
+    own_path,
+    read_base,
+    read_img_query,
+    read_picture_query,
+    read_source,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -459,13 +467,6 @@ def test_own_parameters_are_separated_from_the_source(query: str, target: str, o
         ("src=https://a.example/a&src=https://b.example/?c=d", "src is given twice"),
         ("src=https%3A//a.example/&sig=1&sig=2", "sig is given twice"),
         ("exp=1&exp=2&src=https://a.example/a?b=c", "exp is given twice"),
-        ("src=https%3A//a.example/&w=1", "w is not a parameter of ours; percent-encode src"),
-        ("w=1&src=https%3A//a.example/", "w is not a parameter"),
-        ("w=1&src=https://a.example/?a=b", "w is not a parameter"),
-        ("src=https://a.example/a?b%3Dc&w=1", "w is not a parameter"),
-        ("src=https%3A//a.example/&w", "one of the parameters is not"),
-        (f"src=https%3A//a.example/&{'w' * 41}=", "one of the parameters is not"),
-        ("src=https%3A//a.example/&<b>=", "one of the parameters is not"),
         ("src=https%253A%252F%252Fa.example%252Fa", "encoded twice"),
         ("src=HTTP%253a//a.example/a", "encoded twice"),
         ("src=https%25253A%25252F", "encoded twice"),
@@ -490,6 +491,95 @@ def test_query_without_one_clear_source_is_invalid(query: str, message: str) -> 
     with pytest.raises(InvalidSource, match=message) as raised:
         read_img_query(query)
     assert "example" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("src=https%3A//a.example/&width=1", "width is not a parameter of ours; percent-encode src"),
+        ("width=1&src=https%3A//a.example/", "width is not a parameter"),
+        ("width=1&src=https://a.example/?a=b", "width is not a parameter"),
+        ("src=https://a.example/a?b%3Dc&width=1", "width is not a parameter"),
+        ("W=1&src=https%3A//a.example/", "W is not a parameter"),
+        ("%77=1&src=https%3A//a.example/", "one of the parameters is not"),
+        ("src=https%3A//a.example/&width", "one of the parameters is not"),
+        (f"src=https%3A//a.example/&{'w' * 41}=", "one of the parameters is not"),
+        ("src=https%3A//a.example/&<b>=", "one of the parameters is not"),
+        ("src=https%3A//a.example/&w=1&w=1", "w is given twice"),
+        ("w=1&src=https%3A//a.example/&w=1", "w is given twice"),
+        ("w=1&w=2&src=https://a.example/?w=3", "w is given twice"),
+    ],
+)
+def test_query_with_an_unknown_or_repeated_option_is_invalid(query: str, message: str) -> None:
+    with pytest.raises(InvalidOption, match=message) as raised:
+        read_img_query(query)
+    assert "example" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("query", "target", "picture"),
+    [
+        pytest.param("src=https%3A%2F%2Fh.example%2Fa&w=400", "/a", "w=400", id="behind an encoded source"),
+        pytest.param("w=400&src=https%3A%2F%2Fh.example%2Fa", "/a", "w=400", id="before an encoded source"),
+        pytest.param("src=https%3A//h.example/a%3Fw%3D1&w=2", "/a?w=1", "w=2", id="the source has the name, encoded"),
+        pytest.param("w=2&src=https://h.example/a?w=1&h=3", "/a?w=1&h=3", "w=2", id="before an unencoded source"),
+        pytest.param("src=https://h.example/a?w=1&h=3", "/a?w=1&h=3", "", id="all of it is the source"),
+        pytest.param("src=https://h.example/a?thumb&w=400", "/a?thumb&w=400", "", id="names of the source"),
+        pytest.param("src=https://h.example/a?thumb&w=1&sig=x", "/a?thumb&w=1&sig=x", "", id="sig of the source"),
+        pytest.param("w=400&src=https://h.example/a?thumb", "/a?thumb", "w=400", id="ahead of a bare query"),
+        pytest.param("src=https://h.example/a&w=400", "/a", "w=400", id="no query of the source"),
+        pytest.param("src=https://h.example/a?b%3Dc&w=400", "/a?b=c", "w=400", id="yarl"),
+        pytest.param("src=https://h.example/a?b%26c&w=400", "/a?b&c", "w=400", id="yarl, an ampersand"),
+        pytest.param("w=1&sig=s&exp=9&q=2&src=https%3A//h.example/a&bg=f%66f", "/a", "w=1&q=2&bg=fff", id="order"),
+        pytest.param("src=https%3A//h.example/a&sig=s", "/a", "", id="a signature is no picture option"),
+    ],
+)
+def test_picture_options_are_told_from_the_source(query: str, target: str, picture: str) -> None:
+    read = read_img_query(query)
+    assert read.source.target == target
+    assert "&".join("=".join(option) for option in read.picture) == picture
+    assert dict(read.options).items() >= dict(read.picture).items()
+
+
+def test_other_endpoints_have_no_picture_options() -> None:
+    with pytest.raises(InvalidOption, match="w is not a parameter"):
+        read_img_query("src=https%3A//h.example/a&w=400", "/api/inspect")
+
+
+@pytest.mark.parametrize(
+    ("query", "options"),
+    [
+        ("", ()),
+        ("v=2", ()),
+        ("sig=x&exp=1", ()),
+        ("v=2&v=2&src=", ()),
+        ("w=400", (("w", "400"),)),
+        ("&w=4%30%30&", (("w", "400"),)),
+        ("sig=s&w=1", (("sig", "s"), ("w", "1"))),
+        ("preset", (("preset", ""),)),
+    ],
+)
+def test_permanent_url_has_options(query: str, options: tuple[tuple[str, str], ...]) -> None:
+    read = read_picture_query(query, "/images/a.png")
+    assert (read.text, read.options) == ("/images/a.png", options)
+    assert read.picture == tuple(option for option in options if option[0] != "sig")
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("w=1&v=2", "v is not a parameter of ours$"),
+        ("w=1&src=a", "src is not a parameter of ours$"),
+        ("w=1&w=1", "w is given twice$"),
+        ("w=1&sig=a&sig=b", "sig is given twice$"),
+        ("w=%FF", "not UTF-8"),
+        ("w" * (QUERY_CHARS_MAX + 1), "the query is longer than"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_query_of_a_permanent_url_is_refused(query: str, message: str) -> None:
+    with pytest.raises((InvalidOption, InvalidSource), match=message):
+        read_picture_query(query, "/images/a.png")
 
 
 @pytest.mark.parametrize(
@@ -549,6 +639,15 @@ def test_any_url_survives_being_encoded_and_sent(url: str) -> None:
     for program in PROGRAMS.values():
         assert read_img_query(program(url)).source == source
         assert read_img_query(program(source.url)).source == source
+
+
+@settings(deadline=None)
+@given(urls)
+def test_options_beside_an_encoded_source_are_ours(url: str) -> None:
+    source, encoded = read_source(url), quote(url, safe="")
+    for query in (f"src={encoded}&w=400&q=80", f"w=400&src={encoded}&q=80", f"w=400&q=80&src={encoded}"):
+        read = read_img_query(query)
+        assert (read.source, read.text, read.picture) == (source, url, (("w", "400"), ("q", "80")))
 
 
 @settings(deadline=None)

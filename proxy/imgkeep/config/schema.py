@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from imgkeep.config.errors import ConfigError
+from imgkeep.core.derived.derive_policy import DerivePolicy, read_presets
 from imgkeep.core.derived.options import SIDE_MAX
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.identity import BUILT_IN, places_of, read_provider_rules
@@ -316,6 +317,21 @@ class Config(Section, frozen=True):
         if chosen != "auto":
             return chosen
         return EXPOSED_FILL_BYTES_PER_DAY if self.server.is_open and self.security.signature == "off" else 0
+
+    def derive_policy(self) -> DerivePolicy:
+        """
+        Return the policy of derived pictures, with `auto` of `derive.allow` resolved.
+
+        Raises:
+            ConfigError: A preset is malformed.
+        """
+        derive = self.derive
+        allow = derive.allow if derive.allow != "auto" else "signed" if self.server.is_open else "any"
+        try:
+            presets = read_presets(derive.presets, derive.side_max)
+        except ValueError as error:
+            raise ConfigError(f"derive.presets: {error}") from None
+        return DerivePolicy(allow, derive.widths, presets, derive.side_max)
 
     def read_provider_rules(self) -> ProviderRules:
         """

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.config.cluster_rules import cluster_rules
+from imgkeep.config.derive_rules import check_presets, derive_rules
 from imgkeep.config.errors import ConfigError
 from imgkeep.config.rule import Rule
 from imgkeep.config.urls import read_database_url, read_store_url
@@ -86,6 +87,7 @@ def _checks(config: Config) -> Iterator[tuple[tuple[str, ...], Callable[[], obje
     yield ("store.fallback",), lambda: _check_fallback(store.fallback)
     yield ("database.url",), lambda: read_database_url(config.database.url)
     yield ("legacy",), lambda: _check_mounts(config)
+    yield ("derive.presets", "derive.side_max"), lambda: check_presets(config.derive)
     for rule in _rules(config):
         yield (rule.setting, *rule.needs), partial(_require, rule)
 
@@ -124,6 +126,7 @@ def _rules(config: Config) -> Iterator[Rule]:
     yield from _store_rules(config)
     yield from _delivery_rules(config)
     yield from cluster_rules(config)
+    yield from derive_rules(config)
 
 
 def _store_rules(config: Config) -> Iterator[Rule]:

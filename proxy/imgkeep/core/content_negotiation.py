@@ -63,16 +63,29 @@ def choose_form(method: str, accept: str | None, destination: str | None) -> For
         return {"document": Form.PAGE, "image": Form.IMAGE}.get(destination.strip(" \t").lower(), Form.PROBLEM)
     if prefers_page(accept):
         return Form.PAGE
-    types = _read_accept(accept)
+    types = read_qualities(accept)
     is_image = any(name.startswith(_IMAGE) and quality > 0 for name, quality in types.items())
     return Form.IMAGE if is_image and not types.keys() & {PAGE, *_DATA} else Form.PROBLEM
 
 
 def prefers_page(accept: str | None) -> bool:
     """Return whether a client names `text/html`, and no form of JSON before it. A wildcard names nothing."""
-    types = _read_accept(accept)
+    types = read_qualities(accept)
     page = types.get(PAGE, 0)
     return page > 0 and all(page >= types.get(name, 0) for name in _DATA)
+
+
+def read_qualities(accept: str | None) -> dict[str, float]:
+    """Return the qualities of media types, without their other parameters; a malformed quality counts as 0."""
+    types: dict[str, float] = {}
+    for member in (accept or "").split(",", MEMBERS_MAX)[:MEMBERS_MAX]:
+        name, *parameters = member.split(";", 8)
+        name = name.strip(" \t").lower()
+        qualities = [text for text in parameters if text.lstrip(" \t")[:1] in {"q", "Q"}]
+        match = _QUALITY.fullmatch(qualities[0]) if qualities else None
+        quality = float(match[1]) if match else float(not qualities)
+        types[name] = max(quality, types.get(name, 0))
+    return types
 
 
 def allow_fields(requested: str | None) -> tuple[str, ...]:
@@ -86,16 +99,3 @@ def allow_fields(requested: str | None) -> tuple[str, ...]:
     names = (name.strip(" \t") for name in asked)
     wanted = [name for name in names if _FIELD.fullmatch(name) and name not in _FIELDS_ACTED_ON]
     return tuple(dict.fromkeys((*FIELDS_USUAL, *wanted)))
-
-
-def _read_accept(accept: str | None) -> dict[str, float]:
-    """Return the qualities of media types, without their other parameters; a malformed quality counts as 0."""
-    types: dict[str, float] = {}
-    for member in (accept or "").split(",", MEMBERS_MAX)[:MEMBERS_MAX]:
-        name, *parameters = member.split(";", 8)
-        name = name.strip(" \t").lower()
-        qualities = [text for text in parameters if text.lstrip(" \t")[:1] in {"q", "Q"}]
-        match = _QUALITY.fullmatch(qualities[0]) if qualities else None
-        quality = float(match[1]) if match else float(not qualities)
-        types[name] = max(quality, types.get(name, 0))
-    return types

@@ -21,18 +21,30 @@ comes only behind an `&`, it may belong to our own parameter or to the source:
     src=https://h/a.png?w%3D1&sig=x     encoded: `=` of the source is `%3D`
     src=https://h/a.png?thumb&sig=x     encoded: only our own parameters follow
     src=https://h/a.png?thumb&e=1&t=x   not encoded: `e` and `t` can only be the source's
+
+The names of our picture options (`w`, `q`, `format` ...) are common in source URLs, so beside a source that may be
+unencoded they are the source's; before `src`, and behind an encoded one, they are ours:
+
+    src=https://h/a.png?thumb&w=400     not encoded: `w` is the source's
+    w=400&src=https://h/a.png?thumb     `w` is ours
+    src=https%3A%2F%2Fh%2Fa.png&w=400   encoded: `w` is ours
+    src=https://h/a.png&w=400           `w` is ours: no `?` begins a query that it could belong to
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import quote, unquote_to_bytes
 
-from imgkeep.core.errors import InvalidSource
+from imgkeep.core.derived.options import OPTION_NAMES
+from imgkeep.core.errors import InvalidOption, InvalidSource
 from imgkeep.core.records import DEFAULT_PORTS, Source
 from imgkeep.core.url_host import read_authority
+
+if TYPE_CHECKING:
+    from imgkeep.core.signing import ForeignSignature
 
 SOURCE_CHARS_MAX: Final = 8192
 """
@@ -45,7 +57,9 @@ QUERY_CHARS_MAX: Final = 4 * SOURCE_CHARS_MAX
 Maximum length of the query of `/img`: percent-encoding triples a source at most; the rest is for our own parameters.
 """
 
-OPTION_NAMES: Final = frozenset({"exp", "sig"})
+SIGNATURE_NAMES: Final = frozenset({"exp", "sig"})
+"""Names of the parameters of our signature."""
+OWN_NAMES: Final = SIGNATURE_NAMES | frozenset(OPTION_NAMES)
 """Names of our own parameters of `/img`, besides `src`."""
 
 # re.ASCII: without it IGNORECASE lets U+017F stand for `s`.
@@ -65,6 +79,12 @@ _ENCODED_TWICE: Final = re.compile(r"https?(?:%(?:25)*3A|:/?%(?:25)*2F)", re.ASC
 _TELLABLE: Final = re.compile(r"([A-Za-z][A-Za-z0-9_.-]{0,39})=.*", re.DOTALL)
 
 
+_SRC: Final = frozenset({"src"})
+
+Parameters: TypeAlias = tuple[tuple[str, str], ...]
+"""Names and values of parameters."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImgQuery:
     """
@@ -73,12 +93,34 @@ class ImgQuery:
     Attributes:
         source: The source that `src` names.
         text: `src` itself, decoded: our signatures cover this text.
-        options: Our other parameters, with names from `OPTION_NAMES`, decoded, in their order.
+        options: Our other parameters, with names from `OWN_NAMES`, decoded, in their order.
+        picture: Those among them that ask for a derived picture; empty: the request is for the original.
+        foreign: A valid signature of another image server on the same URL; `None`: the URL has none.
     """
 
     source: Source
     text: str = field(repr=False)
-    options: tuple[tuple[str, str], ...] = field(repr=False)
+    options: Parameters = field(repr=False)
+    picture: Parameters = field(default=(), repr=False)
+    foreign: ForeignSignature | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PictureQuery:
+    """
+    The parsed query of `/images/<name>`.
+
+    Attributes:
+        text: The path: our signatures cover this text, as that of `src`.
+        options: As in `ImgQuery`.
+        picture: Likewise.
+        foreign: Likewise.
+    """
+
+    text: str
+    options: Parameters = field(repr=False)
+    picture: Parameters = field(repr=False)
+    foreign: ForeignSignature | None = None
 
 
 def read_source(text: str) -> Source:
@@ -127,8 +169,8 @@ def read_img_query(query: str, endpoint: str = "/img") -> ImgQuery:
         endpoint: Path of the request, for messages.
 
     Raises:
-        InvalidSource: `src` is missing, empty, repeated, encoded twice or no http(s) URL; or a parameter is unknown or
-            repeated.
+        InvalidSource: `src` is missing, empty, repeated, encoded twice or no http(s) URL; or `sig` is repeated.
+        InvalidOption: Another parameter is unknown or repeated.
         SourceForbidden: See `read_source`.
     """
     if len(query) > QUERY_CHARS_MAX:
@@ -138,17 +180,42 @@ def read_img_query(query: str, endpoint: str = "/img") -> ImgQuery:
     if at is None:
         raise InvalidSource(f"src is missing: ask for {endpoint}?src=<percent-encoded URL>")
     value, ahead, behind = fields[at][len("src=") :], fields[:at], fields[at + 1 :]
+    known = OWN_NAMES if endpoint == "/img" else SIGNATURE_NAMES
     if _stands_as_it_is(value, behind):
-        options = _read_options(ahead)
+        options = _read_options(ahead, known, beside=_SRC)
         text = "&".join([value, *behind])
-        return ImgQuery(read_source(text), text, options)
-    options = _read_options(ahead + behind)
+        return ImgQuery(read_source(text), text, options, _picture_options(options))
+    options = _read_options(ahead + behind, known, beside=_SRC)
     text = _form_decoded(value)
     if not text:
         raise InvalidSource("src is empty")
     if _ENCODED_TWICE.match(text):
         raise InvalidSource("src looks percent-encoded twice; encode it once")
-    return ImgQuery(read_source(text), text, options)
+    return ImgQuery(read_source(text), text, options, _picture_options(options))
+
+
+def read_picture_query(query: str, path: str) -> PictureQuery:
+    """
+    Parse the query of `/images/<name>`.
+
+    It had no meaning before pictures had options, so parameters that are not ours (`?v=2`) mean nothing as long as none
+    beside them is a picture option.
+
+    Args:
+        query: Everything behind the first `?` of the request target, not decoded.
+        path: Everything before it.
+
+    Raises:
+        InvalidOption: A parameter is repeated, or is not ours beside a picture option.
+        InvalidSource: The query is too long, a value is not UTF-8, or `sig` is repeated.
+    """
+    if len(query) > QUERY_CHARS_MAX:
+        raise InvalidSource(f"the query is longer than {QUERY_CHARS_MAX} characters")
+    fields = query.split("&")
+    if not any(_name(text) in OPTION_NAMES for text in fields):
+        return PictureQuery(path, (), ())
+    options = _read_options(fields, OWN_NAMES)
+    return PictureQuery(path, options, _picture_options(options))
 
 
 def _too_long() -> InvalidSource:
@@ -174,7 +241,7 @@ def _stands_as_it_is(value: str, behind: list[str]) -> bool:
         return True
     if "=" not in "&".join([value, *behind]).partition("?")[2]:
         return False
-    return not _ENCODED.search(value) and not all(_name(text) in {"", "src", *OPTION_NAMES} for text in behind)
+    return not _ENCODED.search(value) and not all(_name(text) in {"", "src", *SIGNATURE_NAMES} for text in behind)
 
 
 def _form_decoded(value: str) -> str:
@@ -185,19 +252,26 @@ def _form_decoded(value: str) -> str:
         raise InvalidSource("a parameter is not UTF-8") from None
 
 
-def _read_options(fields: list[str]) -> tuple[tuple[str, str], ...]:
+def _read_options(fields: list[str], known: frozenset[str], *, beside: frozenset[str] = frozenset()) -> Parameters:
+    """Read parameters with names from `known`, beside others that were read already and may not come again."""
+    hint = "; percent-encode src if it belongs to it" if beside else ""
     options: dict[str, str] = {}
     for text in filter(None, fields):
         name, _, value = text.partition("=")
-        if name == "src" or name in options:
-            raise InvalidSource(f"{name} is given twice; percent-encode src if one belongs to it")
-        if name not in OPTION_NAMES:
+        if name in options or name in beside:
+            kind = InvalidOption if name in OPTION_NAMES else InvalidSource
+            raise kind(f"{name} is given twice{hint}")
+        if name not in known:
             # A name without a value may be a token of the source, so the message does not quote it.
             tellable = _TELLABLE.fullmatch(text)
             which = tellable[1] if tellable else "one of the parameters"
-            raise InvalidSource(f"{which} is not a parameter of ours; percent-encode src if it belongs to it")
+            raise InvalidOption(f"{which} is not a parameter of ours{hint}")
         options[name] = _form_decoded(value)
     return tuple(options.items())
+
+
+def _picture_options(options: Parameters) -> Parameters:
+    return tuple(option for option in options if option[0] not in SIGNATURE_NAMES) if options else ()
 
 
 def own_path(source: Source, public: Source) -> str | None:

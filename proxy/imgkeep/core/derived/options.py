@@ -5,7 +5,7 @@ Rules:
 - Requests that ask for the same picture have equal options, whatever the order, case or defaults of their parameters.
   `dpr` is multiplied into sizes and blur, so `w=200&dpr=2` and `w=400` are equal.
 - A parameter that is unknown, malformed, out of range, repeated, or without effect beside the others is refused by its
-  name. No number is longer than `NUMBER_CHARS_MAX`, and all digits are ASCII.
+  name. A value is ASCII and at most `VALUE_CHARS_MAX` characters long, and a message does not repeat it.
 - `stem_of` writes options into the name of the picture in a store, and `read_stem` reads them there. The form is public
   (`docs/derived.md`): it never changes silently.
 """
@@ -33,17 +33,19 @@ DPR_MAX: Final = 4
 BLUR_MAX: Final = 250
 """Maximum standard deviation of a blur in pixels: beyond it a picture has one colour, and libvips needs a second."""
 PAGE_MAX: Final = 99_999
-NUMBER_CHARS_MAX: Final = 8
+STEM_PARTS_MAX: Final = 10
+PRESETS_TOLD_MAX: Final = 20
+"""Maximum number of presets that a message lists."""
+VALUE_CHARS_MAX: Final = 64
+"""Maximum length of a value: that of a preset's name, the longest."""
+BLUR_MIN: Final = 0.3
+"""Minimum standard deviation of a blur: a smaller one changes no pixel of 8 bits that a person could tell."""
 
 _WHOLE: Final = re.compile(r"0|[1-9][0-9]{0,4}")
 _DECIMAL: Final = re.compile(r"(?:0|[1-9][0-9]{0,2})(?:\.[0-9]{1,3})?")
 _COLOUR: Final = re.compile(r"[0-9a-f]{3}|[0-9a-f]{6}|[0-9a-f]{8}")
-_STEM: Final = re.compile(
-    r"(?:w(?P<w>[1-9][0-9]{0,4}))?(?:-?h(?P<h>[1-9][0-9]{0,4}))?(?:-?(?P<fit>contain|cover))?(?:-(?P<gravity>[a-z]+))?"
-    r"(?:-?q(?P<q>[1-9][0-9]{0,2}))?(?:-?bg(?P<bg>[0-9a-f]{6}(?:[0-9a-f]{2})?))?(?:-?r(?P<rotate>90|180|270))?"
-    r"(?:-?b(?P<blur>[0-9]{1,3}(?:\.[0-9]{1,3})?))?(?:-?p(?P<page>0|[1-9][0-9]{0,4}))?(?:-?(?P<metadata>keep))?"
-)
-"""A first check of a stem; `read_stem` accepts only what `stem_of` writes."""
+_STEM_PART: Final = re.compile(r"(?P<name>bg|[whqrbp])(?P<value>[0-9a-f.]+)|(?P<word>[a-z]+)")
+_STEM_NAMES: Final = {"w": "w", "h": "h", "q": "q", "bg": "bg", "r": "rotate", "b": "blur", "p": "page"}
 
 
 class Fit(Enum):
@@ -55,6 +57,9 @@ class Fit(Enum):
     """It fits into them, is enlarged if it is smaller, and the background fills the rest."""
     COVER = "cover"
     """It covers them, is enlarged if it is smaller, and what juts out is cut off."""
+
+
+_FITS: Final = frozenset(each.value for each in Fit)
 
 
 class Gravity(Enum):
@@ -117,7 +122,7 @@ class PictureOptions:
 
 
 ORIGINAL: Final = PictureOptions()
-"""The options of a request that names none that has an effect: it gets the original."""
+"""The options of a request that names none with an effect: it gets the original."""
 
 
 def read_options(
@@ -133,27 +138,34 @@ def read_options(
     Raises:
         InvalidOption: A parameter is unknown, malformed, out of range, repeated or without effect.
     """
-    given: dict[str, str] = {}
-    for name, value in parameters:
-        if name not in OPTION_NAMES:
-            raise InvalidOption(f"{name} is not an option of a picture; the options are {', '.join(OPTION_NAMES)}")
-        if name in given:
-            raise InvalidOption(f"{name} is given twice")
-        given[name] = value.strip(" ").lower() if name != "preset" else value
-    base = ORIGINAL
-    if "preset" in given:
-        preset = (presets or {}).get(given["preset"])
-        if preset is None:
-            raise InvalidOption("preset: there is no such preset in [derive.presets]")
-        base = preset
+    given = _collect(parameters)
+    base = ORIGINAL if "preset" not in given else _find_preset(given["preset"], presets or {})
     read: dict[str, object] = {}
     for name, value in given.items():
         if name in _READERS:
             field, reader = _READERS[name]
-            read[field] = reader(name, value)
+            read[field] = reader(name, value.lower())
     options = replace(base, **read)  # type: ignore[arg-type]  # each reader returns what its field takes
+    if options.format is PictureFormat.PNG and "q" not in given:
+        options = replace(options, quality=None)  # of a preset that had another format
     options = _multiply(options, _read_dpr(given.get("dpr"), options))
     _require_effect(options, given)
+    return options
+
+
+def read_preset(text: str) -> PictureOptions:
+    """
+    Read the options of a preset, as `w=320&h=320&fit=cover`.
+
+    Raises:
+        InvalidOption: As `read_options`; or there is none, or one is another preset.
+    """
+    parameters = [(name.strip(), value.strip()) for name, _, value in (part.partition("=") for part in text.split("&"))]
+    if any(name == "preset" for name, _ in parameters):
+        raise InvalidOption("preset: a preset names options, and no other preset")
+    options = read_options(parameters)
+    if options == ORIGINAL:
+        raise InvalidOption("has no effect: it would be the original")
     return options
 
 
@@ -178,26 +190,45 @@ def stem_of(options: PictureOptions) -> str:
 
 def read_stem(stem: str) -> PictureOptions | None:
     """Return the options that `stem_of` wrote; `None`: it did not write this text."""
-    match = _STEM.fullmatch("" if stem == "full" else stem)
-    if match is None:
-        return None
-    part = match.groupdict()
+    parameters = []
+    for part in [] if stem == "full" else stem.split("-", STEM_PARTS_MAX):
+        match = _STEM_PART.fullmatch(part)
+        if match is None:
+            return None
+        word = match["word"]
+        parameters.append((_STEM_NAMES[match["name"]], match["value"]) if word is None else (_name_of(word), word))
     try:
-        options = PictureOptions(
-            width=int(part["w"]) if part["w"] else None,
-            height=int(part["h"]) if part["h"] else None,
-            fit=Fit(part["fit"] or "inside"),
-            gravity=Gravity(part["gravity"] or "center"),
-            quality=int(part["q"]) if part["q"] else None,
-            background=part["bg"],
-            rotate=int(part["rotate"] or 0),
-            blur=float(part["blur"] or 0),
-            page=int(part["page"]) if part["page"] else None,
-            keep_metadata=part["metadata"] is not None,
-        )
-    except ValueError:
+        options = read_options(parameters)
+    except InvalidOption:
         return None
     return options if stem_of(options) == stem else None
+
+
+def _name_of(word: str) -> str:
+    """Return the parameter of which a word in a stem is the value."""
+    if word in _FITS:
+        return "fit"
+    return "metadata" if word == "keep" else "gravity"
+
+
+def _collect(parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for name, value in parameters:
+        if name not in OPTION_NAMES:
+            raise InvalidOption(f"{name[:40]} is not an option of a picture; there are {', '.join(OPTION_NAMES)}")
+        if name in given:
+            raise InvalidOption(f"{name}: is given twice")
+        if len(value) > VALUE_CHARS_MAX or not value.isascii():
+            raise InvalidOption(f"{name}: expected {VALUE_CHARS_MAX} ASCII characters at most")
+        given[name] = value
+    return given
+
+
+def _find_preset(name: str, presets: Mapping[str, PictureOptions]) -> PictureOptions:
+    if name not in presets:
+        known = ", ".join(sorted(presets)[:PRESETS_TOLD_MAX]) or "none"
+        raise InvalidOption(f"preset: there is no preset of this name in [derive.presets]; there are {known}")
+    return presets[name]
 
 
 def _read_side(name: str, text: str) -> int:
@@ -213,19 +244,19 @@ def _read_page(name: str, text: str) -> int:
 
 
 def _read_whole(name: str, text: str, least: int, most: int) -> int:
-    if len(text) > NUMBER_CHARS_MAX or _WHOLE.fullmatch(text) is None or not least <= int(text) <= most:
+    if _WHOLE.fullmatch(text) is None or not least <= int(text) <= most:
         raise InvalidOption(f"{name}: expected a whole number from {least} to {most}")
     return int(text)
 
 
 def _read_decimal(name: str, text: str, least: float, most: float) -> float:
-    if len(text) > NUMBER_CHARS_MAX or _DECIMAL.fullmatch(text) is None or not least <= float(text) <= most:
+    if _DECIMAL.fullmatch(text) is None or not least <= float(text) <= most:
         raise InvalidOption(f"{name}: expected a number from {least:g} to {most:g}")
     return float(text)
 
 
 def _read_blur(name: str, text: str) -> float:
-    return 0 if text == "0" else _read_decimal(name, text, 0.3, BLUR_MAX)
+    return 0 if text == "0" else _read_decimal(name, text, BLUR_MIN, BLUR_MAX)
 
 
 def _read_rotation(name: str, text: str) -> int:
@@ -284,7 +315,7 @@ def _read_dpr(text: str | None, options: PictureOptions) -> float:
         return 1
     dpr = _read_decimal("dpr", text, 1, DPR_MAX)
     if dpr != 1 and options.width is None and options.height is None:
-        raise InvalidOption("dpr: has no effect without w or h")
+        raise InvalidOption("dpr: needs w or h")
     return dpr
 
 
@@ -300,16 +331,14 @@ def _multiply(options: PictureOptions, dpr: float) -> PictureOptions:
 
 def _require_effect(options: PictureOptions, given: Mapping[str, str]) -> None:
     """Raise `InvalidOption` for a parameter that the others leave without effect."""
-    both = options.width is not None and options.height is not None
-    if options.fit is not Fit.INSIDE and not (
-        both or (options.fit is Fit.CONTAIN and (options.width or options.height))
-    ):
-        raise InvalidOption(f"fit: {options.fit.value} needs {'w and h' if options.fit is Fit.COVER else 'w or h'}")
-    if options.gravity is not Gravity.CENTER and (options.fit is Fit.INSIDE or not both):
-        raise InvalidOption("gravity: has no effect without w, h, and fit=cover or fit=contain")
+    sides = (options.width is not None) + (options.height is not None)
+    if options.fit is Fit.COVER and sides < 2:
+        raise InvalidOption("fit: cover needs w and h")
+    if ("fit" in given or options.fit is not Fit.INSIDE) and not sides:
+        raise InvalidOption(f"fit: {options.fit.value} needs w or h")
     if options.gravity is Gravity.ATTENTION and options.fit is not Fit.COVER:
-        raise InvalidOption("gravity: attention needs fit=cover")
-    if "fit" in given and options.fit is Fit.INSIDE and not (options.width or options.height):
-        raise InvalidOption("fit: has no effect without w or h")
+        raise InvalidOption("gravity: attention needs fit=cover, w and h")
+    if options.gravity is not Gravity.CENTER and (options.fit is Fit.INSIDE or sides < 2):
+        raise InvalidOption("gravity: needs w, h, and fit=cover or fit=contain")
     if options.format is PictureFormat.PNG and options.quality is not None:
         raise InvalidOption("q: has no effect on png, which loses nothing")
