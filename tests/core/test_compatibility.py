@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import urlsafe_b64encode
+from functools import partial
 from hashlib import sha1, sha256
 from hmac import digest
 from typing import TYPE_CHECKING
@@ -19,9 +20,11 @@ from imgkeep.core.derived.compatibility.thumbor import read_thumbor
 from imgkeep.core.derived.options import read_options
 from imgkeep.core.errors import ImgkeepError, InvalidOption, InvalidSource, NotSupported, SignatureInvalid
 from imgkeep.core.signing import ForeignSignature
-from imgkeep.core.source_url import QUERY_CHARS_MAX, read_source
+from imgkeep.core.source_url import QUERY_CHARS_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from imgkeep.core.derived.compatibility.foreign_request import ForeignRequest
 
 SOURCE = "https://h.example/a.png"
@@ -100,7 +103,7 @@ def test_option_of_imageproxy_that_is_not_supported_is_named(option: str, name: 
     ("options", "message"),
     [
         ("webpp", "webpp is not an option of imageproxy"),
-        ("200×100", "one of the options is not an option"),
+        ("200\u00d7100", "one of the options is not an option"),
         ("<script>", "one of the options is not an option"),
         ("a" * 25, "one of the options is not an option"),
         ("fit,sc", "sc: needs a width and a height"),
@@ -110,12 +113,12 @@ def test_option_of_imageproxy_that_is_not_supported_is_named(option: str, name: 
         ("r--90", "r: expected a whole number"),
         ("r1e9", "r: expected a whole number"),
         ("q", "q: expected a whole number"),
-        ("q٣", "q: expected a whole number"),
+        ("q\u0663", "q: expected a whole number"),
         ("q" + "9" * 13, "q: expected a whole number"),
         ("vu", "vu: expected a whole number"),
         ("vunever", "vu: expected a whole number"),
         ("999999999x", "999999999x is not an option"),
-        ("٣٠٠x", "one of the options is not an option"),
+        ("\u0663\u0660\u0660x", "one of the options is not an option"),
         ("1e9", "1e9 is not an option"),
         ("NaN", "NaN is not an option"),
         ("-5x", "-5x is not an option"),
@@ -354,7 +357,9 @@ def test_malformed_option_of_thumbor_is_refused(options: str, message: str) -> N
         read_thumbor(f"unsafe/{options}{SOURCE}", None, "")
 
 
-@pytest.mark.parametrize("value", ["quality(0)", "quality(101)", "quality()", "blur(251)", "blur(1,300.5)", "blur(1,é)"])
+@pytest.mark.parametrize(
+    "value", ["quality(0)", "quality(101)", "quality()", "blur(251)", "blur(1,300.5)", "blur(1,é)"]
+)
 def test_range_of_a_filter_is_that_of_img(value: str) -> None:
     request = read_thumbor(f"unsafe/300x200/filters:{quote(value, safe='(),')}/{SOURCE}", None, "")
     assert request is not None
@@ -481,45 +486,45 @@ def test_long_targets_are_refused_unread() -> None:
             read(f"unsafe/{SOURCE}", "a" * QUERY_CHARS_MAX, "")
 
 
-@pytest.mark.parametrize("piece", ["/", "0x0:0x0/", "filters:", "filters:a(", "),(", "https:/", "s,", "%41", "trim", "-x"])
+def read_code(read: Callable[[], object]) -> str:
+    """Return the code of the error that reading raises; nothing if it raises none."""
+    try:
+        read()
+    except ImgkeepError as error:
+        return error.code if len(str(error)) < 200 else "long"
+    return ""
+
+
+@pytest.mark.parametrize(
+    "piece", ["/", "0x0:0x0/", "filters:", "filters:a(", "),(", "https:/", "s,", "%41", "trim", "-x"]
+)
 def test_hostile_target_costs_little(piece: str) -> None:
     text = (piece * QUERY_CHARS_MAX)[: QUERY_CHARS_MAX - 20]
     for path in (text, f"unsafe/{text}", f"unsafe/filters:{text}", f"200x/{text}"):
         for read in (read_imageproxy, read_thumbor):
-            try:
-                read(path, None, KEY)
-            except ImgkeepError as error:
-                assert len(str(error)) < 200
+            assert read_code(partial(read, path, None, KEY)) in CODES
 
 
-WORDS = st.sampled_from(
-    ["unsafe/", "300x200", ",", "/", "fit-in/", "smart/", "filters:", "fill(", ")", ":", "f00", "r90", "s", "q80", "sc", "vu9"]
-    + ["https://", "h.example/", "%2F", "%", "a", "=", "-", "é", "\udc80", "\n", "orig", "x", "0"]
+PIECES = (
+    *("unsafe/", "300x200", "fit-in/", "smart/", "filters:", "fill(", ")", ":", "f00", "r90", "q80", "sc", "vu9", "s"),
+    *("https://", "h.example/", "%2F", "%", "a", "=", "-", ",", "/", "\xe9", "\udc80", "\n", "orig", "x", "0"),
 )
+CODES = {"", "invalid_option", "invalid_source", "not_supported", "signature_invalid", "source_forbidden"}
 
 
-@given(st.lists(WORDS, max_size=12).map("".join), st.none() | st.text(max_size=5))
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), st.none() | st.text(max_size=5))
 def test_any_target_is_read_or_refused(path: str, query: str | None) -> None:
-    for read in (read_imageproxy, read_thumbor):
-        for key in ("", KEY):
-            try:
-                request = read(path, query, key)
-                if request is not None:
-                    read_options(request.parameters)
-                    read_source(request.source)
-            except ImgkeepError as error:
-                assert error.code in {
-                    "invalid_option",
-                    "invalid_source",
-                    "not_supported",
-                    "signature_invalid",
-                    "source_forbidden",
-                }
+    def read_all(read: Callable[[str, str | None, str], ForeignRequest | None], key: str) -> None:
+        request = read(path, query, key)
+        if request is not None:
+            read_options(request.parameters)
+            assert request.query().picture == request.parameters
+
+    for key in ("", KEY):
+        assert read_code(partial(read_all, read_imageproxy, key)) in CODES
+        assert read_code(partial(read_all, read_thumbor, key)) in CODES
 
 
 @given(st.text(max_size=40))
 def test_any_query_of_nextjs_is_read_or_refused(query: str) -> None:
-    try:
-        read_options(read_nextjs(query).parameters)
-    except (InvalidOption, InvalidSource, NotSupported):
-        pass
+    assert read_code(lambda: read_options(read_nextjs(query).parameters)) in CODES

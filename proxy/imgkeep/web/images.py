@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from imgkeep.core.records import Source
+    from imgkeep.core.source_url import ImgQuery
     from imgkeep.images.lookup_rate_limit import MissLimiter
     from imgkeep.images.request_context import Delivery
     from imgkeep.images.service import ImageService
@@ -62,8 +63,11 @@ class ImageHandlers:
         return None if match is None else (self.serve_object, IMAGES_PATH, match[1].decode())
 
     async def serve_source(self, request: ImageRequest) -> HttpResponse:
-        """Serve the image behind a source URL."""
-        query = read_img_query(request.target.partition("?")[2])
+        """Serve the image behind the source URL of `/img`."""
+        return await self.serve_query(request, read_img_query(request.target.partition("?")[2]))
+
+    async def serve_query(self, request: ImageRequest, query: ImgQuery) -> HttpResponse:
+        """Serve the image behind a source URL, whichever form of URL named it."""
         source = query.source
         request.request_log.host = source.host
         try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
 
 from imgkeep.core.errors import InvalidOption, InvalidSource
-from imgkeep.core.source_url import QUERY_CHARS_MAX
+from imgkeep.core.source_url import QUERY_CHARS_MAX, ImgQuery, read_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +49,15 @@ class ForeignRequest:
     parameters: tuple[tuple[str, str], ...] = ()
     signature: ForeignSignature | None = None
     ends: int | None = None
+
+    def query(self) -> ImgQuery:
+        """
+        Return the query of `/img` that asks for the same.
+
+        Raises:
+            InvalidSource, SourceForbidden: As `read_source`.
+        """
+        return ImgQuery(read_source(self.source), self.source, self.parameters, self.parameters, self.signature)
 
 
 @dataclass(slots=True)
