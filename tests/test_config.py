@@ -12,6 +12,8 @@ import msgspec
 import pytest
 
 from imgkeep.config import Config, ConfigError, Section, load, read_database_url, read_store_url
+from imgkeep.config.schema import Derive
+from imgkeep.core.derived.options import PictureOptions
 from imgkeep.core.identity import BUILT_IN
 from imgkeep.core.policy import judge
 from imgkeep.core.source_url import read_source
@@ -486,6 +488,28 @@ def test_denied_bucket_is_denied_at_all_endpoints(pattern: str) -> None:
         assert judge(read_source(url), policy) is not None, url
     assert judge(read_source("https://b-3.s3.amazonaws.com/a.png"), policy) is None
     assert judge(read_source("https://s3.amazonaws.com/b-3/a.png"), policy) is None
+
+
+@pytest.mark.parametrize(
+    ("server", "allow", "resolved"),
+    [
+        ({}, "auto", "any"),
+        ({"host": "0.0.0.0"}, "auto", "signed"),
+        ({"public_url": "https://img.example"}, "auto", "signed"),
+        ({}, "presets", "presets"),
+        ({"host": "::"}, "any", "any"),
+    ],
+)
+def test_options_are_open_where_no_other_machine_can_ask(server: dict[str, Any], allow: str, resolved: str) -> None:
+    policy = load({"server": server, "derive": {"allow": allow, "presets": {"thumb": "w=320"}}}, {}).derive_policy()
+    assert (policy.allow, policy.side_max) == (resolved, 8192)
+    assert policy.widths[:3] == (64, 128, 256)
+    assert policy.presets == {"thumb": PictureOptions(320)}
+
+
+def test_malformed_preset_makes_no_policy() -> None:
+    with pytest.raises(ConfigError, match=r"^derive\.presets: thumb: w: expected"):
+        Config(derive=Derive(presets={"thumb": "w=0"})).derive_policy()
 
 
 def test_sections_are_immutable() -> None:

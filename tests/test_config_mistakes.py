@@ -236,6 +236,43 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
         "IMGKEEP_SERVER__PORT_FILE: only secrets are read from files (IMGKEEP_CLUSTER__SECRET_FILE, ",
     ),
     "long variable": ({}, {f"IMGKEEP_{'A' * 10_000}": ""}, "IMGKEEP_AAA"),
+    "preset without a table": ({"derive": {"presets": "w=1"}}, {}, "derive.presets: expected a table, got 'w=1'"),
+    "preset that is a table": (
+        {"derive": {"presets": {"thumb": {"w": 1}}}},
+        {},
+        "derive.presets: expected text, got a table",
+    ),
+    "preset with a wrong option": (
+        {"derive": {"presets": {"thumb": "w=320&fit=fill"}}},
+        {},
+        "derive.presets: thumb: fit: expected one of inside, contain, cover",
+    ),
+    "preset with a wrong option in a variable": (
+        {},
+        {"IMGKEEP_DERIVE__PRESETS": "thumb=w=0"},
+        "derive.presets: thumb: w: expected a whole number from 1 to 16383",
+    ),
+    "preset that is too large": (
+        {"derive": {"presets": {"thumb": "w=320"}, "side_max": 319, "widths": []}},
+        {},
+        "derive.presets: thumb: a side is longer than derive.side_max, 319",
+    ),
+    "many presets": (
+        {"derive": {"presets": {f"p{n}": "w=1" for n in range(257)}}},
+        {},
+        "derive.presets: expected 256 presets at most",
+    ),
+    "width that is too large": (
+        {"derive": {"widths": [8193]}},
+        {},
+        "derive.widths: a width is more than derive.side_max",
+    ),
+    "width twice": ({"derive": {"widths": [320, 320]}}, {}, "derive.widths: expected 64 different widths at most"),
+    "signed options without a key": (
+        {"derive": {"allow": "signed"}},
+        {},
+        "derive.allow: 'signed' needs security.signing_keys; `imgkeep token` makes one",
+    ),
     "no host": ({"server": {"host": []}}, {}, "server.host: expected an address, or a list of 16 at most"),
     "host with a port": (
         {"server": {"host": "127.0.0.1:80"}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,6 +12,7 @@ from imgkeep.core.errors import Busy, StorageError
 from imgkeep.core.records import Backlog
 from imgkeep.health import ClusterState, Health
 from tests.support.stores import NOON
+from tests.support.waiting import until
 
 
 @dataclass
@@ -60,6 +62,21 @@ async def test_health_goes_unready_ready_degraded_and_back(health: Health, disk:
     disk.fault = database.fault = None
     await health.check()
     assert state(health) == (True, "ready")
+
+
+async def test_part_that_hangs_delays_no_other(disk: Part, database: Part) -> None:
+    health = Health(disk, database, free_bytes_min=500, clock=lambda: NOON, store=HangingPart())
+    database.fault = StorageError("database down")
+    checking = asyncio.create_task(health.check())
+    await until(lambda: "database" in health.faults)
+    assert health.faults["database"] == "database down"
+    checking.cancel()
+
+
+class HangingPart(Part):
+    async def check(self) -> int:
+        await asyncio.Event().wait()
+        return 0
 
 
 async def test_full_disk_is_a_failing_part(health: Health, disk: Part) -> None:

@@ -7,6 +7,7 @@ comes from memory.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -96,11 +97,12 @@ class Health:
         return faults
 
     async def check(self) -> None:
-        """Check every part. A fault ends here as soon as its part works again."""
-        await self._check("store" if self.store is None else "fallback", self._check_disk)
+        """Check every part, none behind another. A fault ends here as soon as its part works again."""
+        checks = [self._check("store" if self.store is None else "fallback", self._check_disk)]
         if self.store is not None:
-            await self._check("store", self.store.check)
-        await self._check("database", self.database.check)
+            checks.append(self._check("store", self.store.check))
+        checks.append(self._check("database", self.database.check))
+        await asyncio.gather(*checks)
 
     def note_fault(self, part: str, fault: str) -> None:
         """Note a fault that a request has met. It stands until a check finds the part working."""

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgkeep.core.signing import Signatures, signed_path
+from imgkeep.core.derived.options import split_options
+from imgkeep.core.signing import Signatures, signed_images_path, signed_path
 from imgkeep.core.source_url import read_img_query
 from tests.support.program import cannot
-from tests.support.signing_vectors import KEY, PAGE, VECTORS
+from tests.support.signing_vectors import KEY, OPTION_VECTORS, PAGE, VECTORS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +26,11 @@ import ("crypto/hmac"; "crypto/sha256"; "encoding/base64"; "encoding/json"; "fmt
 func main() {
     var vectors [][]any
     json.Unmarshal([]byte(os.Args[1]), &vectors)
-    for _, v := range vectors { fmt.Println(SignedPath(v[0].(string), v[1].(string), int64(v[2].(float64)))) }
+    for _, v := range vectors {
+        options := url.Values{}
+        for name, value := range v[3].(map[string]any) { options.Set(name, value.(string)) }
+        fmt.Println(SignedPath(v[0].(string), v[1].(string), int64(v[2].(float64)), options))
+    }
 }
 """
 LANGUAGES = {
@@ -33,19 +38,19 @@ LANGUAGES = {
         "node",
         "a.js",
         "",
-        "for (const [k, s, e] of JSON.parse(process.argv[2])) console.log(signedPath(k, s, e || undefined));",
+        "for (const [k, s, e, o] of JSON.parse(process.argv[2])) console.log(signedPath(k, s, e || undefined, o));",
     ),
     "php": (
         "php",
         "a.php",
         "<?php\n",
-        'foreach (json_decode($argv[1]) as [$k, $s, $e]) echo signed_path($k, $s, $e ?: null), "\\n";',
+        'foreach (json_decode($argv[1], true) as [$k, $s, $e, $o]) echo signed_path($k, $s, $e ?: null, $o), "\\n";',
     ),
     "ruby": (
         "ruby",
         "a.rb",
         "require 'json'\n",
-        "JSON.parse(ARGV[0]).each { |k, s, e| puts signed_path(k, s, e == 0 ? nil : e) }",
+        "JSON.parse(ARGV[0]).each { |k, s, e, o| puts signed_path(k, s, e == 0 ? nil : e, o) }",
     ),
     "go": ("go", "a.go", GO, ""),
 }
@@ -60,14 +65,16 @@ def test_recipe_signs_as_imgkeep_does(language: str, tmp_path: Path) -> None:
     (recipe,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
     file = tmp_path / name
     file.write_text(f"{before}{recipe}{after}\n", "utf-8")
-    vectors = [(KEY, src, int(end or 0)) for src, end, _ in VECTORS]
+    rows = [*((src, "", end, sig) for src, end, sig in VECTORS), *OPTION_VECTORS]
+    vectors = [(KEY, src, int(end or 0), dict(reversed(split_options(line)))) for src, line, end, _ in rows]
     words = [program, *(["run"] if language == "go" else []), str(file), json.dumps(vectors)]
     done = subprocess.run(words, capture_output=True, encoding="utf-8", check=True)
     paths = done.stdout.splitlines()
-    assert len(paths) == len(VECTORS)
-    for path, (src, end, sig) in zip(paths, VECTORS, strict=True):
+    assert len(paths) == len(rows)
+    for path, (src, line, end, sig) in zip(paths, rows, strict=True):
         query = read_img_query(path.removeprefix("/img?"))
-        assert (query.text, dict(query.options)) == (src, {"sig": sig, **({"exp": end} if end else {})})
+        own = {**dict(split_options(line)), "sig": sig, **({"exp": end} if end else {})}
+        assert (query.text, dict(query.options)) == (src, own)
 
 
 def test_sign_prints_img_urls(command: Command) -> None:
@@ -81,6 +88,18 @@ def test_sign_prints_img_urls(command: Command) -> None:
     assert (status, reply["url"]) == (0, url)
     end = Signatures([KEY]).judge(query.text, dict(query.options), 0)
     assert end is not None
+
+
+def test_sign_covers_options(command: Command) -> None:
+    settings = {"security__signing_keys": KEY, "derive__presets": "thumb=w=320"}
+    url, path, options = "https://example.com/a.png", "/images/ab12.png", [("q", "80"), ("w", "300")]
+    status, out, _ = command("sign", "--options", "w=300&q=80", url, path, **settings)
+    signed = [signed_path(KEY, url, options=options), signed_images_path(KEY, path, options=options)]
+    assert (status, out.split()) == (0, signed)
+    assert command("sign", "--options", "preset=thumb", url, **settings)[0] == 0
+    for wrong in ("w=0", "preset=other", "width=1"):
+        status, out, err = command("sign", "--options", wrong, url, **settings)
+        assert (status, out, f"--options: {wrong.partition('=')[0]}" in err) == (2, "", True)
 
 
 def test_sign_reports_a_bad_link_and_continues(command: Command) -> None:

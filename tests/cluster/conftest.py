@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgkeep.cluster.nodes import membership
+from imgkeep.cluster.nodes import secret_mark
 from tests.support import cluster_nodes
 
 if TYPE_CHECKING:
@@ -25,4 +25,4 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundi
 @pytest.fixture(autouse=True)
 def hash_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the hash of the cluster's secret cost next to nothing in this process, not in those of nodes."""
-    monkeypatch.setitem(membership._SCRYPT, "n", 2)
+    monkeypatch.setitem(secret_mark._SCRYPT, "n", 2)

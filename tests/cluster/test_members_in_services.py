@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from imgkeep.bootstrap.cluster import ClusterParts, open_cluster
 from imgkeep.bootstrap.platform import Platform
+from imgkeep.cluster.nodes.change_reader import Receiver
 from imgkeep.cluster.workers.worker_info import WorkerInfo
 from imgkeep.config import load
 from imgkeep.database import DatabaseEngine
+from tests.support.change_nodes import Learner
 from tests.support.clock import FakeClock
 
 if TYPE_CHECKING:
@@ -24,9 +26,11 @@ async def member(name: str, folder: Path, url: str) -> AsyncIterator[ClusterPart
     cluster = {"name": name, "secret": "s" * 32, "advertise_url": f"http://{name}:1"}
     store = {"url": "s3://images?region=us-east-1", "fallback": f"file:{folder}/{name}"}
     config = load({"store": store, "database": {"url": url}, "cluster": cluster}, {})
-    async with open_cluster(config, Platform(), None) as parts:
+    async with open_cluster(config, Platform(), None, lambda _: None) as parts:
         assert parts.nodes is not None
-        tasks = await parts.nodes.start()
+        learner = Learner()
+        receiver = Receiver(learner.learn, learner.learn_everything, learner.settle)
+        tasks = await parts.nodes.start(parts.nodes.make_reader(receiver))
         try:
             yield parts
         finally:

@@ -12,9 +12,11 @@ from imgkeep.bootstrap.cluster import ClusterParts, open_cluster
 from imgkeep.bootstrap.peer_listeners import serve_nodes
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.services import open_services
+from imgkeep.cluster.nodes.change_reader import Receiver
 from imgkeep.config import load
 from imgkeep.core.errors import SourceNotFound
 from imgkeep.core.records import Digest, Key, Subject
+from imgkeep.observability.metrics import Metrics
 from tests.support.images import png_of
 from tests.support.nodes import write_tls_files
 from tests.support.peer_fills import read_body
@@ -50,10 +52,12 @@ async def node(name: str, folder: Path, url: str, tls: dict[str, str]) -> AsyncI
             },
             {},
         )
-        async with open_cluster(config, Platform(), None) as parts:
+        metrics = Metrics()
+        async with open_cluster(config, Platform(), None, metrics.peer_asked) as parts:
             assert parts.nodes is not None
-            async with open_services(config, Platform(), parts) as services:
-                tasks = await parts.nodes.start()
+            async with open_services(config, Platform(), parts, metrics) as services:
+                receiver = Receiver(services.learn, services.learn_everything, services.settle)
+                tasks = await parts.nodes.start(parts.nodes.make_reader(receiver))
                 try:
                     async with serve_nodes(config, services, parts):
                         yield parts, services

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imgkeep.cli.list_stats import stats
-from imgkeep.cluster.nodes.upkeep import adopt_store, forget_node, list_members
+from imgkeep.cluster.nodes.secret_mark import make_mark
+from imgkeep.cluster.nodes.upkeep import adopt_store, compare_secret, forget_node, list_members
 from imgkeep.core.errors import StorageError
 from imgkeep.database import Database
 from tests.support.clock import FakeClock
 from tests.support.database import query
-from tests.support.program import run_here
+from tests.support.program import run, run_here
 from tests.support.stores import NOON, record_of
 
 if TYPE_CHECKING:
@@ -107,3 +108,38 @@ async def test_forget_is_for_a_cluster_alone(tmp_path: Path, database: Database,
     assert (alone[0], alone[1]) == (2, "")
     assert "there is no other node to forget" in alone[2]
     assert shared[:2] == (0, '{"node":"node3","images":1}\n')
+
+
+async def test_check_compares_the_secret_with_that_of_live_nodes(database: Database) -> None:
+    engine = database.engine
+    assert "no node has used" in await compare_secret(engine, "s" * 32, "here")
+    query(database, f"INSERT INTO state (name, value) VALUES ('secret', '{make_mark('s' * 32)}')")
+    assert "has not changed" in await compare_secret(engine, "s" * 32, "here")
+    assert "the next start changes it" in await compare_secret(engine, "t" * 32, "here")
+    query(database, MEMBER.format("a", 1))
+    assert "the same cluster.secret" in await compare_secret(engine, "s" * 32, "here")
+    assert "the next start changes it" in await compare_secret(engine, "t" * 32, "h"), "its own processes alone live"
+    with pytest.raises(StorageError, match=r"another cluster\.secret: set it as on the other nodes"):
+        await compare_secret(engine, "t" * 32, "here")
+    with pytest.raises(StorageError, match=r"other nodes use the database: set cluster\.secret"):
+        await compare_secret(engine, "", "here")
+
+
+async def test_check_live_reports_another_secret(tmp_path: Path, database: Database, postgresql_url: str) -> None:
+    query(database, f"INSERT INTO state (name, value) VALUES ('secret', '{make_mark('s' * 32)}')")
+    query(database, MEMBER.format("a", -60))
+    status, out, errors = await run(
+        tmp_path,
+        "check",
+        "--live",
+        "--json",
+        database__url=postgresql_url,
+        cluster__name="b",
+        cluster__secret="t" * 32,
+        cluster__advertise_url="http://127.0.0.1:8081",
+        store__url="s3://bucket?region=eu-central-1&endpoint=http://127.0.0.1:1",
+    )
+    parts = {part["part"]: part for part in map(json.loads, out.splitlines())}
+    assert (status, parts["database"]["works"], parts["cluster"]["works"]) == (1, True, False), (out, errors)
+    assert "have another cluster.secret" in parts["cluster"]["error"]
+    assert "t" * 32 not in out + errors

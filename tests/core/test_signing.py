@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imgkeep.core.derived.options import split_options
 from imgkeep.core.errors import SignatureExpired, SignatureInvalid, SignatureRequired
-from imgkeep.core.signing import Signatures, sign, signed_path
-from imgkeep.core.source_url import read_img_query
-from tests.support.signing_vectors import KEY, PAGE, VECTORS
+from imgkeep.core.signing import Signatures, sign, signed_images_path, signed_path
+from imgkeep.core.source_url import read_img_query, read_picture_query
+from tests.support.signing_vectors import KEY, OPTION_VECTORS, PAGE, VECTORS
 
 OLD_KEY = "the-key-before-it-was-rotated"
 URL = "https://example.com/a.png?b=c"
@@ -23,8 +24,27 @@ def test_documented_vectors_hold(src: str, end: str, sig: str) -> None:
     assert sign(KEY, src, expires=int(end) if end else None) == sig
 
 
+@pytest.mark.parametrize(("src", "line", "end", "sig"), OPTION_VECTORS)
+def test_documented_vectors_with_options_hold(src: str, line: str, end: str, sig: str) -> None:
+    options = split_options(line)
+    assert sign(KEY, src, expires=int(end) if end else None, options=options) == sig
+    path = signed_path(KEY, src, expires=int(end) if end else None, options=reversed(options))
+    assert path.endswith(f"&{line}{end and f'&exp={end}'}&sig={sig}")
+    query = read_img_query(path.partition("?")[2])
+    assert (query.text, list(query.picture)) == (src, options)
+    assert Signatures([KEY]).judge(query.text, dict(query.options), NOW_S) == (int(end) if end else None)
+
+
 def test_vectors_exist() -> None:
-    assert len(VECTORS) == 4
+    assert (len(VECTORS), len(OPTION_VECTORS)) == (4, 4)
+
+
+def test_signed_path_of_a_stored_image_is_valid() -> None:
+    path = "/images/ab12.png"
+    signed = signed_images_path(KEY, path, expires=1_800_000_000, options=[("w", "5"), ("q", "80")])
+    assert signed.startswith("/images/ab12.png?q=80&w=5&exp=1800000000&sig=")
+    query = read_picture_query(signed.partition("?")[2], path)
+    assert Signatures([KEY]).judge(query.text, dict(query.options), NOW_S) == 1_800_000_000
 
 
 def test_documented_function_agrees() -> None:
@@ -36,6 +56,9 @@ def test_documented_function_agrees() -> None:
     for src, end, _ in VECTORS:
         expires = int(end) if end else None
         assert theirs(KEY, src, expires) == signed_path(KEY, src, expires=expires)
+    for src, line, end, _ in OPTION_VECTORS:
+        options, expires = split_options(line), int(end) if end else None
+        assert theirs(KEY, src, expires, dict(options)) == signed_path(KEY, src, expires=expires, options=options)
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"])), st.integers(1_700_000_001, 10**11))

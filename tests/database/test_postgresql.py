@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 
 from imgkeep.core.errors import StorageError
 from imgkeep.database import Database, DatabaseEngine, IncompatibleDatabase
+from imgkeep.database.postgresql import PING_TIMEOUT_S
 from tests.support.database import make_records, walk
 from tests.support.postgresql import PostgresqlServer
 from tests.support.program import run
@@ -248,3 +250,39 @@ async def test_session_that_stops_is_given_up(postgresql_url: str, clock: FakeCl
     finally:
         os.kill(backend, signal.SIGCONT)
         await engine.aclose()
+
+
+async def test_server_that_hangs_is_a_fault_within_seconds(
+    postgresql: PostgresqlServer, postgresql_url: str, clock: FakeClock
+) -> None:
+    engine = DatabaseEngine(of_engine(postgresql_url), clock, patience_s=0.05, hang_max_s=30)
+
+    def add(connection: sa.Connection) -> object:
+        return connection.execute(sa.text("INSERT INTO state VALUES (gen_random_uuid()::text, '')"))
+
+    await engine.open()
+    loop = asyncio.get_running_loop()
+    with postgresql.hanging():
+        began = loop.time()
+        waiting = await asyncio.gather(*(engine.execute(add) for _ in range(20)), return_exceptions=True)
+        assert {str(error) for error in waiting} == {"the database does not answer"}
+        with pytest.raises(StorageError) as caught:
+            await engine.check()
+        assert "check host and port in database.url" in caught.value.in_full
+        assert loop.time() - began < 2 * PING_TIMEOUT_S, "no call waits for its timeout, nor for the calls before it"
+
+    async def is_back() -> bool:
+        with suppress(StorageError):
+            return bool(await engine.execute(lambda connection: connection.scalar(sa.text("SELECT 1"))))
+        return False
+
+    await until(is_back)
+    count = sa.text("SELECT count(*) FROM state WHERE value = ''")
+    assert await engine.execute(lambda connection: connection.scalar(count)) <= 1, "the calls behind it were not done"
+    await engine.aclose()
+
+
+async def test_long_statement_of_a_server_that_answers_is_waited_for(postgresql_url: str, clock: FakeClock) -> None:
+    engine = DatabaseEngine(of_engine(postgresql_url), clock, patience_s=0.01)
+    assert await engine.execute(lambda connection: connection.scalar(sa.text("SELECT 1 FROM pg_sleep(0.1)"))) == 1
+    await engine.aclose()

@@ -183,5 +183,5 @@ async def test_newer_schema_that_forbids_it_is_refused(connect: Connect, url: st
     await first.aclose()
     with pytest.raises(IncompatibleDatabase) as caught:
         await connect(url).open()
-    for words in ("newer version of imgkeep (schema 0008)", "database.url", "run that version"):
+    for words in (f"newer version of imgkeep (schema {LATER})", "database.url", "run that version"):
         assert words in str(caught.value)

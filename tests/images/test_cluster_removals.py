@@ -34,13 +34,13 @@ class ClusterNode(ServingNode):
     """A node with its part of the cluster. `is_member`: whether it learns what others change."""
 
     def __init__(self, url: str, name: str, bucket: MemoryBucket, *, is_member: bool = True) -> None:
-        self.member = ChangeNode(url, name)
         self.is_member = is_member
         self.database = Database(url.replace("postgresql:", "postgresql+psycopg:"), FakeClock(), node=name)
+        settle = self.database.image_index.flush
+        self.member = ChangeNode(url, name, Receiver(self.learn, self.learn_everything, settle))
         super().__init__(name, bucket, notifier=self.member.writer, database=self.database)
         self.database.image_index.when_blocked(self.blocked.learn_found)
         self.trust.until = self.member.trust.until
-        self.member.reader.receiver = Receiver(self.learn, self.learn_everything, self.database.image_index.flush)
 
     async def learn(
         self,

@@ -131,7 +131,14 @@ class Node:
         self.database = database
         self.records = RecordCache(self.store, database.image_index, (), Timer(), RecordSharing())  # type: ignore[arg-type]  # it has all verbs
         self.dropped: list[Digest] = []
-        self.blocked_digests = BlockedDigests(self.store, database.removals, self.drop_copies, peers)  # type: ignore[arg-type]  # as above
+        self.dropped_pictures: list[Digest] = []
+        self.blocked_digests = BlockedDigests(
+            self.store,  # type: ignore[arg-type]  # as above
+            database.removals,
+            self.drop_copies,
+            self.drop_pictures,
+            peers,
+        )
         self.image_service = FakeImageService(self.records)
         self.minute = 0
         self.remover = Remover(
@@ -150,6 +157,9 @@ class Node:
     async def drop_copies(self, digest: Digest) -> None:
         self.dropped.append(digest)
         await self.disk.delete_object(digest)
+
+    async def drop_pictures(self, digest: Digest) -> None:
+        self.dropped_pictures.append(digest)
 
     async def keep(self, body: bytes, record: Record) -> None:
         draft = await self.disk.disk.begin(len(body))

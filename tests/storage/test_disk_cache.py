@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imgkeep.core.errors import StorageError
-from imgkeep.storage.disk_cache import CacheShare, DiskCache
+from imgkeep.storage.cache_index import CacheShare
+from imgkeep.storage.disk_cache import DiskCache
 from imgkeep.storage.local.disk import HASHED_BYTES_MAX, Disk
 from imgkeep.storage.local.store import LocalStore
 from imgkeep.storage.memory import MemorySpool

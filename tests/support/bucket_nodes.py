@@ -120,7 +120,7 @@ class ServingNode(BucketNode):
     ) -> None:
         super().__init__(name, bucket, order, notifier)
         self.removals: Any = Removals() if database is None else database.removals
-        self.blocked = BlockedDigests(self.store, self.removals, self._drop_copies, notifier)
+        self.blocked = BlockedDigests(self.store, self.removals, self._drop_copies, self._drop_pictures, notifier)
         index = None if database is None else database.image_index
         self.world = World(store=self.store, sharing=self.sharing, blocked=self.blocked, image_index=index)
         self.index = self.world.image_index
@@ -137,6 +137,9 @@ class ServingNode(BucketNode):
 
     async def _learn_blocked(self, digests: Collection[Digest]) -> None:
         await self.blocked.learn_new(digests)
+
+    async def _drop_pictures(self, _digest: Digest) -> None:
+        """Drop nothing: this node makes no pictures."""
 
     async def _drop_copies(self, _digest: Digest) -> None:
         """Drop nothing: this node has no disk."""

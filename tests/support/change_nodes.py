@@ -67,9 +67,9 @@ class Learner:
 
 
 class ChangeNode:
-    """One process, whose timer a test can move."""
+    """One process, whose timer a test can move. `receiver`: what applies the changes; `None`: its learner."""
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, receiver: Receiver | None = None) -> None:
         self.offset_s = 0.0
         self.session = make_session(url)
         identity = make_identity(name)
@@ -77,17 +77,17 @@ class ChangeNode:
         self.trust = CacheTrust(self.timer)
         self.writer = ChangeWriter(self.session, identity.id, timer=self.timer, sleep=asyncio.sleep)
         self.learner = Learner()
+        learner = self.learner
         self.reader = ChangeReader(
             self.session,
             self.membership,
+            Receiver(learner.learn, learner.learn_everything, learner.settle) if receiver is None else receiver,
             writer=self.writer,
             trust=self.trust,
             stale_max_s=STALE_MAX_S,
             timer=self.timer,
             sleep=self.wait,
         )
-        learner = self.learner
-        self.reader.receiver = Receiver(learner.learn, learner.learn_everything, learner.settle)
 
     @property
     def id(self) -> str:

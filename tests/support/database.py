@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from imgkeep.database import Database
 
 
-LATER = "0008"
+LATER = "0009"
 """The schema of a release to come."""
 
 

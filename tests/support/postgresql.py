@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -155,6 +155,22 @@ class PostgresqlServer:
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
             self._process.wait()
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Stop every process of the server until the end of the block: it accepts connections and never answers."""
+        assert self._process is not None
+        parent = self._process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split()
+        pids = [parent, *map(int, children)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with suppress(ProcessLookupError):  # its client has gone meanwhile
+                    os.kill(pid, signal.SIGCONT)
 
     @contextmanager
     def requiring_password(self, role: str) -> Iterator[None]:

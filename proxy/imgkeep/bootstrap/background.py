@@ -21,8 +21,8 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.bootstrap.gauges import watch_totals
-from imgkeep.bootstrap.services import make_record_settler
+from imgkeep.bootstrap.gauges import watch_changes, watch_totals
+from imgkeep.bootstrap.replication import make_record_settler
 from imgkeep.bootstrap.storage import cancel
 from imgkeep.core.errors import Busy, StorageError
 from imgkeep.health import CHECK_INTERVAL_S
@@ -34,9 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 
     from imgkeep.bootstrap.cluster import ClusterParts, Leader
+    from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.platform import Platform
     from imgkeep.bootstrap.services import Services
     from imgkeep.clock import Sleep
+    from imgkeep.cluster.nodes.change_reader import ChangeReader
     from imgkeep.database import IncompatibleDatabase
     from imgkeep.observability.metrics import ProcessSample
     from imgkeep.replication.outbox_worker import OutboxWorker
@@ -84,8 +86,7 @@ class BackgroundTasks:
         self._outbox_worker = outbox_worker
         self.cluster = cluster
         self._nodes = cluster.nodes
-        if cluster.nodes is not None:
-            cluster.nodes.receive_changes(services.learn, services.learn_everything, services.settle)
+        self._reader = None if cluster.nodes is None else _make_reader(services, cluster.nodes)
         self._node_leader, self._cluster_leader = cluster.node_leader, cluster.cluster_leader
         self._duties = self._assign_duties(cluster)
         self._resigned = asyncio.Event()
@@ -99,7 +100,9 @@ class BackgroundTasks:
         Raises:
             RefusedByCluster: The database belongs to another cluster.
         """
-        tasks = [] if self._nodes is None else await self._nodes.start()
+        tasks = []
+        if self._nodes is not None and self._reader is not None:
+            tasks = await self._nodes.start(self._reader)
         for leader in self._leaders:
             await leader.acquire()
         own = [asyncio.create_task(task) for task in self._list_tasks()]
@@ -175,9 +178,9 @@ class BackgroundTasks:
 
     def _list_cluster_tasks(self) -> list[Task]:
         """List what has to run once for all."""
-        remote, nodes = self._services.storage.remote, self._nodes
+        remote, reader = self._services.storage.remote, self._reader
         tasks = [] if remote is None else [_abort_unfinished_uploads(remote.bucket.client, self._sleep)]
-        return tasks if nodes is None else [*tasks, nodes.reader.clean_up()]
+        return tasks if reader is None else [*tasks, reader.clean_up()]
 
     def _assign_duties(self, cluster: ClusterParts) -> dict[Leader | None, Callable[[], list[Task]]]:
         """Return which leader runs which tasks; `None`: every process does."""
@@ -258,6 +261,15 @@ class BackgroundTasks:
         with suppress(StorageError):
             images = await reindex(storage.archives, index)
             log.info("image index filled from the records", extra={"images": images})
+
+
+def _make_reader(services: Services, nodes: Nodes) -> ChangeReader:
+    """Make what applies changes of other members to these services."""
+    from imgkeep.cluster.nodes.change_reader import Receiver  # noqa: PLC0415 - one node starts without it
+
+    reader = nodes.make_reader(Receiver(services.learn, services.learn_everything, services.settle))
+    watch_changes(services.metrics, reader)
+    return reader
 
 
 async def _abort_unfinished_uploads(client: BucketClient, sleep: Sleep) -> None:

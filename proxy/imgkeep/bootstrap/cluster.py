@@ -18,7 +18,7 @@ from imgkeep.images.limit_share import LimitShare
 from imgkeep.images.record_sharing import RecordSharing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
     from typing import TypeAlias
 
     from imgkeep.bootstrap.nodes import Nodes
@@ -114,8 +114,18 @@ ALONE: Final = ClusterParts()
 
 
 @asynccontextmanager
-async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | None) -> AsyncGenerator[ClusterParts]:
-    """Open what this process shares with others; nothing connects before `Nodes.start`."""
+async def open_cluster(
+    config: Config, platform: Platform, worker: WorkerInfo | None, count: Callable[[str], None]
+) -> AsyncGenerator[ClusterParts]:
+    """
+    Open what this process shares with others; nothing connects before `Nodes.start`.
+
+    Args:
+        config: The configuration.
+        platform: Clocks.
+        worker: One of several workers; `None`: there is one process.
+        count: Callback with the outcome of each request to a node, as that of `PeerClient`.
+    """
     peers = None if worker is None else WorkerPeers(worker)
     grace_s = LEASE_GRACE_S + config.store.timeout_s  # a lookup may go to a bucket
     async with AsyncExitStack() as stack:
@@ -131,7 +141,9 @@ async def open_cluster(config: Config, platform: Platform, worker: WorkerInfo | 
             return
         from imgkeep.bootstrap.nodes import open_nodes  # noqa: PLC0415 - one node starts without it
 
-        nodes, leases, node_peers = await open_nodes(config, platform, stack, peers, local, grace_s=grace_s)
+        nodes, leases, node_peers = await open_nodes(
+            config, platform, stack, peers, local, grace_s=grace_s, count=count
+        )
         yield ClusterParts(worker, peers, local, node_leader, nodes, leases, node_peers)
 
 

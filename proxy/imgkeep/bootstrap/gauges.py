@@ -9,8 +9,10 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
+    from imgkeep.cluster.nodes.change_reader import ChangeReader
     from imgkeep.cluster.nodes.leases import NodeLeases
     from imgkeep.database import Outbox
+    from imgkeep.derived.picture_cache import PictureCache
     from imgkeep.health import Health
     from imgkeep.images.format_checker import FormatChecker
     from imgkeep.images.service import ImageService
@@ -42,12 +44,11 @@ def watch_leases(metrics: Metrics, leases: NodeLeases | None) -> None:
 
 
 def watch_members(metrics: Metrics, nodes: Nodes | None) -> None:
-    """Show the live members, how their changes arrive here, and whether this process may have missed some."""
+    """Show the live members, those that were expelled, and whether this process may have missed changes."""
     if nodes is None:
         return
-    membership, reader, writer, trust = nodes.membership, nodes.reader, nodes.writer, nodes.trust
+    membership, writer, trust = nodes.membership, nodes.writer, nodes.trust
     metrics.watch("cluster_members", "Live processes of all nodes", lambda: len(membership.members), shared=True)
-    metrics.watch_count("cluster_changes_applied", "Changes of the cluster that were applied", lambda: reader.applied)
     metrics.watch_count(
         "cluster_members_expelled",
         "Members that did not confirm a change in time, and have to catch up",
@@ -60,6 +61,11 @@ def watch_members(metrics: Metrics, nodes: Nodes | None) -> None:
     )
 
 
+def watch_changes(metrics: Metrics, reader: ChangeReader) -> None:
+    """Show how changes of other members arrive here."""
+    metrics.watch_count("cluster_changes_applied", "Changes of the cluster that were applied", lambda: reader.applied)
+
+
 def watch_jobs(metrics: Metrics, jobs: JobRunner) -> None:
     """Show the links of jobs that wait."""
     metrics.watch("job_links_waiting", "Links that wait to be saved", lambda: jobs.waiting, shared=True)
@@ -68,6 +74,7 @@ def watch_jobs(metrics: Metrics, jobs: JobRunner) -> None:
 def watch_storage(metrics: Metrics, storage: Storage, health: Health) -> None:
     """Show the sizes of the stores and their caches, and their health."""
     _watch_memory_cache(metrics, storage.local.disk.memory_cache)
+    _watch_pictures(metrics, storage.picture_cache)
     _watch_health(metrics, health)
     if storage.remote is not None:
         _watch_remote(metrics, storage.remote)
@@ -85,6 +92,12 @@ def watch_totals(metrics: Metrics, totals: StoredTotals, leads: Callable[[], boo
 def _watch_memory_cache(metrics: Metrics, cache: MemoryCache) -> None:
     metrics.watch("memory_cache_bytes", "Bytes of objects held in memory", lambda: cache.copied_bytes)
     metrics.watch("memory_cache_mapped_bytes", "Bytes of objects mapped into memory", lambda: cache.mapped_bytes)
+
+
+def _watch_pictures(metrics: Metrics, cache: PictureCache) -> None:
+    metrics.watch("derive_cache_bytes", "Bytes of derived pictures on the local disk", lambda: cache.bytes)
+    metrics.watch_count("derive_cache_hits", "Lookups that found a derived picture there", lambda: cache.hits)
+    metrics.watch_count("derive_cache_misses", "Lookups that found none", lambda: cache.misses)
 
 
 def _watch_health(metrics: Metrics, health: Health) -> None:

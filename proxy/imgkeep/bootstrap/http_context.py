@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.bootstrap.background import BackgroundTasks
 from imgkeep.bootstrap.cluster import open_cluster
-from imgkeep.bootstrap.services import make_link_selection, make_outbox_worker, open_services
+from imgkeep.bootstrap.replication import make_outbox_worker
+from imgkeep.bootstrap.services import make_link_selection, open_services
 from imgkeep.config import data_folder
 from imgkeep.core.signing import Signatures
 from imgkeep.images.lookup_rate_limit import MissLimiter
+from imgkeep.observability.metrics import Metrics
 from imgkeep.page_rewriting import RewriteService
 from imgkeep.storage.local.machine_token import TokenUnusableError, make_token
 from imgkeep.web.access_log import AccessLog
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     from imgkeep.config import Config
     from imgkeep.images.failure_history import RecentFailure
     from imgkeep.images.limit_share import LimitShare
-    from imgkeep.observability.metrics import Metrics
     from imgkeep.web.error_presentation import Placeholder
 
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1", "::1")
@@ -66,18 +67,19 @@ async def open_context(
         has_fast_path: Whether plain requests for images bypass aiohttp.
     """
     placeholder = await asyncio.to_thread(read_placeholder, config.delivery.placeholder)
+    metrics = Metrics()
     async with AsyncExitStack() as stack:
-        parts = await stack.enter_async_context(open_cluster(config, platform, worker))
+        parts = await stack.enter_async_context(open_cluster(config, platform, worker, metrics.peer_asked))
         share = BYTES_MAX // (1 if worker is None else worker.workers)
         cache = ResponseCache(share, parts.trust) if has_fast_path else None
-        services = await stack.enter_async_context(open_services(config, platform, parts, responses=cache))
+        services = await stack.enter_async_context(open_services(config, platform, parts, metrics, cache))
         background = BackgroundTasks(services, platform, make_outbox_worker(services, platform), parts)
         await stack.enter_async_context(background.running())
-        _watch_response_cache(services.metrics, cache)
-        rewrite_service = RewriteService(services.metrics.rewritten)
+        _watch_response_cache(metrics, cache)
+        rewrite_service = RewriteService(metrics.rewritten)
         stack.callback(rewrite_service.close)
         auth = _make_auth(config, platform, await _open_token(config))
-        access_log = AccessLog(services.metrics, auth, platform.timer, enabled=config.log.access)
+        access_log = AccessLog(metrics, auth, platform.timer, enabled=config.log.access)
         miss_limiter = _make_miss_limiter(config, platform, services, parts.limit_share)
         responses = _make_responses(config, platform, services, auth, cache)
         images = ImageHandlers(services.image_service, auth, responses, services.inspector.public, miss_limiter)
@@ -90,7 +92,7 @@ async def open_context(
                 images=images,
                 api=_make_api(config, services, rewrite_service, parts),
                 health=services.health,
-                metrics=MetricsPage(services.metrics, parts.peers),
+                metrics=MetricsPage(metrics, parts.peers),
                 module=make_module(services.inspector.policy, auth.signature),
                 connections=ConnectionContext(
                     access_log,

@@ -14,7 +14,7 @@ from imgkeep import __version__
 from imgkeep.bootstrap.peer_tls import make_client_context
 from imgkeep.bootstrap.storage import describe_store
 from imgkeep.cluster.nodes.authentication import NONCE_BYTES, RequestSigner
-from imgkeep.cluster.nodes.change_reader import ChangeReader, Receiver
+from imgkeep.cluster.nodes.change_reader import ChangeReader
 from imgkeep.cluster.nodes.change_writer import ChangeWriter
 from imgkeep.cluster.nodes.isolation import IsolationCheck
 from imgkeep.cluster.nodes.leader import ClusterLeader
@@ -31,11 +31,11 @@ from imgkeep.images.cache_trust import CacheTrust
 from imgkeep.storage.local.node_id import read_node_id
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AsyncExitStack
 
     from imgkeep.bootstrap.platform import Platform
-    from imgkeep.cluster.nodes.change_reader import Act
-    from imgkeep.cluster.notice import Learn
+    from imgkeep.cluster.nodes.change_reader import Receiver
     from imgkeep.cluster.workers.leases import WorkerLeases
     from imgkeep.cluster.workers.peers import WorkerPeers
     from imgkeep.config import Config
@@ -53,6 +53,7 @@ class Nodes:
     The parts of a process whose database other machines may share.
 
     Attributes:
+        make_reader: Makes the reading of changes, for what applies them. Before `start`.
         isolation: `None`: no other node is allowed.
     """
 
@@ -60,8 +61,8 @@ class Nodes:
     membership: Membership
     leader: ClusterLeader
     writer: ChangeWriter
-    reader: ChangeReader
     trust: CacheTrust
+    make_reader: Callable[[Receiver], ChangeReader]
     isolation: IsolationCheck | None = None
 
     def describe(self) -> ClusterState:
@@ -85,18 +86,14 @@ class Nodes:
         own = {"id": membership.id, "state": state, "silence_s": round(membership.silence_s)}
         return ClusterState(fault, {**own, "members": members})
 
-    def receive_changes(self, learn: Learn, learn_everything: Act, settle: Act) -> None:
-        """Have changes of other members applied, as `Receiver` says."""
-        self.reader.receiver = Receiver(learn, learn_everything, settle)
-
-    async def start(self) -> list[asyncio.Task[None]]:
+    async def start(self, reader: ChangeReader) -> list[asyncio.Task[None]]:
         """
         Connect to the database and join the cluster, as far as it answers; return the tasks that go on with both.
 
         Raises:
             RefusedByCluster: The database belongs to another cluster.
         """
-        tasks = [asyncio.create_task(task) for task in (self.session.run(), self.membership.run(), self.reader.run())]
+        tasks = [asyncio.create_task(task) for task in (self.session.run(), self.membership.run(), reader.run())]
         if self.isolation is not None:
             tasks.append(asyncio.create_task(self.isolation.run()))
         await self.session.attempted.wait()
@@ -116,6 +113,7 @@ async def open_nodes(  # noqa: PLR0913 - in one place
     local: WorkerLeases | None,
     *,
     grace_s: float,
+    count: Callable[[str], None],
 ) -> tuple[Nodes, NodeLeases | None, NodePeers | None]:
     """
     Make the parts of a member, its leases and its peers; the last two are `None` where no other node is allowed.
@@ -127,6 +125,7 @@ async def open_nodes(  # noqa: PLR0913 - in one place
         peers: The other workers of this machine.
         local: The leases among them.
         grace_s: As `Leases.grace_s`.
+        count: Callback with the outcome of each request to a node, as that of `PeerClient`.
 
     Raises:
         ConfigError: A driver is missing, or `cluster.tls_ca` cannot be used.
@@ -136,7 +135,7 @@ async def open_nodes(  # noqa: PLR0913 - in one place
         return nodes, None, None
     leases = NodeLeases(nodes.session, nodes.membership, local, grace_s=grace_s, timer=platform.timer)
     stack.push_async_callback(leases.aclose)
-    node_peers = await _make_node_peers(config, nodes.membership, peers)
+    node_peers = await _make_node_peers(config, nodes.membership, peers, count)
     stack.push_async_callback(node_peers.aclose)
     isolation = IsolationCheck(
         nodes.membership,
@@ -149,7 +148,9 @@ async def open_nodes(  # noqa: PLR0913 - in one place
     return replace(nodes, isolation=isolation), leases, node_peers
 
 
-async def _make_node_peers(config: Config, membership: Membership, peers: WorkerPeers | None) -> NodePeers:
+async def _make_node_peers(
+    config: Config, membership: Membership, peers: WorkerPeers | None, count: Callable[[str], None]
+) -> NodePeers:
     """Make the peers on other nodes. Raises: ConfigError: `cluster.tls_ca` cannot be used."""
     client = PeerClient(
         RequestSigner(
@@ -160,6 +161,7 @@ async def _make_node_peers(config: Config, membership: Membership, peers: Worker
         ),
         stall_timeout_s=config.fetch.total_timeout_s + STALL_MARGIN_S,
         ssl_context=await asyncio.to_thread(make_client_context, config.cluster),
+        count=count,
     )
     return NodePeers(membership, client, peers, body_bytes_max=config.fetch.body_bytes_max)
 
@@ -194,7 +196,8 @@ def make_nodes(
     """Make the parts of a member around its session; `local` are the other workers of its machine."""
     trust = CacheTrust(platform.timer)
     writer = ChangeWriter(session, membership.id, local=local, timer=platform.timer, sleep=platform.sleep)
-    reader = ChangeReader(
+    make_reader = partial(
+        ChangeReader,
         session,
         membership,
         writer=writer,
@@ -203,7 +206,7 @@ def make_nodes(
         timer=platform.timer,
         sleep=platform.sleep,
     )
-    return Nodes(session, membership, ClusterLeader(session), writer, reader, trust)
+    return Nodes(session, membership, ClusterLeader(session), writer, trust, make_reader)
 
 
 def make_session(config: Config) -> DatabaseSession:

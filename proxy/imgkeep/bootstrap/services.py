@@ -40,18 +40,16 @@ from imgkeep.images.upload import Saver
 from imgkeep.observability.metrics import Metrics
 from imgkeep.origin import AddressGuard, OriginClient
 from imgkeep.page_rewriting import LinkSelection
-from imgkeep.replication.outbox_worker import OutboxWorker
-from imgkeep.replication.record_settler import RecordSettler
-from imgkeep.storage.disk_cache import CacheShare
+from imgkeep.storage.cache_index import CacheShare
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+    from collections.abc import AsyncGenerator, Collection, Mapping
 
     from imgkeep.bootstrap.cluster import ClusterParts
     from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
-    from imgkeep.core.records import Digest, Key, Record
+    from imgkeep.core.records import Digest, Key
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.limit_share import LimitShare
     from imgkeep.images.record_sharing import RecordSharing
@@ -63,8 +61,6 @@ __all__ = [
     "Platform",
     "Services",
     "make_link_selection",
-    "make_outbox_worker",
-    "make_record_settler",
     "open_services",
 ]
 
@@ -97,8 +93,7 @@ class Services:
     async def catch_up(self) -> None:
         """Read the changes that peers announced before they could reach this worker."""
         await self.remover.refresh()
-        if self.storage.remote is not None:
-            await self.storage.remote.cache.open()
+        await self.storage.open_caches()
 
     async def learn(
         self,
@@ -107,12 +102,11 @@ class Services:
         copies: Mapping[str, int],
         unblocked: Collection[Digest] = (),
     ) -> None:
-        """Learn from a process which images it blocked or unblocked, which records it changed, which copies it used."""
+        """Learn from a process which images it blocked or unblocked, which records it changed, which files it used."""
         await self.remover.learn(blocked, unblocked)
         for key in changed:
             self.image_service.learn(key)
-        if self.storage.remote is not None:
-            await self.storage.remote.cache.count_copies(copies)
+        await self.storage.count_announced(copies)
 
     async def learn_everything(self) -> None:
         """Forget every record, and read the removals anew: this process has missed changes."""
@@ -130,7 +124,7 @@ async def open_services(
     config: Config,
     platform: Platform = SYSTEM,
     parts: ClusterParts = ALONE,
-    *,
+    metrics: Metrics | None = None,
     responses: ResponseCache | None = None,
 ) -> AsyncGenerator[Services]:
     """
@@ -140,15 +134,14 @@ async def open_services(
         config: The configuration of the services.
         platform: The edges of the machine.
         parts: How this process shares the work with others.
+        metrics: Counts; `None`: what is counted is not shown.
         responses: The cached responses of this process; `None`: it has none.
 
     Raises:
         IncompatibleDatabase: A newer version wrote the database.
     """
-    metrics = Metrics()
+    metrics = Metrics() if metrics is None else metrics
     metrics.announce(version=__version__, python=python_version())
-    if parts.node_peers is not None:
-        parts.node_peers.count_with(metrics.peer_asked)
     names = ThreadPoolExecutor(config.fetch.concurrent_max * NAME_THREADS_PER_FETCH, thread_name_prefix="names")
     asyncio.get_running_loop().set_default_executor(names)  # the resolver looks names up there
     async with (
@@ -196,7 +189,11 @@ class _Builder:
         failures = RecentFailures(platform.clock)
         health = self.make_health(parts.nodes)
         own_ports: set[int] = set()
-        blocked_digests = BlockedDigests(self.storage.store, database.removals, _drop_of(self.storage), parts.notifier)
+        pictures = self.storage.picture_cache
+        blocked_digests = BlockedDigests(
+            self.storage.store, database.removals, self.storage.drop_copies, pictures.drop, parts.notifier
+        )
+        pictures.blocked = blocked_digests
         database.image_index.when_blocked(blocked_digests.learn_found)
         dependencies = self.open_dependencies(FillObserver(self.metrics, health, failures), blocked_digests, own_ports)
         sharing = share_records(parts, self.storage, blocked_digests, responses)
@@ -340,55 +337,9 @@ class _Builder:
         )
 
 
-def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker | None:
-    """Return the worker that uploads the outbox; `None`: the store has no fallback."""
-    storage, remote = services.storage, services.storage.remote
-    if remote is None or remote.fallback is None:
-        return None
-    changes = services.image_service.changes
-
-    async def note_uploaded(record: Record) -> None:
-        await changes.note_stored(record)
-
-    async def note_dropped(key: Key) -> None:
-        changes.forget(key)
-        await changes.notify_peers(key)
-
-    return OutboxWorker(
-        tiered_store=remote.tiered_store,
-        fallback=remote.fallback,
-        outbox=storage.database.outbox,
-        image_index=storage.database.image_index,
-        blocked_digests=services.blocked_digests,
-        uploaded=note_uploaded,
-        dropped=note_dropped,
-        draw=random.random,
-        sleep=platform.sleep,
-        count=services.metrics.outbox_uploads,
-    )
-
-
-def make_record_settler(services: Services) -> RecordSettler | None:
-    """Return what reads records of a bucket again; `None`: the store is no bucket."""
-    storage, remote = services.storage, services.storage.remote
-    if remote is None:
-        return None
-    return RecordSettler(
-        remote.bucket.unsettled,
-        remote.tiered_store.read_again,
-        storage.database.image_index,
-        services.image_service.changes,
-    )
-
-
 def make_link_selection(config: Config, inspector: Inspector, storage: Storage | None = None) -> LinkSelection:
     """Return the rules for links in pages; `storage` tells where a public bucket is."""
     remote = None if storage is None else storage.remote
     objects = objects_url(config) if remote is None else remote.objects_url
     keys = config.security.signing_keys
     return LinkSelection(inspector, keys[0] if keys else None, None if objects is None else read_source(objects))
-
-
-def _drop_of(storage: Storage) -> Callable[[Digest], Awaitable[None]]:
-    """Return the function that deletes this machine's copies of a blocked digest."""
-    return storage.local.delete_object if storage.remote is None else storage.remote.tiered_store.drop

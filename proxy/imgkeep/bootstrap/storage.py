@@ -28,6 +28,7 @@ from imgkeep.core.store_url import Folder
 from imgkeep.database import Database, IncompatibleDatabase
 from imgkeep.database.image_index import BATCH_DELAY_S, LOCAL_BATCH_DELAY_S
 from imgkeep.database.store_mark import check_store, shorten
+from imgkeep.derived.picture_cache import PictureCache
 from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.maintenance.migrate import Migration
 from imgkeep.replication.circuit_breaker import CircuitBreaker
@@ -35,20 +36,21 @@ from imgkeep.replication.peer_objects import PeerObjects
 from imgkeep.replication.public_access import PublicAccess
 from imgkeep.replication.tiered_store import TieredStore
 from imgkeep.storage.bucket.store import BucketStore
-from imgkeep.storage.disk_cache import CacheShare, DiskCache
+from imgkeep.storage.disk_cache import DiskCache
 from imgkeep.storage.local.disk import Disk
 from imgkeep.storage.local.store import LocalStore
 from imgkeep.storage.memory import MemorySpool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
     from imgkeep.clock import Clock, Sleep
     from imgkeep.config import Config
-    from imgkeep.core.records import Record
+    from imgkeep.core.records import Digest, Record
     from imgkeep.core.store_url import RemotePlace, StorePlace
     from imgkeep.database import Outbox
     from imgkeep.database.session import DatabaseSession
+    from imgkeep.storage.cache_index import CacheShare
     from imgkeep.storage.interfaces import Body, ListableStore, Spool, Store
 
     FetchFromNode: TypeAlias = Callable[[str, str], Awaitable[Body | None]]
@@ -76,11 +78,17 @@ class RemoteStorage:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """The stores. `local` is the store itself unless there is a `remote` one."""
+    """
+    The stores. `local` is the store itself unless there is a `remote` one.
+
+    Attributes:
+        picture_cache: The derived pictures on the disk.
+    """
 
     local: LocalStore
     database: Database
     memory: MemorySpool
+    picture_cache: PictureCache
     remote: RemoteStorage | None = None
 
     @property
@@ -98,6 +106,26 @@ class Storage:
             return (self.local,)
         return (self.remote.bucket,) if self.remote.fallback is None else (self.remote.bucket, self.remote.fallback)
 
+    async def open_caches(self) -> None:
+        """Start to count the files of the caches on the disk."""
+        await self.picture_cache.open()
+        if self.remote is not None:
+            await self.remote.cache.open()
+
+    async def count_announced(self, files: Mapping[str, int]) -> None:
+        """Count files of these caches that another worker has brought or used, by name and size."""
+        pictures = {name: size for name, size in files.items() if "/" in name}
+        await self.picture_cache.count_announced(pictures)
+        if self.remote is not None:
+            await self.remote.cache.count_copies({name: files[name] for name in files.keys() - pictures.keys()})
+
+    async def drop_copies(self, digest: Digest) -> None:
+        """Delete this machine's copies of a blocked digest."""
+        if self.remote is None:
+            await self.local.delete_object(digest)
+        else:
+            await self.remote.tiered_store.drop(digest)
+
 
 @dataclass(frozen=True, slots=True)
 class StorageSharing:
@@ -105,7 +133,7 @@ class StorageSharing:
     What processes share of their storages.
 
     Attributes:
-        share: The share of the disk cache that one of several workers counts; `None`: this process counts all of it.
+        share: The share of each cache on the disk that one of several workers counts; `None`: this process counts all.
         session: The session of a PostgreSQL, for lookups; `None`: the engine does them.
         fetch_from_node: Opens an object at another node, by both their names; `None`: there is no node to ask.
         member: The name of this process as a member of a cluster; empty: it is none.
@@ -144,8 +172,8 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         timer: Returns monotonic seconds.
         sleep: Waits between attempts in the background.
         observe: Callback with operation, outcome and seconds of every request to a remote store.
-        sharing: What other processes share with this one. One of several workers calls `cache.open` as soon as its
-            peers can reach it.
+        sharing: What other processes share with this one. One of several workers opens the caches on the disk as soon
+            as its peers can reach it.
         reading: Whether to create no file, folder or table.
         adopting: Whether to open the database of another store as well: a reindex follows.
 
@@ -156,15 +184,14 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
     """
     place = read_store_url("store.url", config.store.url)
     database = _make_database(config, clock, place, sharing, reading=reading)
-    disk = Disk(
-        data_folder(config), memory_bytes_max=config.store.hot_bytes_max, free_bytes_min=config.store.free_bytes_min
-    )
+    store = config.store
+    disk = Disk(data_folder(config), memory_bytes_max=store.hot_bytes_max, free_bytes_min=store.free_bytes_min)
     local = LocalStore(disk, recover=database.image_index.find) if isinstance(place, Folder) else LocalStore(disk)
-    memory = MemorySpool(config.store.hot_bytes_max)
+    memory = MemorySpool(store.hot_bytes_max)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(local.aclose)
         stack.push_async_callback(database.aclose)
-        if config.store.exclusive and not reading:
+        if store.exclusive and not reading:
             await asyncio.to_thread(require_no_images, config)
         await _open_parts((database,) if reading else (local, database), reading=reading)
         _check_store(config, database, adopting=adopting)
@@ -173,7 +200,20 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
             remote = await _open_remote(
                 stack, config, place, local, database, memory, timer, sleep, observe, sharing, reading
             )
-        yield Storage(local, database, memory, remote)
+        pictures = await _open_picture_cache(stack, config, disk, sharing, reading=reading)
+        yield Storage(local, database, memory, pictures, remote)
+
+
+async def _open_picture_cache(
+    stack: AsyncExitStack, config: Config, disk: Disk, sharing: StorageSharing, *, reading: bool
+) -> PictureCache:
+    pictures = PictureCache(
+        disk, config.derive.cache_bytes_max, free_bytes_min=config.store.free_bytes_min, share=sharing.share
+    )
+    stack.push_async_callback(pictures.aclose)
+    if sharing.share is None and not reading:
+        await pictures.open()
+    return pictures
 
 
 def _check_store(config: Config, database: Database, *, adopting: bool) -> None:

@@ -327,10 +327,13 @@ def _add_secrets(commands: Commands) -> None:
         commands,
         "sign",
         "print signed /img URLs",
-        "imgkeep sign --ttl-s 3600 'https://example.com/picture.png'",
+        "imgkeep sign --options 'w=300&q=80' --ttl-s 3600 'https://example.com/picture.png'",
         statuses=((0, "all are signed"), (1, "imgkeep cannot read some"), USAGE, *INTERRUPTED),
     )
-    sign.add_argument("urls", nargs="+", metavar="URL", help="- reads one a line from standard input")
+    sign.add_argument(
+        "urls", nargs="+", metavar="URL", help="a link, or the path of a stored image; - reads one a line from stdin"
+    )
+    sign.add_argument("--options", metavar="OPTIONS", help="options of a derived picture, as 'w=300&q=80'")
     sign.add_argument("--ttl-s", type=read_count, metavar="SECONDS", help="how long they hold (default: for ever)")
     add_json(sign)
     token = add_command(

@@ -205,11 +205,16 @@ def _explain(error: str, shown: str | None, unit: Unit | None, choices: tuple[ob
 
 
 def _apply_exclusive(config: Config, merged: Mapping[str, Any]) -> Config:
-    """Leave out the fallback and the disk cache, which `store.exclusive` excludes, unless they are given."""
+    """Leave out the fallback and the caches on the disk, which `store.exclusive` excludes, unless they are given."""
     if not config.store.exclusive:
         return config
-    defaults = {name: value for name, value in _EXCLUSIVE.items() if name not in merged["store"]}
-    return msgspec.structs.replace(config, store=msgspec.structs.replace(config.store, **defaults))
+    store = {name: value for name, value in _EXCLUSIVE.items() if name not in merged["store"]}
+    derive = {} if "cache_bytes_max" in merged.get("derive", {}) else {"cache_bytes_max": 0}
+    return msgspec.structs.replace(
+        config,
+        store=msgspec.structs.replace(config.store, **store),
+        derive=msgspec.structs.replace(config.derive, **derive),
+    )
 
 
 _EXCLUSIVE: Final[Mapping[str, Any]] = {"fallback": "", "cache_bytes_max": 0}

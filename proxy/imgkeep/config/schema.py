@@ -325,6 +325,7 @@ class Config(Section, frozen=True):
             store=divide(self.store, "hot_bytes_max", "cache_bytes_max"),
             fetch=divide(self.fetch, "concurrent_max", "per_host_max"),
             limits=divide(self.limits, "connections"),
+            derive=divide(self.derive, "cache_bytes_max"),
         )
 
     @property

@@ -125,7 +125,11 @@ def _store_rules(config: Config) -> Iterator[Rule]:
         "no image may stay on a local disk, and store.url is one; name a bucket there",
         needs=("store.url",),
     )
-    for setting, value in (("store.fallback", store.fallback), ("store.cache_bytes_max", store.cache_bytes_max)):
+    for setting, value in (
+        ("store.fallback", store.fallback),
+        ("store.cache_bytes_max", store.cache_bytes_max),
+        ("derive.cache_bytes_max", config.derive.cache_bytes_max),
+    ):
         yield Rule(
             setting,
             partial(_is_left_out, value, exclusive=store.exclusive),

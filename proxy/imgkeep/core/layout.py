@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import msgspec
 
 from imgkeep.core.identity import KEY_VERSION
+from imgkeep.core.picture_facts import read_picture_facts
 from imgkeep.core.records import (
     Digest,
     Doubt,
@@ -122,7 +123,7 @@ class _StoredRecord(msgspec.Struct, omit_defaults=False):
     """
     The JSON form of a record, version 1, from `encode_record`; only the decoder makes one. It ignores unknown fields,
     so that a newer writer may add some. Without `doubts` the image is confirmed. `refetches` is only there if the image
-    was once incomplete.
+    was once incomplete, `picture` only where the facts of the picture were known when the record was written.
     """
 
     key: str
@@ -145,6 +146,7 @@ class _StoredRecord(msgspec.Struct, omit_defaults=False):
     doubts: list[str] | msgspec.UnsetType = msgspec.UNSET
     brought_by: _Line | msgspec.UnsetType = msgspec.UNSET
     refetches: _StoredRefetches | msgspec.UnsetType = msgspec.UNSET
+    picture: object = None
     version: int = 1
 
 
@@ -241,6 +243,7 @@ def encode_record(record: Record) -> bytes:
         **({"doubts": write_doubts(record.doubts)} if record.doubts else {}),
         **({"brought_by": record.brought_by} if record.brought_by else {}),
         **({"refetches": asdict(refetches)} if refetches else {}),
+        **({"picture": asdict(record.picture)} if record.picture else {}),
         "version": 1,
     }
     return _format(stored)
@@ -307,7 +310,7 @@ def decode_record(data: bytes) -> Record | Tombstone:
         digest=name[0],
         format=name[1],
         size=stored.size,
-        pixel_size=PixelSize(stored.width, stored.height) if stored.width and stored.height else None,
+        pixel_size=_read_pixel_size(stored),
         etag=stored.etag,
         stored_at=stored.stored_at,
         validator=read_validator(stored.origin_etag, stored.origin_modified),
@@ -320,6 +323,12 @@ def decode_record(data: bytes) -> Record | Tombstone:
             refetches=_read_refetches(stored.refetches),
         ),
     )
+
+
+def _read_pixel_size(stored: _StoredRecord) -> PixelSize | None:
+    if not stored.width or not stored.height:
+        return None
+    return PixelSize(stored.width, stored.height, read_picture_facts(stored.picture))
 
 
 def _check_times(stored: _StoredRecord) -> None:

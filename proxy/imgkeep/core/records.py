@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NewType
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from imgkeep.core.picture_facts import PictureFacts
 
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
@@ -44,10 +46,11 @@ class Format(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PixelSize:
-    """Width and height in pixels, as the file's header states them; imgkeep decodes no pixels."""
+    """Width and height in pixels, as the header of the file states them. `picture`: what its pixels tell, if known."""
 
     width: int
     height: int
+    picture: PictureFacts | None = field(default=None, compare=False)
 
     @property
     def pixels(self) -> int:
@@ -272,6 +275,10 @@ class Record:
     def object_name(self) -> str:
         """Return `<digest>.<ext>`: the last part of the permanent URL and of the object's path in a store."""
         return f"{self.digest}.{self.format.extension}"
+
+    @property
+    def picture(self) -> PictureFacts | None:
+        return self.pixel_size.picture if self.pixel_size else None
 
     @property
     def pending(self) -> bool:

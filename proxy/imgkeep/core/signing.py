@@ -48,16 +48,35 @@ class ForeignSignature:
 
 
 def sign(key: str, src: str, *, expires: int | None = None, options: Iterable[tuple[str, str]] = ()) -> str:
-    """Return the parameter `sig` of a source URL; `expires` is in epoch seconds."""
+    """Return the parameter `sig` of a source URL; `expires` is in epoch seconds, `options` are sorted by name."""
     return _sign(key, "" if expires is None else str(expires), options, src)
 
 
-def signed_path(key: str, src: str, *, expires: int | None = None) -> str:
+def signed_path(key: str, src: str, *, expires: int | None = None, options: Iterable[tuple[str, str]] = ()) -> str:
     """
-    Return the signed path for a page, `/img?src=...&exp=...&sig=...`; the caller prepends the server's public URL.
+    Return the signed path for a page, `/img?src=...&w=...&exp=...&sig=...`; the caller prepends the public URL.
+
+    Args:
+        key: One of `security.signing_keys`.
+        src: The source URL.
+        expires: When the permission ends, in epoch seconds; `None`: never.
+        options: The options of a derived picture.
     """
+    return f"/img?src={quote(src, safe='')}{_signed_options(key, src, expires, options)}"
+
+
+def signed_images_path(
+    key: str, path: str, *, expires: int | None = None, options: Iterable[tuple[str, str]] = ()
+) -> str:
+    """Return the signed path of a picture of a stored image; `path` is `/images/<name>`. See `signed_path`."""
+    return f"{path}?{_signed_options(key, path, expires, options).removeprefix('&')}"
+
+
+def _signed_options(key: str, src: str, expires: int | None, options: Iterable[tuple[str, str]]) -> str:
+    options = sorted(options)
+    given = "".join(f"&{name}={quote(value, safe='')}" for name, value in options)
     end = "" if expires is None else f"&exp={expires}"
-    return f"/img?src={quote(src, safe='')}{end}&sig={sign(key, src, expires=expires)}"
+    return f"{given}{end}&sig={sign(key, src, expires=expires, options=options)}"
 
 
 class Signatures:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from imgkeep.core.records import Digest
+from imgkeep.database.picture_facts import delete_facts
 from imgkeep.database.schema import refused
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class RemovalIndex:
         def work(connection: sa.Connection) -> None:
             connection.execute(sa.delete(refused).where(refused.c.digest.in_(digests)))
             connection.execute(sa.insert(refused), [{"digest": digest} for digest in digests])
+            delete_facts(connection, digests)
 
         await self._engine.execute(work)
 

@@ -7,6 +7,8 @@ Rules:
 - The engine quarantines a damaged SQLite file and begins a new one, whose image index is incomplete until `reindex`
   fills it. It closes a file that an operator has removed or replaced, and opens what is there now.
 - The engine changes nothing in a database of an unknown schema: that is an error at start.
+- A statement may take long; a server may not. A call without an answer after `PATIENCE_S` asks whether PostgreSQL
+  answers at all (`postgresql.answers`). If it does not, this call and those after it fail at once.
 - A PostgreSQL that hangs holds the thread for `HANG_MAX_S`; then the engine breaks the connection, except in a
   migration, and the next call connects anew.
 """
@@ -43,6 +45,8 @@ BUSY_TIMEOUT_S: Final = 5
 """Timeout for SQLite's write lock: another process's transaction is shorter."""
 CALL_TIMEOUT_S: Final = 30
 """Timeout for one call. A migration of a large database takes seconds."""
+PATIENCE_S: Final = 2
+"""Time for an answer of PostgreSQL, after which the engine asks whether the server hangs. Most take milliseconds."""
 HANG_MAX_S: Final = CALL_TIMEOUT_S + 5
 """Maximum time that a call holds the thread while a PostgreSQL does not answer, although it accepts packets."""
 
@@ -61,7 +65,15 @@ class DatabaseEngine:
         marks: The rows of the table `state`, as of the last connection.
     """
 
-    def __init__(self, url: str, clock: Clock, *, read_only: bool = False, hang_max_s: float = HANG_MAX_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        clock: Clock,
+        *,
+        read_only: bool = False,
+        patience_s: float = PATIENCE_S,
+        hang_max_s: float = HANG_MAX_S,
+    ) -> None:
         require_driver(url)
         self.url = sa.make_url(url)
         self.location = describe_location(self.url)
@@ -77,13 +89,18 @@ class DatabaseEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="database")
         self._engine: sa.Engine | None = None
         self._file: tuple[int, int] | None = None
+        self._patience_s = patience_s
         self._hang_max_s = hang_max_s
         self._connection: postgresql.Connection | None = None
         """The connection to a PostgreSQL, which `_interrupt` may break."""
         self._is_migrating = False
         self._latest = 0
+        self._calls: dict[asyncio.Future[Any], None] = {}
+        """The calls that have not ended, in their order: the first one holds the thread."""
         self._hung_call: asyncio.Future[Any] | None = None
-        """The call that ran into its timeout, and holds the thread until it returns."""
+        """The call that holds the thread, once it or a call behind it has run into its timeout."""
+        self._question: asyncio.Task[bool] | None = None
+        """Whether the server answers, which one caller asks for all."""
 
     async def open(self) -> None:
         """
@@ -101,6 +118,9 @@ class DatabaseEngine:
         if self._engine is not None:
             with suppress(StorageError):
                 await self._run(CALL_TIMEOUT_S, self._disconnect)
+        if self._question is not None:
+            self._question.cancel()
+            await asyncio.wait([self._question])
         self._thread.shutdown(wait=False)
 
     async def check(self) -> None:
@@ -136,18 +156,21 @@ class DatabaseEngine:
 
     async def _run(self, timeout_s: float, work: Callable[..., T], *args: Any) -> T:
         if self._hung_call is not None and not self._hung_call.done():
-            raise StorageError("the database does not answer", place=self.location)
-        future = asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
-        # It may fail after its caller was cancelled or has given up.
-        future.add_done_callback(lambda late: late.cancelled() or late.exception())
-        try:
-            async with asyncio.timeout(timeout_s):
-                result = await asyncio.shield(future)
-        except TimeoutError:
-            self._hung_call = future
-            asyncio.get_running_loop().call_later(max(0, self._hang_max_s - timeout_s), self._interrupt, future)
+            raise self._hangs()
+        began = asyncio.get_running_loop().time()
+        submitted = self._thread.submit(work, *args)
+        call = asyncio.wrap_future(submitted)
+        self._calls[call] = None
+        call.add_done_callback(self._note_end)
+        await self._wait(call, timeout_s)
+        if not call.done():
+            submitted.cancel()  # if it waits for its turn: its caller is told that nothing was changed
+            self._hung_call = hung = next(iter(self._calls))
+            asyncio.get_running_loop().call_at(began + max(timeout_s, self._hang_max_s), self._interrupt, hung)
             self.fault = "it does not answer"
-            raise StorageError("the database does not answer", place=self.location) from None
+            raise self._hangs()
+        try:
+            result = call.result()
         except IncompatibleDatabase as error:
             error.place = self.location
             self.incompatible = error
@@ -162,6 +185,28 @@ class DatabaseEngine:
             raise StorageError("the database failed", cause=self.fault, place=self.location) from None
         self.fault = None
         return result
+
+    def _hangs(self) -> StorageError:
+        remedy = "" if self._is_sqlite else postgresql.UNREACHABLE
+        return StorageError("the database does not answer", cause=remedy, place=self.location)
+
+    def _note_end(self, call: asyncio.Future[Any]) -> None:
+        del self._calls[call]
+        if not call.cancelled():
+            call.exception()  # marks it as retrieved: its caller may have been cancelled, or have given up
+
+    async def _wait(self, call: asyncio.Future[Any], timeout_s: float) -> None:
+        """Wait for the end of a call until its timeout, or until PostgreSQL is found to hang."""
+        patience_s = timeout_s if self._is_sqlite else min(timeout_s, self._patience_s)
+        give_up_at = asyncio.get_running_loop().time() + timeout_s
+        await asyncio.wait([call], timeout=patience_s)
+        if not call.done() and patience_s < timeout_s and await self._server_answers():
+            await asyncio.wait([call], timeout=give_up_at - asyncio.get_running_loop().time())
+
+    async def _server_answers(self) -> bool:
+        if self._question is None or self._question.done():
+            self._question = asyncio.create_task(postgresql.answers(self.url))
+        return await asyncio.shield(self._question)
 
     def _in_transaction(self, work: Callable[[sa.Connection], T], isolation: str | None = None) -> T:
         try:

@@ -30,6 +30,7 @@ from imgkeep.database.outbox import (
     update_entries,
     waits_at_others,
 )
+from imgkeep.database.picture_facts import delete_facts, delete_stale_facts, insert_facts
 from imgkeep.database.schema import images, refused, select_records, state
 from imgkeep.database.store_mark import COMPLETE_MARK
 
@@ -244,6 +245,7 @@ class ImageIndex:
         total += await self._write(batch)
         for keys in split_keys(total // DELETED_MAX):
             await self._engine.execute(partial(_delete_older, self._node, keys, began))
+        await self._engine.execute(delete_stale_facts)
         await self._engine.execute(partial(_mark_complete, str(began)))
         self._engine.marks[COMPLETE_MARK] = str(began)
         return total
@@ -314,6 +316,7 @@ def _block(connection: sa.Connection, digest: Digest) -> Sequence[str]:
         connection.execute(_LOCK_ALONE)
         connection.execute(sa.delete(refused).where(refused.c.digest == digest))
         connection.execute(sa.insert(refused), {"digest": digest})
+    delete_facts(connection, [digest])
     return connection.scalars(sa.select(images.c.key).where(images.c.digest == digest)).all()
 
 
@@ -343,6 +346,7 @@ def _upsert(connection: sa.Connection, node: str, records: Sequence[Record], now
     rows = [{**to_row(record), "indexed_at": now} for record in records]
     order = insert.positiontup
     connection.exec_driver_sql(insert.string, [tuple(map(row.__getitem__, order)) for row in rows] if order else rows)
+    insert_facts(connection, {record.digest: record.picture for record in records if record.picture})
     update_entries(connection, node, records)
     if not shared:
         return ()

@@ -5,6 +5,7 @@ refuses, and what an operator can do about a fault.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import secrets
@@ -18,6 +19,7 @@ from imgkeep.database.schema_upgrade import IncompatibleDatabase
 
 if TYPE_CHECKING:
     import psycopg
+    import sqlalchemy as sa
 
     Connection = psycopg.Connection[Any]
     AsyncConnection = psycopg.AsyncConnection[Any]
@@ -45,6 +47,8 @@ A statement that has the server notice a dead client as soon (PostgreSQL 17, 19.
 what the client has locked, as the leadership. It is a statement because poolers refuse settings at the connection. For
 the zone UTC psycopg reads no file.
 """
+PING_TIMEOUT_S: Final = 2
+"""Timeout for the answer of a server to a new connection."""
 ECHO_TIMEOUT_S: Final = 2
 """Timeout for a notification of this process to itself."""
 ENCODING: Final = "UTF8"
@@ -66,6 +70,7 @@ _POOLER: Final = (
     "database.url leads to a pooler that takes its connections back after each transaction: set pool_mode = session "
     "there, or name the server itself"
 )
+UNREACHABLE: Final = "check host and port in database.url, and that the server runs and can be reached from here"
 _CONNECTIONS: Final = (
     "raise max_connections of the server, or the CONNECTION LIMIT of the role or of the database in database.url; "
     "docs/scale.md says how many connections a node needs"
@@ -95,7 +100,7 @@ _CONNECT_REMEDIES: Final = (
     ("shutting down", "the server in database.url stops; imgkeep goes on by itself"),
     ("session is read-only", _PRIMARY),
     ("certificate", "check sslmode and sslrootcert in database.url"),
-    ("", "check host and port in database.url, and that the server runs and can be reached from here"),
+    ("", UNREACHABLE),
 )
 """Remedies by patterns of a message: libpq gives no SQLSTATE for a connection that failed. The first one counts."""
 
@@ -177,6 +182,22 @@ def is_lost(connection: Connection) -> bool:
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))
+
+
+async def answers(url: sa.URL) -> bool:
+    """Tell whether a server answers a new connection within `PING_TIMEOUT_S`, be it with a refusal."""
+    import psycopg  # noqa: PLC0415 - an extra; its own function for this holds the interpreter until the answer
+
+    plain = url.set(drivername="postgresql").render_as_string(hide_password=False)
+    try:
+        async with asyncio.timeout(PING_TIMEOUT_S):
+            connection = await psycopg.AsyncConnection.connect(plain)
+            await connection.close()
+    except TimeoutError:
+        return False
+    except psycopg.Error:
+        pass
+    return True
 
 
 def interrupt(connection: psycopg.BaseConnection[Any]) -> None:

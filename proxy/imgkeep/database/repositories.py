@@ -1,4 +1,4 @@
-"""The composition of one engine and its four repositories."""
+"""The composition of one engine and its five repositories."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from imgkeep.database.durable_jobs import DurableJobs
 from imgkeep.database.engine import DatabaseEngine
 from imgkeep.database.image_index import BATCH_DELAY_S, ImageIndex
 from imgkeep.database.outbox import Outbox
+from imgkeep.database.picture_facts import PictureFactsTable
 
 if TYPE_CHECKING:
     from imgkeep.clock import Clock
@@ -48,6 +49,7 @@ class Database:
         self.image_index = ImageIndex(self.engine, batch_delay_s=batch_delay_s, node=node, lookup=lookup)
         index = self.image_index
         self.outbox = Outbox(self.engine, index.flush, unwritten=lambda: index.unwritten, node=node)
+        self.picture_facts = PictureFactsTable(self.engine)
         self.removals = RemovalIndex(self.engine)
         self.jobs = DurableJobs(self.engine, self.image_index, member=member)
 

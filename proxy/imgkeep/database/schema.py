@@ -77,6 +77,21 @@ outbox = Table(
 refused = Table("refused", metadata, Column("digest", String(64), primary_key=True), sqlite_with_rowid=False)
 """The blocked digests, for a start without the store."""
 
+picture_facts = Table(
+    "picture_facts",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("frames", Integer, nullable=False),
+    Column("has_alpha", Boolean, nullable=False),
+    Column("orientation", Integer, nullable=False),
+    Column("colour", String(6), nullable=False),
+    Column("thumbhash", String(36), nullable=False),
+    sqlite_with_rowid=False,
+)
+"""What the pixels of images tell (`core/picture_facts.py`). Every row may be lost: the image tells it again."""
+
 jobs = Table(
     "jobs",
     metadata,

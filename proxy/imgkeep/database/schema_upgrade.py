@@ -22,9 +22,9 @@ from imgkeep.database.schema import apply_conditions, metadata, state
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NEWEST: Final = "0007"
+NEWEST: Final = "0008"
 """The last of the migrations."""
-RELEASED: Final = frozenset({"0006", NEWEST})
+RELEASED: Final = frozenset({"0006", "0007", NEWEST})
 """The versions that this one can use or migrate: those of releases, and the last one before the first release."""
 _UNRELEASED: Final = frozenset({"0001", "0002", "0003", "0004", "0005"})
 """Versions of the months before the first release. Their migrations are gone."""

@@ -137,15 +137,16 @@ class Refused(Struct, tag="refused", frozen=True, kw_only=True):
 
 Job: TypeAlias = DeriveJob | FactsJob
 Answer: TypeAlias = Derived | NotSmaller | Facts | Refused
-Message: TypeAlias = Ready | Unusable | Derived | NotSmaller | Facts | Refused
-"""Everything that a derive process sends."""
+Greeting: TypeAlias = Ready | Unusable
+"""The first message of a derive process."""
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _JOBS: Final[msgspec.msgpack.Decoder[Job]] = msgspec.msgpack.Decoder(Job)
-_MESSAGES: Final[msgspec.msgpack.Decoder[Message]] = msgspec.msgpack.Decoder(Message)
+_ANSWERS: Final[msgspec.msgpack.Decoder[Answer]] = msgspec.msgpack.Decoder(Answer)
+_GREETINGS: Final[msgspec.msgpack.Decoder[Greeting]] = msgspec.msgpack.Decoder(Greeting)
 
 
-def encode(message: Job | Message) -> bytes:
+def encode(message: Job | Answer | Greeting) -> bytes:
     """Return the frame of a message."""
     body = _ENCODER.encode(message)
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
@@ -156,6 +157,11 @@ def decode_job(body: bytes) -> Job:
     return _JOBS.decode(body)
 
 
-def decode_message(body: bytes) -> Message:
-    """Return what a derive process sent, without its length. Raises: msgspec.DecodeError."""
-    return _MESSAGES.decode(body)
+def decode_answer(body: bytes) -> Answer:
+    """Return the answer in a frame, without its length. Raises: msgspec.DecodeError."""
+    return _ANSWERS.decode(body)
+
+
+def decode_greeting(body: bytes) -> Greeting:
+    """Return the first message of a process, without its length. Raises: msgspec.DecodeError."""
+    return _GREETINGS.decode(body)

@@ -61,6 +61,7 @@ class BlockedDigests:
         store: The store, whose blocks decide.
         removals: Keeps the list for the next start.
         drop_copies: Deletes this machine's copies of a digest.
+        drop_pictures: Deletes this machine's pictures that were made from it.
         notifier: The other processes; `None`: there are none.
     """
 
@@ -69,11 +70,13 @@ class BlockedDigests:
         store: Store,
         removals: RemovalIndex,
         drop_copies: Callable[[Digest], Awaitable[None]],
+        drop_pictures: Callable[[Digest], Awaitable[None]],
         notifier: Notifier | None = None,
     ) -> None:
         self._store = store
         self._removals = removals
         self._drop_copies = drop_copies
+        self._drop_pictures = drop_pictures
         self._notifier = notifier
         self.late: dict[Digest, None] = {}
         self._digests: dict[Digest, int] = {}
@@ -130,7 +133,7 @@ class BlockedDigests:
             StorageError: The object may be left, or a process may not know yet.
         """
         self._note([digest])
-        steps = [self._store.delete_object(digest)]
+        steps = [self._store.delete_object(digest), self._drop_pictures(digest)]
         if self._notifier is not None:
             steps.append(self._notifier.notify(blocked=[digest]))
         for fault in await asyncio.gather(*steps, return_exceptions=True):
@@ -185,6 +188,7 @@ class BlockedDigests:
         self.late.update(dict.fromkeys(digests))
         for digest in digests:
             await self._drop_copies(digest)
+            await self._drop_pictures(digest)
 
     async def recheck(self, digests: Collection[Digest]) -> None:
         """

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from imgkeep.bootstrap.platform import Platform
+from imgkeep.bootstrap.replication import make_record_settler
 from imgkeep.bootstrap.server import SERVICES
-from imgkeep.bootstrap.services import make_record_settler
 from imgkeep.core.layout import BLOCKS_CHANGED
 from imgkeep.storage.bucket.unsettled_records import SETTLE_AFTER_S
 from tests.support.waiting import until

@@ -91,6 +91,7 @@ class ChangeReader:
 
     Args:
         membership: Keeps the number of the last applied row.
+        receiver: What applies the changes.
         writer: Sends changes that could not be sent before, once the database is back.
         trust: The caches of this process.
         stale_max_s: `cluster.stale_max_s`.
@@ -98,10 +99,11 @@ class ChangeReader:
         sleep: Waits between two attempts.
     """
 
-    def __init__(  # noqa: PLR0913 - all but two by name
+    def __init__(  # noqa: PLR0913 - all but three by name
         self,
         session: DatabaseSession,
         membership: Membership,
+        receiver: Receiver,
         *,
         writer: ChangeWriter,
         trust: CacheTrust,
@@ -109,12 +111,11 @@ class ChangeReader:
         timer: Callable[[], float],
         sleep: Sleep,
     ) -> None:
-        self.receiver: Receiver | None = None
-        """What applies the changes; `None`: nothing here remembers anything yet."""
         self.applied = 0
         """Number of changes that were applied."""
         self._session = session
         self._membership = membership
+        self._receiver = receiver
         self._writer = writer
         self._trust = trust
         self._stale_max_s = stale_max_s
@@ -195,8 +196,7 @@ class ChangeReader:
             if not self._has_position or not misses_none:
                 if self._has_position:
                     log.warning("changes missed; reading everything anew", extra={"applied": applied, "oldest": oldest})
-                if self.receiver is not None:
-                    await self.receiver.learn_everything()
+                await self._receiver.learn_everything()
                 self._membership.applied, self._applied_at = newest, newest_at
                 self._has_position = True
             self._may_apply = True
@@ -207,8 +207,7 @@ class ChangeReader:
         async with self._lock:
             await self._apply_new()
         self._is_current = True
-        if self.receiver is not None:
-            self._writer.send_unsent(self.receiver.settle)
+        self._writer.send_unsent(self._receiver.settle)
 
     async def _apply_new(self) -> None:
         """Apply the rows that are there, and confirm them."""
@@ -238,12 +237,10 @@ class ChangeReader:
     async def _learn(self, rows: Sequence[Row]) -> None:
         """Apply the notices of other members."""
         notice = merge(_read_notice(row) for row in rows if row[1] != self._membership.id)
-        if self.receiver is None:
-            return
         try:
             if notice.everything:
-                await self.receiver.learn_everything()
-            await self.receiver.learn(notice.blocked, notice.changed, {}, notice.unblocked)
+                await self._receiver.learn_everything()
+            await self._receiver.learn(notice.blocked, notice.changed, {}, notice.unblocked)
         except BaseException:
             self._trust.suspend()
             raise

@@ -19,13 +19,11 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
-import secrets
 from typing import TYPE_CHECKING, Any, Final
 
 from imgkeep.cluster.nodes.member import Member, MemberIdentity, find_rival
+from imgkeep.cluster.nodes.secret_mark import SECRET_MARK, find_conflict, make_mark, matches
 from imgkeep.core.errors import StorageError
 from imgkeep.database.advisory_locks import JOIN_LOCK
 from imgkeep.database.schema_upgrade import IncompatibleDatabase
@@ -44,10 +42,6 @@ DEAD_AFTER_S: Final = 15
 NAME_WAIT_S: Final = DEAD_AFTER_S + 5
 """Timeout for the earlier machine with the same name to die: it may have lost its disk, and be this one."""
 NAME_WAIT_INTERVAL_S: Final = 1.0
-
-_SECRET_MARK: Final = "secret"  # noqa: S105 - the name of a row
-_SCRYPT: Final[dict[str, int]] = {"n": 16384, "r": 8, "p": 1}
-"""Parameters of the hash of the secret in the database, 50 ms (RFC 7914, 2): a guess costs as much."""
 
 _JOIN: Final = """
 INSERT INTO cluster_members (id, node, host, advertise_url, version, applied)
@@ -302,24 +296,17 @@ class Membership:
         marks: dict[str, Any] = dict(await cursor.fetchall())
         if marks.get(STORE_MARK, me.store) != me.store:
             raise self._refuse(describe_other_store(marks[STORE_MARK]))
-        mark = marks.get(_SECRET_MARK)
+        mark = marks.get(SECRET_MARK)
         is_same = mark is not None and mark == self._own_mark
         if not is_same:
-            is_same = await asyncio.to_thread(_matches, mark, me.secret)
+            is_same = await asyncio.to_thread(matches, mark, me.secret)
             self._own_mark = mark if is_same else None
-        if not is_same and others:
-            raise self._refuse(
-                "the live nodes of the database have another cluster.secret: set it as on the other nodes, or "
-                "database.url to a database of this cluster alone; to change the secret, end all nodes first"
-                if me.secret
-                else "other nodes use the database: set cluster.secret and cluster.advertise_url as on them"
-            )
+        if (conflict := find_conflict(me.secret, is_same=is_same, others_live=bool(others))) is not None:
+            raise self._refuse(conflict)
         if not is_same:
-            if _SECRET_MARK in marks:
+            if mark is not None:
                 log.warning("secret of the cluster changed: no other node lives")
-            marks[_SECRET_MARK] = await asyncio.to_thread(_hash, me.secret, secrets.token_bytes(16))
-        if others and not me.secret:
-            raise self._refuse("another node uses the database: set cluster.secret and cluster.advertise_url on both")
+            marks[SECRET_MARK] = await asyncio.to_thread(make_mark, me.secret)
         marks[STORE_MARK] = me.store
         for name, value in marks.items():
             await connection.execute(
@@ -342,15 +329,3 @@ async def remove_members(session: DatabaseSession, ids: list[str]) -> None:
         "DELETE FROM cluster_leases WHERE member IN (SELECT id FROM gone)",
         (ids,),
     )
-
-
-def _hash(secret: str, salt: bytes) -> str:
-    return f"{salt.hex()}:{hashlib.scrypt(secret.encode(), salt=salt, dklen=32, **_SCRYPT).hex()}"
-
-
-def _matches(mark: str | None, secret: str) -> bool:
-    """Tell whether a mark is the hash of a secret."""
-    if mark is None:
-        return False
-    salt, _, _ = mark.partition(":")
-    return hmac.compare_digest(mark, _hash(secret, bytes.fromhex(salt)))

@@ -64,7 +64,7 @@ class PeerClient:
         ssl_context: ssl.SSLContext | None = None,
         count: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.count = count
+        self._count = count
         self._signer = signer
         self._stall_timeout_s = stall_timeout_s
         self._ssl_context = ssl_context
@@ -103,7 +103,7 @@ class PeerClient:
             self._note_failure(member, "unreachable", "node not reached", cause=type(error).__name__)
             raise Busy("the node that fetches this image cannot be reached") from None
         if self._signer.is_answer(signed, response.status, response.headers.get(ANSWER_FIELD, "")):
-            self.count("answered")
+            self._count("answered")
             self._failing.discard(member.node)
             return response
         response.close()
@@ -112,7 +112,7 @@ class PeerClient:
 
     def _note_failure(self, member: Member, outcome: str, message: str, **facts: str) -> None:
         """Count a failure, and log the first one of a node."""
-        self.count(outcome)
+        self._count(outcome)
         if member.node not in self._failing:
             self._failing.add(member.node)
             log.warning(message, extra={"node": member.node, "url": member.advertise_url, **facts})

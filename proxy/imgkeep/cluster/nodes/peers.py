@@ -23,7 +23,7 @@ from imgkeep.core.errors import Busy, OriginError, StorageError
 from imgkeep.images.failure_history import RecentFailure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection
+    from collections.abc import AsyncGenerator, Collection
 
     from imgkeep.cluster.nodes.member import Member
     from imgkeep.cluster.nodes.membership import Membership
@@ -61,10 +61,6 @@ class NodePeers:
         self._following: dict[str, set[asyncio.Timeout]] = {}
         """The blocks that end with a member, by its id."""
         membership.when_gone(self._end_following)
-
-    def count_with(self, count: Callable[[str], None]) -> None:
-        """Call `count` with the outcome of each request to a node (`PeerClient`)."""
-        self._client.count = count
 
     async def aclose(self) -> None:
         await self._client.aclose()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
 from imgkeep.cluster.nodes.membership import DEAD_AFTER_S
+from imgkeep.cluster.nodes.secret_mark import SECRET_MARK, find_conflict, matches
 from imgkeep.core.errors import StorageError
 from imgkeep.database.advisory_locks import JOIN_LOCK
 from imgkeep.database.cluster_schema import members
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from imgkeep.database import Database, DatabaseEngine
+
+_SILENCE_S: Final = sa.extract("epoch", sa.func.clock_timestamp() - members.c.heartbeat_at)
+"""Seconds since the last heartbeat of a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,35 @@ async def forget_node(database: Database, node: str) -> int:
     return await database.outbox.forget(node)
 
 
+async def compare_secret(engine: DatabaseEngine, secret: str, host: str) -> str:
+    """
+    Compare `cluster.secret` with that of the live nodes, as a start does; return what follows from it.
+
+    Args:
+        engine: The database that the nodes share.
+        secret: `cluster.secret` of this node.
+        host: The identity of its data folder: its own processes may live with an earlier secret.
+
+    Raises:
+        StorageError: A start would be refused, or the database failed.
+    """
+
+    def work(connection: sa.Connection) -> tuple[str | None, bool]:
+        mark = connection.scalar(sa.select(state.c.value).where(state.c.name == SECRET_MARK))
+        others = sa.select(members.c.id).where(members.c.host != host, _SILENCE_S < DEAD_AFTER_S).limit(1)
+        return mark, connection.scalar(others) is not None
+
+    mark, others_live = await engine.execute(work)
+    is_same = await asyncio.to_thread(matches, mark, secret)
+    if (conflict := find_conflict(secret, is_same=is_same, others_live=others_live)) is not None:
+        raise StorageError(conflict, place=engine.location)
+    if mark is None:
+        return "no node has used the database yet"
+    if not is_same:
+        return "another cluster.secret than that of the last nodes; none of them is live, so the next start changes it"
+    return "the same cluster.secret as the other nodes" if others_live else "cluster.secret has not changed"
+
+
 async def adopt_store(engine: DatabaseEngine, store: str) -> None:
     """
     Make a database that of a store, before a reindex fills its image index anew.
@@ -88,6 +122,7 @@ async def adopt_store(engine: DatabaseEngine, store: str) -> None:
 def _list_members(connection: sa.Connection) -> list[MemberFacts]:
     if connection.dialect.name != "postgresql":
         return []
-    silence = sa.extract("epoch", sa.func.clock_timestamp() - members.c.heartbeat_at)
-    query = sa.select(members.c.id, members.c.node, members.c.version, silence).order_by(members.c.node, members.c.id)
+    query = sa.select(members.c.id, members.c.node, members.c.version, _SILENCE_S).order_by(
+        members.c.node, members.c.id
+    )
     return [MemberFacts(row[0], row[1], row[2], float(row[3])) for row in connection.execute(query)]

@@ -160,13 +160,19 @@ def read_preset(text: str) -> PictureOptions:
     Raises:
         InvalidOption: As `read_options`; or there is none, or one is another preset.
     """
-    parameters = [(name.strip(), value.strip()) for name, _, value in (part.partition("=") for part in text.split("&"))]
+    parameters = split_options(text)
     if any(name == "preset" for name, _ in parameters):
         raise InvalidOption("preset: a preset names options, and no other preset")
     options = read_options(parameters)
     if options == ORIGINAL:
         raise InvalidOption("has no effect: it would be the original")
     return options
+
+
+def split_options(text: str) -> list[tuple[str, str]]:
+    """Return the names and values in a text that an operator has written, as `w=320&h=320`; no value needs escapes."""
+    parts = (part.partition("=") for part in text.split("&") if part.strip())
+    return [(name.strip(), value.strip()) for name, _, value in parts]
 
 
 def stem_of(options: PictureOptions) -> str:

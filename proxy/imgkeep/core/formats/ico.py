@@ -30,7 +30,7 @@ _ENTRY: Final = Struct("<BBxxxxxxII")
 _ALPHA_DEPTH: Final = 32
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """A line of the directory; a side of 0 was read as 256."""
 
     width: int
@@ -48,23 +48,23 @@ def recognise(head: Body) -> Format | None:
     count = head.uint(4, 2, "little")
     if not 0 < count <= IMAGES_MAX:
         return None
-    entries = _entries(head)
+    entries = read_entries(head)
     if any(entry.start < _ENTRIES_AT + count * _ENTRY.size for entry in entries):
         return None
     return fmt if any(_begins(head, start) for start in sorted({entry.start for entry in entries})) else None
 
 
 def measure(body: Body) -> PixelSize | None:
-    sizes = [_size(body, entry) for entry in _entries(body)]
+    sizes = [size_of(body, entry) for entry in read_entries(body)]
     return max(sizes, key=lambda size: size.pixels, default=None)
 
 
 def is_whole(body: Body) -> bool:
-    entries = {entry.start: entry for entry in _entries(body)}.values()
+    entries = {entry.start: entry for entry in read_entries(body)}.values()
     return bool(entries) and all(_is_whole(body, entry) for entry in entries)
 
 
-def _is_whole(body: Body, entry: _Entry) -> bool:
+def _is_whole(body: Body, entry: Entry) -> bool:
     if body.begins(png.SIGNATURE, entry.start):
         return png.is_whole(body, entry.start)
     dib = read_dib(body, entry.start)
@@ -82,14 +82,15 @@ def _begins(head: Body, at: int) -> bool:
     return head.begins(png.SIGNATURE, at) or head.uint(at, 4, "little") in DIB_SIZES
 
 
-def _entries(body: Body) -> list[_Entry]:
+def read_entries(body: Body) -> list[Entry]:
+    """Return the lines of the directory. Raises: Cut."""
     count = min(body.uint(4, 2, "little"), IMAGES_MAX)
     lines = body.take(_ENTRIES_AT, count * _ENTRY.size)
     body.budget.spend(count)
-    return [_Entry(width or 256, height or 256, *place) for width, height, *place in _ENTRY.iter_unpack(lines)]
+    return [Entry(width or 256, height or 256, *place) for width, height, *place in _ENTRY.iter_unpack(lines)]
 
 
-def _size(body: Body, entry: _Entry) -> PixelSize:
+def size_of(body: Body, entry: Entry) -> PixelSize:
     """Return the size of an entry; a PNG states its own, because it may exceed the directory's maximum of 256."""
     try:
         if body.begins(png.SIGNATURE, entry.start):

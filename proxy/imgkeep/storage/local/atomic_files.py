@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from mmap import mmap
 
 
 def sync_folder(folder: Path) -> None:
@@ -40,7 +41,7 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
-def write_all(descriptor: int, data: bytes | bytearray) -> None:
+def write_all(descriptor: int, data: bytes | bytearray | mmap) -> None:
     """Write all of `data`: one `os.write` may take less."""
     view = memoryview(data)
     while view:
@@ -63,7 +64,7 @@ def create_partial(path: Path) -> int:
 
 
 @contextmanager
-def durable_partial(path: Path, data: bytes) -> Iterator[None]:
+def durable_partial(path: Path, data: bytes | mmap) -> Iterator[None]:
     """Write a partial file and make it durable; remove it at the end, unless it was published."""
     descriptor = create_partial(path)
     try:

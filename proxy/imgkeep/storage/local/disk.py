@@ -28,11 +28,12 @@ from imgkeep.storage.local.draft import LocalDraft
 from imgkeep.storage.local.executor import TIMEOUT_S, DiskExecutor
 from imgkeep.storage.local.free_space import FreeSpace
 from imgkeep.storage.local.memory_cache import SMALL_BYTES_MAX, CacheEntry, MemoryCache
+from imgkeep.storage.local.opened_file import FileDigest, OpenedFile
 from imgkeep.storage.local.page_cache import PageCacheReader
 from imgkeep.storage.memory import MemoryBody
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
 PARTIAL: Final = "partial"
@@ -75,6 +76,7 @@ class Disk:
         self._page_cache = PageCacheReader(root)
         self.memory_cache = MemoryCache(memory_bytes_max, self._page_cache, self.run)
         self._device: int | None = None
+        self._room_makers: list[Callable[[int], Awaitable[bool]]] = []
 
     async def open(self) -> None:
         """
@@ -107,10 +109,35 @@ class Disk:
 
     async def begin(self, size: int | None) -> LocalDraft:
         """Begin a draft. As `Spool.begin`."""
-        if not self._free_space.is_known:
-            await self.run(self._measure_free_space)
-        self._free_space.reserve(size or 0)
+        await self.reserve(size or 0)
         return LocalDraft(self._partial_folder, None, self.executor)
+
+    async def reserve(self, size: int) -> None:
+        """
+        Reserve room for `size` new bytes; the caches on this disk make some if need be.
+
+        Raises:
+            StorageError: There is none, or the disk is not usable.
+        """
+        try:
+            if not self._free_space.is_known:
+                await self.run(self._measure_free_space)
+            self._free_space.reserve(size)
+        except StorageError:
+            for make_room in self._room_makers:
+                if await make_room(size):
+                    await self.run(self._measure_free_space)
+                    with suppress(StorageError):
+                        self._free_space.reserve(size)
+                        return
+            raise
+
+    def make_room_by(self, make_room: Callable[[int], Awaitable[bool]]) -> None:
+        """
+        Call `make_room` before a reservation fails: it evicts files until there is room for so many new bytes, and
+        returns whether it evicted any. The last one added is the first one called.
+        """
+        self._room_makers.insert(0, make_room)
 
     async def open_shared(self, path: Path) -> LocalBody | None:
         """Open a draft of another process. As `Spool.open_shared`."""
@@ -134,18 +161,46 @@ class Disk:
 
         `None`: it is not there, or it was damaged and went to `discard`, which blocks.
         """
-        held = self.memory_cache.find(path)
-        if held is not None and isinstance(held.data, bytes | bytearray):
-            return MemoryBody(held.data, held)
+        held = self._find_held(path)
+        if held is not None:
+            return held
         removals = self.memory_cache.removals
         opened = await self.run(self._open, path, name, size, discard)
+        self._hold(opened, removals)
+        return opened
+
+    async def open_file(self, path: str, known: FileDigest | None) -> OpenedFile | None:
+        """
+        Open a file at `path` under the root whose name does not tell its hash; `None`: it is not there.
+
+        Args:
+            path: A file that was written whole or not at all.
+            known: The hash that was found before, with the state of the file then; `None`: it is not known.
+        """
+        held = self._find_held(path)
+        if held is not None:
+            return OpenedFile(held, known or FileDigest.of_bytes(held.data))
+        removals = self.memory_cache.removals
+        opened = await self.run(self._open_file, path, known)
+        if opened is not None:
+            self._hold(opened.body, removals)
+        return opened
+
+    def _find_held(self, path: str) -> MemoryBody | None:
+        """Return the body of a small object whose bytes are in memory."""
+        held = self.memory_cache.find(path)
+        if held is None or not isinstance(held.data, bytes | bytearray):
+            return None
+        return MemoryBody(held.data, held)
+
+    def _hold(self, opened: LocalBody | MemoryBody | None, removals: int) -> None:
+        """Put the bytes of an object into the memory cache, unless they are there, or an object was removed since."""
         if opened is not None and opened.cache_entry is not None:
             current = self.memory_cache.find_same(opened.cache_entry)
             if current is not None:
                 opened.cache_entry = current  # many links lead to one object: they share its bytes
             else:
                 self.memory_cache.put(opened.cache_entry, removals)
-        return opened
 
     def open_as_draft(self, path: Path) -> LocalDraft | None:
         """Open a stored file as a draft that another store can take; `None`: it is not there. Blocks."""
@@ -258,6 +313,28 @@ class Disk:
             if atomic_files.is_named(descriptor, full_path):
                 discard(full_path)
             return None
+        finally:
+            if not keep_open:
+                os.close(descriptor)
+
+    def _open_file(self, path: str, known: FileDigest | None) -> OpenedFile | None:
+        try:
+            descriptor = os.open(self.root / path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self.require_root()
+            return None
+        keep_open = False
+        try:
+            status = os.fstat(descriptor)
+            size = status.st_size
+            if size <= SMALL_BYTES_MAX:
+                data = open_files.read_all(descriptor, size)
+                body = MemoryBody(data, CacheEntry(self.memory_cache, path, status, data))
+                return OpenedFile(body, FileDigest.of_bytes(data, status))
+            if known is None or not known.is_of(status):
+                known = FileDigest(Digest(open_files.hash_all(descriptor, size)), status.st_ino, status.st_ctime_ns)
+            keep_open = True
+            return OpenedFile(LocalBody(descriptor, size, self.executor, self._map(path, descriptor, status)), known)
         finally:
             if not keep_open:
                 os.close(descriptor)

@@ -1,0 +1,64 @@
+"""The end of a job's time, and libvips' errors as answers."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import pyvips
+
+from imgkeep.derived.process.refusals import Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SHARE: Final = 0.9
+"""Part of the time after which a job gives up; then the server kills the process."""
+_DETAIL_CHARS_MAX: Final = 160
+
+
+class Deadline:
+    """The time at which a job gives up."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.has_passed = False
+        self._watched: list[pyvips.Image] = []
+        self._end = time.monotonic() + timeout_s * _SHARE
+
+    def watch(self, image: pyvips.Image) -> None:
+        """Stop the work on an image, and on what is made of it, at the end."""
+        self._watched.append(image)  # pyvips drops the callback with the object, and libvips would still call it
+        image.set_progress(True)
+        image.signal_connect("eval", self._look)
+
+    def _look(self, image: pyvips.Image, _progress: object) -> None:
+        if time.monotonic() > self._end:
+            self.has_passed = True
+            image.set_kill(True)
+
+
+@contextmanager
+def refused_by(deadline: Deadline) -> Iterator[None]:
+    """Raise what libvips raises as a `Refusal`."""
+    try:
+        yield
+    except pyvips.Error as error:
+        text = str(error.detail or error.message)
+        if deadline.has_passed:
+            refusal = Refusal("too_slow", "the picture takes longer than derive.timeout_s; ask for a smaller one")
+        elif re.search(r"memory|too (?:large|big)|exceeds? .*limit", text, re.IGNORECASE):
+            refusal = Refusal("too_large", "the picture needs more memory than derive.memory_bytes_max")
+        elif re.search(r"unsupported|not supported", text, re.IGNORECASE):
+            refusal = Refusal("unsupported", f"libvips cannot read this kind of image: {_readable(text)}")
+        else:
+            refusal = Refusal("unreadable", f"libvips cannot read the image: {_readable(text)}")
+        raise refusal from error
+    except MemoryError as error:
+        raise Refusal("too_large", "the picture needs more memory than derive.memory_bytes_max") from error
+
+
+def _readable(text: str) -> str:
+    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return line[:_DETAIL_CHARS_MAX]

@@ -1,0 +1,84 @@
+"""
+The settings of libvips in a derive process: which of its loaders may run, and what it can read and write.
+
+libvips recognises some forty formats by their content. Only loaders of formats that imgkeep stores may run, so a file
+reaches no other code, whatever it contains.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyvips
+
+from imgkeep.core.records import Format
+
+_SVG: Final = "VipsForeignLoadSvg"
+_LOADERS: Final = {
+    Format.JPEG: "jpegload_source",
+    Format.PNG: "pngload_source",
+    Format.APNG: "pngload_source",
+    Format.WEBP: "webpload_source",
+    Format.GIF: "gifload_source",
+    Format.TIFF: "tiffload_source",
+    Format.AVIF: "heifload_source",
+    Format.HEIC: "heifload_source",
+    Format.HEIF: "heifload_source",
+    Format.JXL: "jxlload_source",
+    Format.SVG: "svgload_source",
+}
+_CLASSES: Final = (
+    *("VipsForeignLoadJpeg", "VipsForeignLoadPng", "VipsForeignLoadWebp", "VipsForeignLoadNsgif"),
+    *("VipsForeignLoadTiff", "VipsForeignLoadHeif", "VipsForeignLoadJxl"),
+)
+_SAVERS: Final = {
+    Format.JPEG: "jpegsave_target",
+    Format.PNG: "pngsave_target",
+    Format.WEBP: "webpsave_target",
+    Format.AVIF: "heifsave_target",
+    Format.GIF: "gifsave_target",
+    Format.JXL: "jxlsave_target",
+}
+_READ_HERE: Final = (Format.BMP, Format.ICO, Format.CUR)
+"""Formats that `bitmaps.py` reads, because the library of `pyvips-binary` does not."""
+
+
+def prepare() -> None:
+    """Let libvips read only what imgkeep stores, with one thread, and remember nothing."""
+    pyvips.cache_set_max(0)
+    pyvips.concurrency_set(1)
+    pyvips.block_untrusted_set(True)
+    pyvips.operation_block_set("VipsForeignLoad", True)
+    for name in _CLASSES:
+        if pyvips.type_from_name(name):
+            pyvips.operation_block_set(name, False)
+
+
+def allow_svg(*, is_allowed: bool) -> None:
+    """Let libvips draw SVG, or not."""
+    if pyvips.type_from_name(_SVG):
+        pyvips.operation_block_set(_SVG, not is_allowed)
+
+
+def version() -> str:
+    """Return the version of libvips."""
+    return ".".join(str(pyvips.version(part)) for part in range(3))
+
+
+def readable() -> list[Format]:
+    """Return the formats that can be read; those of HEIC depend on a codec that may be missing in spite of it."""
+    return [each for each in Format if each in _READ_HERE or (each in _LOADERS and _has(_LOADERS[each]))]
+
+
+def writable() -> list[Format]:
+    """Return the formats that can be written."""
+    return [each for each, saver in _SAVERS.items() if _has(saver)]
+
+
+def loader_of(original: Format) -> str:
+    """Return the name of the loader that reads a format."""
+    return _LOADERS[original]
+
+
+def _has(operation: str) -> bool:
+    return bool(pyvips.type_find("VipsOperation", operation))

@@ -1,0 +1,58 @@
+"""
+Limits that a derive process sets for itself before it sees the first picture.
+
+A file that makes a decoder run away costs this process, and neither the machine's memory nor a client of another image.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from imgkeep.derived.messages import ProcessLimits
+
+OPEN_FILES_MAX: Final = 64
+"""Maximum number of open files: libraries, the socket, and the two files of a job."""
+PICTURE_BYTES_MAX: Final = 536_870_912
+"""Maximum size of a file that it writes: twice the pixels of the largest picture."""
+
+_M_ARENA_MAX: Final = -8
+"""Option of glibc's `mallopt`: each thread's arena would reserve 64 MiB of the address space."""
+_ARENAS_MAX: Final = 2
+
+
+def set_limits(limits: ProcessLimits) -> None:
+    """Limit this process for the rest of its life, and leave its end to the connection."""
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_NOFILE, OPEN_FILES_MAX)
+    _lower(resource.RLIMIT_FSIZE, PICTURE_BYTES_MAX)
+    if sys.platform == "linux":  # macOS refuses a limit of the address space
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS_MAX)
+        _lower(resource.RLIMIT_AS, limits.memory_bytes_max)
+    os.nice(limits.niceness)
+    if limits.idle and hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    os.chdir("/")
+    # A terminal, or a service manager, sends these to all processes of the server; its own closes the connection.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def allow_processor_time(seconds: int) -> None:
+    """Let the next job take as much processor time; the kernel ends the process behind that (SIGXCPU)."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    soft = int(usage.ru_utime + usage.ru_stime) + 1 + seconds
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def _lower(limit: int, value: int) -> None:
+    """Set a limit, unless a lower one is in force."""
+    hard = resource.getrlimit(limit)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(limit, (value, value))

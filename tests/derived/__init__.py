@@ -1,0 +1,1 @@
+"""Tests of `imgkeep.derived`: pictures in other sizes and formats."""
