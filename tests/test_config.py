@@ -18,6 +18,7 @@ from imgkeep.core.identity import BUILT_IN
 from imgkeep.core.policy import judge
 from imgkeep.core.source_url import read_source
 from imgkeep.core.store_url import Folder
+from tests.support.tables import table
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = [
@@ -41,12 +42,12 @@ def test_shipped_file_holds_the_defaults() -> None:
     assert load(shipped, {}) == Config()
 
 
-@pytest.mark.parametrize(("section", "key"), SETTINGS)
+@table(("section", "key"), SETTINGS)
 def test_readme_has_every_setting(section: str, key: str) -> None:
     assert f"`{section}.{key}`" in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize(("section", "key"), SETTINGS)
+@table(("section", "key"), SETTINGS)
 def test_every_setting_can_come_from_the_environment(section: str, key: str) -> None:
     default = getattr(getattr(Config(), section), key)
     text = (
@@ -61,7 +62,7 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
     )
 
 
-@pytest.mark.parametrize(
+@table(
     ("file", "environment", "message"),
     [
         pytest.param({"server": {"prt": 1}}, {}, "server.prt: unknown setting", id="unknown key"),
@@ -378,7 +379,7 @@ AWS_VARIABLES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
 }
 
 
-@pytest.mark.parametrize(("file", "environment", "url"), AWS_VARIABLES.values(), ids=AWS_VARIABLES)
+@table(("file", "environment", "url"), AWS_VARIABLES.values(), ids=AWS_VARIABLES)
 def test_aws_variables_name_a_bucket_by_default(file: dict[str, Any], environment: dict[str, str], url: str) -> None:
     before = copy.deepcopy(file)
     assert load(file, environment).store.url == url
@@ -503,7 +504,7 @@ def test_denied_bucket_is_denied_at_all_endpoints(pattern: str) -> None:
 def test_options_are_open_where_no_other_machine_can_ask(server: dict[str, Any], allow: str, resolved: str) -> None:
     policy = load({"server": server, "derive": {"allow": allow, "presets": {"thumb": "w=320"}}}, {}).derive_policy()
     assert (policy.allow, policy.side_max) == (resolved, 8192)
-    assert policy.widths[:3] == (64, 128, 256)
+    assert policy.widths[:3] == (16, 32, 48)
     assert policy.presets == {"thumb": PictureOptions(320)}
 
 
@@ -525,10 +526,12 @@ def test_limits_are_divided_among_workers() -> None:
             "fetch": {"concurrent_max": 64, "per_host_max": 2},
             "limits": {"fills_per_minute": 600, "connections": 30},
             "store": {"cache_bytes_max": 0, "hot_bytes_max": 300},
+            "derive": {"processes": 6, "queue_max": 2},
         },
         {},
     )
     share = config.share()
+    assert (share.derive.processes, share.derive.queue_max) == (2, 1)
     assert (share.fetch.concurrent_max, share.fetch.per_host_max) == (21, 1)
     assert (share.limits.fills_per_minute, share.limits.connections) == (600, 10)
     assert (share.store.cache_bytes_max, share.store.hot_bytes_max) == (0, 100)

@@ -11,6 +11,7 @@ import pytest
 from imgkeep.config import Config, ConfigError, load, read_config_file
 from imgkeep.config.files import SECRET_BYTES_MAX
 from imgkeep.config.units import TEXT_CHARS_MAX, read_quantity
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,7 +64,7 @@ DURATIONS: dict[str, float | None] = {
 }
 
 
-@pytest.mark.parametrize(("text", "number"), SIZES.items())
+@table(("text", "number"), SIZES.items())
 def test_sizes_are_exact_and_have_known_units(text: str, number: int | None) -> None:
     if number is None:
         with pytest.raises(ValueError, match=r"expected a .*512MiB"):
@@ -72,7 +73,7 @@ def test_sizes_are_exact_and_have_known_units(text: str, number: int | None) -> 
         assert read_quantity(text, "size") == number
 
 
-@pytest.mark.parametrize(("text", "number"), DURATIONS.items())
+@table(("text", "number"), DURATIONS.items())
 def test_durations_have_known_units(text: str, number: float | None) -> None:
     if number is None:
         with pytest.raises(ValueError, match=r"expected a number of seconds.*1h30m"):
@@ -284,7 +285,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
 }
 
 
-@pytest.mark.parametrize(("file", "environment", "message"), MISTAKES.values(), ids=MISTAKES)
+@table(("file", "environment", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistake_gets_a_hint(file: dict[str, Any], environment: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}") as error:
         load(file, environment)
@@ -344,7 +345,7 @@ def test_checks_of_wrong_settings_are_left_out() -> None:
     assert [message.partition(":")[0] for message in error.value.messages] == ["security.signing_keys"]
 
 
-@pytest.mark.parametrize(
+@table(
     ("variable", "value"),
     [
         ("IMGKEEP_SERVICE_HOST", "10.0.0.11"),
@@ -441,7 +442,7 @@ def test_addresses_are_one_or_several() -> None:
     assert not load({"server": {"host": ""}}, {}).server.loopback
 
 
-@pytest.mark.parametrize(
+@table(
     "address",
     [
         "9100",

@@ -12,13 +12,13 @@ import shutil
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from playwright.async_api import Error as PlaywrightError
 
 from tests.support.browser import browsing
 from tests.support.checkout import EXAMPLES, Shell, copy_checkout, read_examples
 from tests.support.framework_examples import visiting
 from tests.support.program import ROOT, cannot
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +112,7 @@ async def test_links_of_the_origin_end(tmp_path: Path) -> None:
     await Shell(tmp_path).run("python try.py", "try")
 
 
-@pytest.mark.parametrize("example", read_examples(README)[1], ids=lambda example: example.name)
+@table("example", read_examples(README)[1], ids=lambda example: example.name)
 def test_example_has_its_commands(example: Example) -> None:
     lines = example.commands.splitlines()
     paths: Sequence[str] = re.findall(r"examples/\S+\.(?:py|sh|mjs|html)", example.commands or example.opens)

@@ -7,10 +7,10 @@ from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import pytest
 from markdown_it import MarkdownIt
 
 from tests.support.program import ROOT
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +64,7 @@ def test_all_pages_are_read() -> None:
     assert slug_of("The page under `/`") == "the-page-under-"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@table("page", PAGES)
 def test_link_leads_to_a_file_and_a_heading(page: str) -> None:
     for link in links_of((ROOT / page).read_text("utf-8")):
         if re.match(r"(?:https?|mailto):", link):
@@ -77,6 +77,6 @@ def test_link_leads_to_a_file_and_a_heading(page: str) -> None:
             assert anchor in anchors_of(target), link
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/")])
+@table("page", [page for page in PAGES if page.startswith("docs/")])
 def test_readme_leads_to_every_page(page: str) -> None:
     assert page in links_of((ROOT / "README.md").read_text("utf-8"))

@@ -17,6 +17,7 @@ from imgkeep.config.schema import Cluster
 from imgkeep.listening import format_address, listen, listen_for_nodes, listen_for_workers
 from imgkeep.web.connection_limit import ConnectionLimit
 from tests.support.program import cannot, environment, need_strace, serving
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +40,7 @@ def reach(host: str, port: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize(
+@table(
     ("host", "reached"),
     [
         ("127.0.0.1", {"127.0.0.1"}),

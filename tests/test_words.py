@@ -9,6 +9,8 @@ from typing import Final
 
 import pytest
 
+from tests.support.tables import table
+
 ROOT: Final = Path(__file__).parents[1]
 GLOSSARY: Final = ROOT / "docs" / "glossary.md"
 SUFFIXES: Final = frozenset({".css", ".html", ".js", ".md", ".py", ".toml", ".ts"})
@@ -94,7 +96,7 @@ def find(pattern: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize(("word", "pattern"), [pytest.param(*item, id=item[0]) for item in _banned().items()])
+@table(("word", "pattern"), [pytest.param(*item, id=item[0]) for item in _banned().items()])
 def test_glossary_word_is_used_instead(word: str, pattern: str) -> None:
     found = find(pattern)
     assert not found, f"docs/glossary.md has another word for {word!r}:\n" + "\n".join(found)

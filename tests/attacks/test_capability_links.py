@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from imgkeep.core.identity import BUILT_IN, identify_url, read_provider_rules, rules_for
 from imgkeep.core.source_url import read_source
 from tests.support.images import make_image
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -275,9 +276,7 @@ def test_every_scheme_of_any_host_has_a_mark() -> None:
     assert {rule.name for rule in ANYWHERE} == set(MARKS)
 
 
-@pytest.mark.parametrize(
-    "group", [pytest.param(group, id=f"{number}-{group[0][0]}") for number, group in enumerate(GROUPS)]
-)
+@table("group", [pytest.param(group, id=f"{number}-{group[0][0]}") for number, group in enumerate(GROUPS)])
 def test_bound_scheme_means_nothing_on_other_hosts(group: tuple[tuple[str, Shape], ...]) -> None:
     """Exhaustive where the property above is drawn: each member in turn has two values that fit it."""
     fitting = {name: [each for each in ORDINARY if shape.fits(each)] for name, shape in group}
@@ -292,7 +291,7 @@ def test_bound_scheme_means_nothing_on_other_hosts(group: tuple[tuple[str, Shape
         assert not merged or (applied and applied <= set(MARKS)), (path, changed)
 
 
-@pytest.mark.parametrize("rule", ANYWHERE, ids=lambda rule: rule.name)
+@table("rule", ANYWHERE, ids=lambda rule: rule.name)
 def test_scheme_of_any_host_needs_its_mark(rule: Rule) -> None:
     """Every group needs the mark: a signer's own name, a value that no application makes, three names, or the path."""
     name, _, _value = MARKS[rule.name].partition("=")
@@ -313,7 +312,7 @@ def test_scheme_of_any_host_needs_its_mark(rule: Rule) -> None:
 # --- the schemes that were bound, and what stays of them
 
 
-@pytest.mark.parametrize(
+@table(
     "query",
     [
         pytest.param("token={}&expires=1768050000", id="Bunny"),
@@ -330,21 +329,21 @@ def test_scheme_of_any_host_needs_its_mark(rule: Rule) -> None:
         ),
     ],
 )
-@pytest.mark.parametrize("path", ["/download.php", "/get", "/image.png", "/photos/1"])
+@table("path", ["/download.php", "/get", "/image.png", "/photos/1"])
 def test_unknown_host_keeps_its_signature_parameters(path: str, query: str) -> None:
     keys = {identify_url(f"https://app.example.com{path}?{query.format(c * 43)}", NOW).key for c in "abc"}
     assert len(keys) == 3
 
 
-@pytest.mark.parametrize("path", ["/download.php", "/download", "/", "/get.aspx", "/media/"])
-@pytest.mark.parametrize(
+@table("path", ["/download.php", "/download", "/", "/get.aspx", "/media/"])
+@table(
     "query",
     [
         "token=1768050000_{}", "auth_key=1768050000-rand-0-{}", "expires=1768050000&signature={}",
         "token={}&expires=1768050000",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("host", ["app.example.com", "acme.b-cdn.net"])
+@table("host", ["app.example.com", "acme.b-cdn.net"])
 def test_path_of_a_script_is_no_image(host: str, path: str, query: str) -> None:
     size = 32 if "auth_key" in query else 64 if "signature" in query else 40 if "_{}" in query else 43
     keys = {identify_url(f"https://{host}{path}?{query.format(c * size)}", NOW).key for c in "abc"}

@@ -48,6 +48,7 @@ from tests.support.hostile_images import WORST, png_chunks, tiff_children
 from tests.support.hostile_transfers import read, unframed
 from tests.support.image_requests import services_of
 from tests.support.images import make_image
+from tests.support.tables import table
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ LINES_PER_STEP_MAX = 30
 PARSERS = str(Path(svg.__file__ or "").parent)
 STORED = make_image()
 
-every_worst = pytest.mark.parametrize("case", WORST, ids=lambda case: f"{case[0].name}: {case[1]}")
+every_worst = table("case", WORST, ids=lambda case: f"{case[0].name}: {case[1]}")
 
 
 def steps_of(check: Check, fmt: Format, body: bytes) -> int:
@@ -101,7 +102,7 @@ def test_worst_image_is_recognised(case: tuple[Format, str]) -> None:
 
 
 @every_worst
-@pytest.mark.parametrize("check", CHECKS)
+@table("check", CHECKS)
 def test_steps_are_linear_in_bytes(case: tuple[Format, str], check: str) -> None:
     """Without a budget, which would end them."""
     taken = []
@@ -116,7 +117,7 @@ def test_steps_are_linear_in_bytes(case: tuple[Format, str], check: str) -> None
 
 
 @every_worst
-@pytest.mark.parametrize("check", CHECKS)
+@table("check", CHECKS)
 def test_steps_do_not_exceed_bytes(case: tuple[Format, str], check: str) -> None:
     body = WORST[case](SMALL)
     assert steps_of(CHECKS[check], case[0], body) <= fields.STEPS_MIN + len(body)
@@ -142,7 +143,7 @@ def lines_counted() -> Iterator[list[int]]:
 
 
 @every_worst
-@pytest.mark.parametrize("check", CHECKS)
+@table("check", CHECKS)
 def test_parsers_count_all_their_work(case: tuple[Format, str], check: str) -> None:
     body = WORST[case](8_192)
     budget = Budget(4_096)
@@ -152,7 +153,7 @@ def test_parsers_count_all_their_work(case: tuple[Format, str], check: str) -> N
 
 
 @every_worst
-@pytest.mark.parametrize("step", [1, 1_448, 65_536])
+@table("step", [1, 1_448, 65_536])
 def test_slow_head_stays_within_its_budget(case: tuple[Format, str], step: int) -> None:
     """However a hostile origin cuts it: all passes on the event loop together."""
     body = WORST[case](LARGE)[:HEAD_BYTES_MAX]

@@ -16,6 +16,7 @@ from tests.support.image_requests import fills_done
 from tests.support.images import make_image
 from tests.support.program import ROOT, run_here
 from tests.support.raw_http import Answer, port_of, split, talk, target_of
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -429,7 +430,7 @@ MALFORMED_DATABASES = [
 ]
 
 
-@pytest.mark.parametrize("url", MALFORMED_DATABASES)
+@table("url", MALFORMED_DATABASES)
 def test_malformed_database_url_is_an_error_of_configuration(url: str) -> None:
     with pytest.raises(ConfigError) as error:
         load({"database": {"url": url}}, {})

@@ -7,7 +7,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-import pytest
+from tests.support.tables import table
 
 TESTS = Path("tests")
 PAGE = Path("docs/security.md").read_text("utf-8")
@@ -20,7 +20,7 @@ def names_in(path: Path) -> set[str]:
     return {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
 
 
-@pytest.mark.parametrize("proof", PROOFS)
+@table("proof", PROOFS)
 def test_proof_exists(proof: str) -> None:
     path, _, name = proof.partition("::")
     assert not name or name in names_in(TESTS / path)

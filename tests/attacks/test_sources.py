@@ -18,6 +18,7 @@ from imgkeep.core.identity import BUILT_IN
 from imgkeep.core.policy import judge
 from imgkeep.core.source_url import read_source
 from tests.support.images import make_image
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -92,7 +93,7 @@ STRANGERS = [
 ]
 
 
-@pytest.mark.parametrize("url", STRANGERS)
+@table("url", STRANGERS)
 def test_open_server_fetches_no_upload_of_a_stranger(url: str) -> None:
     for host in ("0.0.0.0", "::"):
         policy = load({"server": {"host": host}}, {}).policy(BUILT_IN)

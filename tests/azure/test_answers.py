@@ -19,6 +19,7 @@ from imgkeep.storage.memory import MemorySpool
 from tests.support.azure.backends import azure_client
 from tests.support.s3.gate import Gate
 from tests.support.s3.misbehaving import only
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -246,7 +247,7 @@ NO_PAGES = {
 }
 
 
-@pytest.mark.parametrize("data", NO_PAGES.values(), ids=NO_PAGES)
+@table("data", NO_PAGES.values(), ids=NO_PAGES)
 def test_page_that_is_none_is_refused(data: bytes) -> None:
     with pytest.raises(BucketError):
         read_page(data)

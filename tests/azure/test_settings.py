@@ -14,6 +14,7 @@ from imgkeep.config import ConfigError
 from imgkeep.core.store_url import AzureContainer
 from imgkeep.storage.azure.settings import AccountKey, MachineIdentity, SasToken, read_account
 from tests.support.server import configuration
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,7 +94,7 @@ USABLE = {
 }
 
 
-@pytest.mark.parametrize(("environment", "name", "endpoint", "kind"), USABLE.values(), ids=USABLE)
+@table(("environment", "name", "endpoint", "kind"), USABLE.values(), ids=USABLE)
 def test_account_is_found_as_azure_finds_it(
     environment: dict[str, str], name: str, endpoint: str, kind: type[object]
 ) -> None:
@@ -157,7 +158,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("environment", "account", "part"), MISTAKES.values(), ids=MISTAKES)
+@table(("environment", "account", "part"), MISTAKES.values(), ids=MISTAKES)
 def test_mistake_names_the_variable_and_no_secret(environment: dict[str, str], account: str | None, part: str) -> None:
     with pytest.raises(ConfigError) as failed:
         read_account(AzureContainer("images", account=account), environment)

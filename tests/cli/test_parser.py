@@ -21,6 +21,7 @@ from imgkeep.cli.dispatch import MODULES
 from imgkeep.cli.parser import SHELLS, make_parser
 from tests.support.images import make_image
 from tests.support.program import ROOT, cannot, environment, run, run_here, serving
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +35,7 @@ TOKEN = "a-token-of-this-test"
 # --- help
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@table("name", COMMANDS)
 def test_help_has_examples_that_parse_and_statuses(name: str) -> None:
     command = COMMANDS[name]
     assert re.fullmatch(r"[A-Z].*\w\.", command.description)
@@ -120,7 +121,7 @@ def test_command_on_a_store_imports_neither_server_nor_client() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@table("name", COMMANDS)
 def test_every_command_has_a_module_that_runs_it(name: str) -> None:
     assert callable(import_module(f"imgkeep.cli.{MODULES[name]}").run)
 

@@ -13,6 +13,7 @@ from imgkeep.storage.bucket.errors import BucketError
 from imgkeep.storage.cloudinary import CloudinaryClient
 from imgkeep.storage.cloudinary.errors import read_refusal
 from tests.support.cloudinary.fixtures import FOLDER
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -85,7 +86,7 @@ async def test_used_up_admin_api_concerns_listings_alone(
     assert await cloudinary_client.stat(RECORD) is not None
 
 
-@pytest.mark.parametrize(
+@table(
     ("status", "data", "code", "general"),
     [
         (404, b"<html>not here</html>", "404", False),

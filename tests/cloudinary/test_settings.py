@@ -15,6 +15,7 @@ from imgkeep.storage.cloudinary import CloudinaryClient
 from imgkeep.storage.cloudinary.settings import read_account
 from imgkeep.storage.cloudinary.signing import sign, signed
 from tests.support.program import run_here
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,7 +68,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("value", "message"), BAD.values(), ids=BAD)
+@table(("value", "message"), BAD.values(), ids=BAD)
 def test_mistake_in_the_variable_is_named_without_its_value(value: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         read_account({"CLOUDINARY_URL": value})

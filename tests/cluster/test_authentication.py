@@ -9,6 +9,7 @@ import pytest
 
 from imgkeep.cluster.nodes.authentication import WINDOW_S, RequestRefused, RequestSigner, RequestVerifier
 from imgkeep.core.errors import StorageError
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,7 +73,7 @@ def test_vector_of_the_answer() -> None:
         assert not make_signer().is_answer(signed, status, given)
 
 
-@pytest.mark.parametrize(
+@table(
     "change",
     [
         lambda field: field.replace("a/1", "a/2"),

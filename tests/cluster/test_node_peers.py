@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,9 @@ from imgkeep.cluster.nodes import peer_client, peer_listener
 from imgkeep.cluster.nodes.authentication import REQUEST_FIELD
 from imgkeep.cluster.nodes.node_api import LocalWorkers
 from imgkeep.cluster.progress import Head, HeadFields
+from imgkeep.core.derived.names import PictureName
 from imgkeep.core.errors import Busy, OriginError, SourceNotFound, StorageError
+from imgkeep.core.records import Digest, Format
 from imgkeep.images.failure_history import RecentFailure
 from imgkeep.images.peer_fill import FillFailure, RemoteFill
 from tests.support.nodes import (
@@ -172,6 +175,24 @@ async def test_end_of_a_member_ends_the_wait_for_its_head() -> None:
             with pytest.raises(Busy):
                 await waiting
             connection.close()
+
+
+@pytest.mark.parametrize("data", [b"", b"picture" * 100_000], ids=["marker", "picture"])
+async def test_picture_comes_from_the_node_that_made_it(node: FakeNode, data: bytes) -> None:
+    name = PictureName(Digest(KEY), "w320", Format.WEBP, negotiated=True)
+    node.objects[f"{KEY}/w320-auto.webp"] = FakeBody(data)
+    async with peers_of(FakeMembership(node.member)) as (peers, _):
+        body = await peers.fetch_picture("there/1", name)
+        assert body is not None
+        assert await read_body(body) == data
+        await body.aclose()
+        assert await peers.fetch_picture("there/1", replace(name, negotiated=False)) is None
+
+
+async def test_derivation_is_waited_for_by_the_name_of_its_lease(node: FakeNode) -> None:
+    async with peers_of(FakeMembership(node.member)) as (peers, _):
+        await peers.wait("there/1", f"picture.{KEY}")
+    assert node.images.waited_for == [f"picture.{KEY}"]
 
 
 async def test_end_of_a_node_ends_the_wait_for_its_object() -> None:

@@ -106,6 +106,6 @@ async def test_nodes_find_each_other_in_the_database(
         assert await read_body(body) == data
         await body.aclose()
 
-        await holder.blocked_digests.learn([Digest(name.partition(".")[0])])
+        await holder.remover.blocked.learn([Digest(name.partition(".")[0])])
         assert await peers.fetch_object("a", name) is None, "a blocked digest"
         assert b'imgkeep_peer_requests_total{outcome="answered"} 3.0' in asking.metrics.page()

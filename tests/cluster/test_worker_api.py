@@ -47,7 +47,9 @@ async def client(aiohttp_client: AiohttpClient, images: FakeImages, learned: lis
 
     service: Any = images
     info = WorkerInfo("0.1", 0, 2, "/nowhere", SECRET)
-    app = make_worker_api(info, service, learn=learn, counters=lambda: b"counters", failures=list)
+    app = make_worker_api(
+        info, service, wait=images.wait_for_fill, learn=learn, counters=lambda: b"counters", failures=list
+    )
     return await aiohttp_client(app, headers={SECRET_FIELD: SECRET})
 
 
@@ -85,7 +87,12 @@ async def test_unexpected_failure_of_a_fill_is_no_second_response(
 ) -> None:
     service: Any = images
     app = make_worker_api(
-        WorkerInfo("0.1", 0, 2, "/nowhere", SECRET), service, learn=AsyncMock(), counters=bytes, failures=list
+        WorkerInfo("0.1", 0, 2, "/nowhere", SECRET),
+        service,
+        wait=images.wait_for_fill,
+        learn=AsyncMock(),
+        counters=bytes,
+        failures=list,
     )
     receive_relayed(app)
     client = await aiohttp_client(app, headers={SECRET_FIELD: SECRET})

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkeep.core.chunked_body import LINE_BYTES_MAX, Chunks, Malformed
+from tests.support.tables import table
 
 BODIES = {
     "one": b"5\r\nabcde\r\n0\r\n\r\n",
@@ -33,8 +34,8 @@ MALFORMED = {
 }
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 100])
-@pytest.mark.parametrize("data", BODIES.values(), ids=BODIES.keys())
+@table("size", [1, 2, 3, 100])
+@table("data", BODIES.values(), ids=BODIES.keys())
 def test_body_comes_out_of_pieces_of_any_size(data: bytes, size: int) -> None:
     chunks = Chunks()
     assert b"".join(chunks.feed(data[at : at + size]) for at in range(0, len(data), size)) == b"abcde"
@@ -50,7 +51,7 @@ def test_body_that_is_cut_has_not_ended(data: bytes) -> None:
         assert not chunks.ended
 
 
-@pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED.keys())
+@table("data", MALFORMED.values(), ids=MALFORMED.keys())
 def test_malformed_framing_is_refused(data: bytes) -> None:
     with pytest.raises(Malformed):
         Chunks().feed(data)

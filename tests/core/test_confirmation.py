@@ -53,6 +53,7 @@ from tests.support.records import (
     link,
     record,
 )
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -156,7 +157,7 @@ def test_image_has_the_doubts_of_its_link(
 # Records
 
 
-@pytest.mark.parametrize(
+@table(
     ("doubts", "to", "use", "forever"),
     [
         pytest.param((), link(), RecordUse.SERVE, True, id="confirmed"),
@@ -239,7 +240,7 @@ def test_use_of_a_record_depends_on_its_worth_to_the_link(
         assert not forever, "what is still to be tried is kept by no client"
 
 
-@pytest.mark.parametrize(
+@table(
     ("doubts", "identity", "standing"),
     [
         ((), "//a.example/p", Standing.CONFIRMED),
@@ -264,7 +265,7 @@ def test_standing_is_one_word(doubts: Iterable[Doubt], identity: str, standing: 
 # What a link has brought
 
 
-@pytest.mark.parametrize(
+@table(
     ("old", "new", "same", "comparison"),
     [
         pytest.param((SIGNATURE,), (), False, Comparison.REPLACE, id="verified over provisional"),
@@ -318,7 +319,7 @@ def test_unverified_link_replaces_no_image_of_https() -> None:
                 assert compare_records(record(*old), record(*new, digest=OTHER, by=MINE)) is Comparison.OTHER
 
 
-@pytest.mark.parametrize(
+@table(
     ("old", "new", "merged", "by"),
     [
         ((SIGNATURE,), (SIGNATURE,), {SIGNATURE}, THEIRS),
@@ -349,7 +350,7 @@ def test_first_record_of_equal_bytes_is_adopted_with_what_the_second_proves() ->
     assert adopt(first, replace(second, digest=Digest("0" * 64))) is None
 
 
-@pytest.mark.parametrize(
+@table(
     ("old", "new", "by", "confirms"),
     [
         ((SIGNATURE,), (SIGNATURE,), MINE, True),
@@ -412,7 +413,7 @@ def test_confirmation_removes_the_doubts_it_settles() -> None:
 REFUSED, UNKNOWN = ProbeResponse.REFUSED, ProbeResponse.UNKNOWN
 
 
-@pytest.mark.parametrize(
+@table(
     ("brought", "spoiled", "control", "proof"),
     [
         pytest.param(STORED, (REFUSED, REFUSED), STORED, ProbeResult.DIFFERENCE, id="equal, refused"),

@@ -20,6 +20,7 @@ from imgkeep.core.content_negotiation import (
 )
 from imgkeep.core.http_headers import FORWARDED_HEADERS
 from tests.support.accept_fields import FIREFOX_TAB, IMG, TAB
+from tests.support.tables import table
 
 OLD_FIREFOX_IMG = "image/webp,*/*"
 SAFARI_IMG = "image/webp,image/avif,video/*;q=0.8,image/png,image/svg+xml,image/*;q=0.8,*/*;q=0.5"
@@ -55,7 +56,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("method", "accept", "destination", "form"), CASES.values(), ids=CASES)
+@table(("method", "accept", "destination", "form"), CASES.values(), ids=CASES)
 def test_form_follows_the_accept_field(method: str, accept: str | None, destination: str | None, form: Form) -> None:
     assert choose_form(method, accept, destination) is form
 

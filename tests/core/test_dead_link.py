@@ -21,6 +21,7 @@ from imgkeep.core.errors import (
 )
 from imgkeep.core.identity import BUILT_IN, identify_url
 from imgkeep.core.identity.expired_messages import read_endings
+from tests.support.tables import table
 
 NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)
 S3 = (
@@ -77,7 +78,7 @@ ENDED = {
 }
 
 
-@pytest.mark.parametrize(("error", "info"), ENDED.values(), ids=ENDED.keys())
+@table(("error", "info"), ENDED.values(), ids=ENDED.keys())
 def test_link_has_ended(error: ImgkeepError, info: object) -> None:
     told = explain(error, info, NOW)  # type: ignore[arg-type]
     assert isinstance(told, SourceExpired)
@@ -107,7 +108,7 @@ ALIVE = {
 }
 
 
-@pytest.mark.parametrize(("error", "info"), ALIVE.values(), ids=ALIVE.keys())
+@table(("error", "info"), ALIVE.values(), ids=ALIVE.keys())
 def test_nothing_is_known_of_the_link(error: ImgkeepError, info: object) -> None:
     assert explain(error, info, NOW) is error  # type: ignore[arg-type]
 
@@ -120,7 +121,7 @@ def test_error_image_is_passed_along() -> None:
     assert told.image == ("image/png", b"png")
 
 
-@pytest.mark.parametrize(
+@table(
     ("status", "info", "size"),
     [
         (400, FRESH, READ_BYTES),
@@ -146,7 +147,7 @@ def test_retry_later_is_no_refusal() -> None:
     assert not refuses(None)
 
 
-@pytest.mark.parametrize(
+@table(
     ("media_type", "beginning", "page"),
     [
         ("", HTML, True),

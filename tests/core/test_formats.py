@@ -33,6 +33,7 @@ from imgkeep.core.formats import (
 )
 from imgkeep.core.records import Format, PixelSize
 from tests.support import image_files as images
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -51,8 +52,8 @@ IGNORABLE = {"tiff of pages": 4}
 
 HTML = b'<!DOCTYPE html><html><head><title>Expired</title></head><body><svg xmlns="http://www.w3.org/2000/svg"/></body></html>'
 
-every_sample = pytest.mark.parametrize("name", SAMPLES)
-every_proved_sample = pytest.mark.parametrize("name", PROVED)
+every_sample = table("name", SAMPLES)
+every_proved_sample = table("name", PROVED)
 
 
 @every_sample
@@ -96,10 +97,8 @@ def test_file_that_is_cut_is_not_whole(name: str) -> None:
     assert [cut for cut in sorted(cuts) if is_whole(sample.fmt, sample.body[:cut])] == []
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in PROVED if SAMPLES[name].fmt is not Format.SVG and "open" not in name]
-)
-@pytest.mark.parametrize("tail", [b"\0" * 40, b"\n", b"<!-- 12 ms -->", b"\xff\xd8\xff\xe0", b"MotionPhoto_Data"])
+@table("name", [name for name in PROVED if SAMPLES[name].fmt is not Format.SVG and "open" not in name])
+@table("tail", [b"\0" * 40, b"\n", b"<!-- 12 ms -->", b"\xff\xd8\xff\xe0", b"MotionPhoto_Data"])
 def test_bytes_behind_a_whole_image_are_tolerated(name: str, tail: bytes) -> None:
     sample = SAMPLES[name]
     assert is_whole(sample.fmt, sample.body + tail)
@@ -142,7 +141,7 @@ def test_ended_body_is_decided(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize(
+@table(
     ("name", "enough"),
     [
         *(("png", 41), ("apng", 41), ("jpeg baseline", 4), ("gif 87a", 14), ("webp lossy", 26), ("avif", 12)),
@@ -254,7 +253,7 @@ NEGATIVES = {
 }
 
 
-@pytest.mark.parametrize("body", NEGATIVES.values(), ids=NEGATIVES)
+@table("body", NEGATIVES.values(), ids=NEGATIVES)
 def test_other_bytes_than_an_image_are_refused(body: bytes) -> None:
     assert sniff(body, ended=True) is None
     answers = [sniff(body[:size], ended=False) for size in range(min(len(body), 500))]
@@ -267,7 +266,7 @@ def test_text_is_refused_at_its_first_byte() -> None:
     assert sniff(b"e", ended=False) is None
 
 
-@pytest.mark.parametrize(
+@table(
     ("attributes", "size"),
     [
         ('width="20" height="12"', (20, 12)),
@@ -403,7 +402,7 @@ WITHOUT_PROOF = {
 }
 
 
-@pytest.mark.parametrize(("fmt", "body"), WITHOUT_PROOF.values(), ids=WITHOUT_PROOF)
+@table(("fmt", "body"), WITHOUT_PROOF.values(), ids=WITHOUT_PROOF)
 def test_unproved_image_is_not_whole(fmt: Format, body: bytes) -> None:
     assert not is_whole(fmt, body)
 
@@ -428,8 +427,8 @@ def test_open_meta_is_whole_when_its_items_are_there() -> None:
     assert not is_whole(Format.AVIF, body[:-1])
 
 
-@pytest.mark.parametrize("size", [None, 1, 10**6, images.DIB.__len__() + 48])
-@pytest.mark.parametrize("depth", [1, 4, 8, 24, 32])
+@table("size", [None, 1, 10**6, images.DIB.__len__() + 48])
+@table("depth", [1, 4, 8, 24, 32])
 def test_length_of_an_icon_image_follows_from_its_header(depth: int, size: int | None) -> None:
     assert is_whole(Format.ICO, images.ico((20, 12, images.dib(depth)), size=size))
 
@@ -461,7 +460,7 @@ def test_control_chunks_of_a_still_image_mean_nothing() -> None:
     assert is_whole(Format.PNG, body[:-12] + late + body[-12:])
 
 
-@pytest.mark.parametrize(
+@table(
     ("brands", "fmt"),
     [
         *(((major, b"mif1", b"avif"), Format.AVIF) for major in (b"miaf", b"mif2", b"MA1A", b"isom", b"mp42", b"qt  ")),
@@ -525,7 +524,7 @@ WITHOUT_SIZE = {
 }
 
 
-@pytest.mark.parametrize(("fmt", "body"), WITHOUT_SIZE.values(), ids=WITHOUT_SIZE)
+@table(("fmt", "body"), WITHOUT_SIZE.values(), ids=WITHOUT_SIZE)
 def test_file_without_a_size_has_none(fmt: Format, body: bytes) -> None:
     assert measure(fmt, body) is None
 

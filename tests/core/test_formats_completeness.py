@@ -13,6 +13,7 @@ from imgkeep.core.formats import Budget, Ending, Spent, foresees_end, is_incompl
 from imgkeep.core.formats.end_detection import HEAD_BYTES_MAX, STEPS_MIN, TAIL_BYTES
 from imgkeep.core.records import Format
 from tests.support.image_files import animated, png_chunk, png_header, samples, saved
+from tests.support.tables import table
 
 SAMPLES = samples()
 WALKED = {Format.PNG, Format.APNG, Format.JPEG, Format.GIF, Format.WEBP, Format.SVG}
@@ -31,7 +32,7 @@ def sees(fmt: Format, body: bytes) -> bool:
     return ending.is_seen or foresees_end(ending, len(body), Budget(steps_max(len(body))))
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@table("name", SAMPLES)
 def test_complete_image_is_recognised_where_its_format_has_an_end(name: str) -> None:
     sample = SAMPLES[name]
     ending = ending_of(sample.fmt, sample.body)
@@ -59,7 +60,7 @@ COMMON = {
 }
 
 
-@pytest.mark.parametrize("name", COMMON)
+@table("name", COMMON)
 def test_common_images_need_no_second_look(name: str) -> None:
     assert sees(*COMMON[name])
 
@@ -94,7 +95,7 @@ def test_pieces_of_any_size_give_the_same_result(name: str, cuts: list[int]) -> 
     assert ending_of(fmt, *pieces).is_seen is ending_of(fmt, body).is_seen
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@table("name", SAMPLES)
 def test_single_bytes_give_the_same_result(name: str) -> None:
     fmt, body, _ = SAMPLES[name]
     assert ending_of(fmt, *(bytes([byte]) for byte in body)).is_seen is ending_of(fmt, body).is_seen
@@ -105,7 +106,7 @@ JPEG = saved("JPEG")
 SCAN = JPEG.index(b"\xff\xda")
 
 
-@pytest.mark.parametrize(
+@table(
     ("fmt", "body", "seen"),
     [
         pytest.param(Format.PNG, png_header() + png_chunk(b"IEND"), False, id="png without pixels"),

@@ -22,6 +22,7 @@ from imgkeep.core.formats import (
 )
 from imgkeep.core.records import Format, PixelSize
 from tests.support import image_files as images
+from tests.support.tables import table
 
 SAMPLES = images.samples()
 GIF = b"GIF89a\x14\0\x0c\0\0\0\0" + b"!\xfe\0" * 50_000
@@ -34,7 +35,7 @@ def test_budget_ends_however_large_the_file_is(size: int) -> None:
     assert scanned < steps_max(size) <= min(fields.STEPS_MIN + size, fields.STEPS_MAX + 2 * scanned + 1)
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@table("name", SAMPLES)
 def test_good_heads_are_judged_far_below_the_budget_of_the_loop(name: str) -> None:
     budget = Budget(LOOP_STEPS_MAX)
     reader = HeadReader(budget)
@@ -75,7 +76,7 @@ def test_budget_pauses_again_and_again_and_a_pause_may_end_it() -> None:
     assert budget.taken <= 10 * (fields.STEPS_BETWEEN_PAUSES + 1)
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@table("name", SAMPLES)
 def test_head_agrees_with_the_whole_file(name: str) -> None:
     sample = SAMPLES[name]
     seen = HeadReader(Budget(LOOP_STEPS_MAX)).look(sample.body, ended=True)

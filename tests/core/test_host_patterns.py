@@ -14,6 +14,7 @@ from imgkeep.core import host_patterns as patterns
 from imgkeep.core.host_patterns import Patterns, read_path
 from imgkeep.core.policy import Policy, judge
 from imgkeep.core.source_url import read_source
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +68,7 @@ BUCKETS = [
 ]
 
 
-@pytest.mark.parametrize(("pattern", "url", "matches"), BUCKETS)
+@table(("pattern", "url", "matches"), BUCKETS)
 def test_pattern_with_a_path_allows_the_paths_below(pattern: str, url: str, *, matches: bool) -> None:
     assert allows(pattern, url) is matches
 
@@ -84,7 +85,7 @@ ESCAPES = [
 """Paths that some server takes for one outside of /acme/."""
 
 
-@pytest.mark.parametrize("path", ESCAPES)
+@table("path", ESCAPES)
 def test_no_spelling_leaves_the_allowed_paths(path: str) -> None:
     assert not allows(f"{RAW}/acme/*", f"https://{RAW}{path}")
 
@@ -98,7 +99,7 @@ SPELLINGS = [
 """Paths that some server takes for one under /evil/."""
 
 
-@pytest.mark.parametrize("path", SPELLINGS)
+@table("path", SPELLINGS)
 def test_no_spelling_evades_a_denial(path: str) -> None:
     assert denies(f"{RAW}/evil/*", f"https://{RAW}{path}")
 
@@ -124,7 +125,7 @@ def test_reason_names_host_or_path() -> None:
     assert policy.host_refusal("c.example") == "host is in sources.deny"
 
 
-@pytest.mark.parametrize(
+@table(
     ("pattern", "message"),
     [
         ("example.com/", "is the root alone"),
@@ -149,7 +150,7 @@ def test_pattern_that_can_match_nothing_is_an_error(pattern: str, message: str) 
         assert repr(pattern) in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@table(
     ("pattern", "url"),
     [
         ("bad.example.", "https://bad.example/a"),

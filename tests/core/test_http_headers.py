@@ -23,6 +23,7 @@ from imgkeep.core.http_headers import (
 )
 from imgkeep.core.ip_ranges import unmap
 from imgkeep.core.range_header import Span, is_whole_range, range_applies, read_range
+from tests.support.tables import table
 
 NOW = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 ANY = st.text(max_size=200) | st.text("bytes=-,0123456789 \t*/W\"'abc;:[]forFOR.", max_size=60)
@@ -30,7 +31,7 @@ NAMES = st.sampled_from(["Forwarded", "X-Forwarded-For", "CDN-Loop", "Via"])
 FIELDS = st.lists(st.tuples(NAMES, ANY), max_size=4).map(CIMultiDict)
 
 
-@pytest.mark.parametrize(
+@table(
     ("field", "matches"),
     [
         pytest.param('"a"', True, id="strong"),
@@ -108,7 +109,7 @@ RANGES = [
 ]
 
 
-@pytest.mark.parametrize(("field", "wanted"), RANGES)
+@table(("field", "wanted"), RANGES)
 def test_range_of_1000_bytes(field: str, wanted: object) -> None:
     assert read_range(field, 1000) == wanted
 
@@ -137,7 +138,7 @@ def test_unasked_range_counts_only_when_it_is_whole(field: str, whole: bool) -> 
     assert is_whole_range(field) is whole
 
 
-@pytest.mark.parametrize(
+@table(
     ("field", "seconds"),
     [
         pytest.param(None, None, id="absent"),
@@ -195,7 +196,7 @@ TRUSTED = (ip_network("10.0.0.0/8"), ip_network("2001:db8:1::/48"))
 XFF, RFC = "x-forwarded-for", "forwarded"
 
 
-@pytest.mark.parametrize(
+@table(
     ("peer", "header", "lines", "address"),
     [
         pytest.param("1.2.3.4", XFF, [], "1.2.3.4", id="nothing claimed"),
@@ -250,7 +251,7 @@ def test_clients_address(peer: str, header: str, lines: list[str], address: str)
     assert str(client_address(peer, fields, TRUSTED, header)) == address
 
 
-@pytest.mark.parametrize("header", FORWARDED_HEADERS)
+@table("header", FORWARDED_HEADERS)
 def test_no_other_field_identifies_the_client(header: str) -> None:
     forged = {name: "for=6.6.6.6" if name == RFC else "6.6.6.6" for name in FORWARDED_HEADERS if name != header}
     assert str(client_address("10.0.0.1", CIMultiDict(forged), TRUSTED, header)) == "10.0.0.1"
@@ -280,7 +281,7 @@ def test_nothing_raises(text: str, fields: CIMultiDict[str]) -> None:
         client_address(text, fields, TRUSTED, header)
 
 
-@pytest.mark.parametrize(
+@table(
     ("value", "host"),
     [
         ("a.example", "a.example"),

@@ -15,6 +15,7 @@ import pytest
 from imgkeep.core.identity import BUILT_IN, identify, identify_url, rules_for
 from imgkeep.core.policy import Policy, judge
 from imgkeep.core.source_url import read_source
+from tests.support.tables import table
 
 NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)  # inside the vectors' world: ten years are counted from here
 CASES: dict[str, dict[str, Any]] = {
@@ -62,7 +63,7 @@ def _families() -> dict[str, str]:
     return family
 
 
-@pytest.mark.parametrize("name", CASES)
+@table("name", CASES)
 def test_link_has_its_expiry(name: str) -> None:
     case, info = CASES[name], INFOS[name]
     expected = case.get("expires_at")
@@ -70,7 +71,7 @@ def test_link_has_its_expiry(name: str) -> None:
     assert info.temporary is case["temporary"]
 
 
-@pytest.mark.parametrize("name", CASES)
+@table("name", CASES)
 def test_links_are_one_image_or_two(name: str) -> None:
     for other in _named(CASES[name], "same_as"):
         assert INFOS[name].identity == INFOS[other].identity
@@ -89,7 +90,7 @@ def test_no_two_images_share_a_key() -> None:
     assert shared == MERGED_ON_PURPOSE
 
 
-@pytest.mark.parametrize(("rule", "url", "applies"), EXAMPLES)
+@table(("rule", "url", "applies"), EXAMPLES)
 def test_every_rule_agrees_with_its_examples(rule: Any, url: str, *, applies: bool) -> None:
     assert (rule in rules_for(read_source(url))) is applies
 
@@ -111,7 +112,7 @@ def test_every_rule_states_whether_its_permission_is_checked() -> None:
             assert table.permission is not None, rule.name
 
 
-@pytest.mark.parametrize(("name", "checked"), sorted(CHECKED.items()))
+@table(("name", "checked"), sorted(CHECKED.items()))
 def test_link_shows_whether_its_signature_is_enforced(name: str, *, checked: bool | None) -> None:
     info = INFOS[name]
     assert (info.enforced if info.permission else None) is checked
@@ -174,7 +175,7 @@ def test_ten_years_are_counted_from_now() -> None:
     assert identify_url(url, datetime(2120, 1, 1, tzinfo=UTC)).temporary
 
 
-@pytest.mark.parametrize(
+@table(
     ("url", "provider", "scheme"),
     [
         ("https://oaidalleapiprodscus.blob.core.windows.net/a.png", "OpenAI", None),
@@ -194,14 +195,14 @@ def test_identity_names_provider_and_scheme(url: str, provider: str | None, sche
     assert (info.provider, info.scheme) == (provider, scheme)
 
 
-@pytest.mark.parametrize("glob", BUILT_IN.known_hosts)
+@table("glob", BUILT_IN.known_hosts)
 def test_every_known_host_is_one_that_policy_can_match(glob: str) -> None:
     policy = Policy(hosts_allowed=BUILT_IN.known_hosts, hosts_denied=(), ports=frozenset({443}), networks=())
     assert judge(read_source(f"https://{glob.replace('*', 'x')}/a.png"), policy) is None
     assert judge(read_source("https://stranger.example.com/a.png"), policy) == "host is not in sources.allow"
 
 
-@pytest.mark.parametrize(
+@table(
     "host",
     [
         "evil.oss-cn-beijing.aliyuncs.com", "dashscope-result-evil.oss-cn-beijing.aliyuncs.com",

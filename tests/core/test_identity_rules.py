@@ -18,6 +18,7 @@ from imgkeep.core.identity.expiry import FORMS, NEVER, UNKNOWN_END, Expiry
 from imgkeep.core.identity.jwt import read_json, read_jwt
 from imgkeep.core.identity.rule import read_shapes
 from imgkeep.core.source_url import read_source
+from tests.support.tables import table
 
 NOW = datetime(2026, 1, 10, 12, 30, tzinfo=UTC)
 END = datetime(2026, 1, 10, 13, tzinfo=UTC)
@@ -115,7 +116,7 @@ ENDS: list[tuple[str, tuple[str, ...], Expiry | None]] = [
 ]
 
 
-@pytest.mark.parametrize(("form", "values", "end"), ENDS, ids=[f"{n}-{form}" for n, (form, _, _) in enumerate(ENDS)])
+@table(("form", "values", "end"), ENDS, ids=[f"{n}-{form}" for n, (form, _, _) in enumerate(ENDS)])
 def test_every_form_of_expiry_is_read(form: str, values: tuple[str, ...], end: Expiry | None) -> None:
     count, read = FORMS[form]
     assert len(values) == count
@@ -154,7 +155,7 @@ SIGV4 = f"X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date=20260110T120000Z&X-Amz-Exp
 SIGV4_INSIDE = SIGV4.replace("=", "%3D").replace("&", "%26")
 
 
-@pytest.mark.parametrize(
+@table(
     ("url", "identity", "end"),
     [
         pytest.param(
@@ -205,7 +206,7 @@ def test_link_inside_a_known_proxy_is_canonical(url: str, identity: str, end: da
     assert (info.identity, info.expires_at) == (identity, end)
 
 
-@pytest.mark.parametrize(
+@table(
     ("url", "places"),
     [
         ("https://img.example.com/a.png?url=https://b.example/", set()),
@@ -317,7 +318,7 @@ def test_operator_names_a_scheme_for_hosts_of_his_own() -> None:
     assert "token=" in script.identity
 
 
-@pytest.mark.parametrize("scheme", [rule.name for rule in BUILT_IN.rules if not rule.names_provider])
+@table("scheme", [rule.name for rule in BUILT_IN.rules if not rule.names_provider])
 def test_every_scheme_can_be_taken_over(scheme: str) -> None:
     own = read_provider_rules([{**GOOD, "like": scheme}]).rules[0].table
     theirs = next(rule.table for rule in BUILT_IN.rules if rule.name == scheme)
@@ -337,7 +338,7 @@ def test_provider_overrides_what_it_extends() -> None:
 FOLDED: dict[str, object] = {**GOOD, "place": "(?P<host>[^/]+)/[0-9a-f]+(?P<path>/.+)", "becomes": "{host}{path}"}
 
 
-@pytest.mark.parametrize(
+@table(
     ("rule", "url", "checked"),
     [
         pytest.param(FOLDED, "a/b.png", False, id="a folded path may have held a permission"),
@@ -459,7 +460,7 @@ BAD: list[tuple[dict[str, object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("table", "message"), BAD, ids=[f"{n}" for n in range(len(BAD))])
+@table(("table", "message"), BAD, ids=[f"{n}" for n in range(len(BAD))])
 def test_invalid_rule_is_refused_by_name_and_field(table: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=r"^provider '") as caught:
         read_provider_rules([table])
@@ -569,9 +570,9 @@ def test_bucket_rules_exist() -> None:
     assert all("*" not in bucket for _, bucket in BUCKETS)
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize(("provider", "bucket"), BUCKETS)
-@pytest.mark.parametrize("query", ["", f"?{SIGNED}"], ids=["bare", "signed"])
+@table("spelling", SPELLINGS)
+@table(("provider", "bucket"), BUCKETS)
+@table("query", ["", f"?{SIGNED}"], ids=["bare", "signed"])
 def test_bucket_of_a_provider_is_recognised_in_every_spelling(
     provider: str, bucket: str, spelling: str, query: str
 ) -> None:
@@ -606,8 +607,8 @@ DIFY_ID = "790e475f-185f-4602-af5d-bcae911e3f30"
 DIFY = "timestamp={}&nonce=08ceefc08f3fae29dfff8c7a79a964e1&sign=oaSq6fZSSfpw9rQh1HhuCK83qH5BT9vduz6m2e87HlU%3D"
 
 
-@pytest.mark.parametrize("host", ["dify.example.com", "upload.dify.ai", "10.1.2.3:5001", "ai.example.com/dify"])
-@pytest.mark.parametrize("place", [f"{DIFY_ID}/file-preview", f"{DIFY_ID}/image-preview", f"tools/{DIFY_ID}.png"])
+@table("host", ["dify.example.com", "upload.dify.ai", "10.1.2.3:5001", "ai.example.com/dify"])
+@table("place", [f"{DIFY_ID}/file-preview", f"{DIFY_ID}/image-preview", f"tools/{DIFY_ID}.png"])
 def test_link_of_dify_is_temporary_and_has_one_key(host: str, place: str) -> None:
     bare = identify_url(f"https://{host}/files/{place}", NOW)
     for more in ("", "&as_attachment=true"):

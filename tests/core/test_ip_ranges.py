@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkeep.core.ip_ranges import client_networks, read_literal, refusal, unmap
+from tests.support.tables import table
 
 # A range whose neighbour is refused as well names what that one is.
 IPV4_RANGES = [
@@ -70,13 +71,13 @@ ALLOWED_OUTSIDE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("first", "last", "reason"), [*IPV4_RANGES, *IPV6_RANGES])
+@table(("first", "last", "reason"), [*IPV4_RANGES, *IPV6_RANGES])
 def test_special_range_is_refused_from_first_to_last_address(first: str, last: str, reason: str) -> None:
     assert refusal(ip_address(first), ()) == reason
     assert refusal(ip_address(last), ()) == reason
 
 
-@pytest.mark.parametrize("text", ALLOWED_OUTSIDE)
+@table("text", ALLOWED_OUTSIDE)
 def test_address_beside_the_special_ranges_may_be_connected_to(text: str) -> None:
     assert refusal(ip_address(text), ()) is None
 
@@ -101,7 +102,7 @@ def test_broadcast_is_refused() -> None:
     assert refusal(ip_address("255.255.255.255"), ()) == "broadcast"
 
 
-@pytest.mark.parametrize(
+@table(
     "text",
     ["::8.8.8.8", "::ffff:8.8.8.8", "::ffff:0:8.8.8.8", "64:ff9b::8.8.8.8", "64:ff9b:1::8.8.8.8", "2002:808:808::1",
      "2001:0:4136:e378:8000:63bf:3fff:fdd2", "2a00:1450::5efe:8.8.8.8", "2a00:1450::200:5efe:10.0.0.1",

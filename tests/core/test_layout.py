@@ -42,6 +42,7 @@ from imgkeep.core.records import (
 )
 from imgkeep.core.source_url import SOURCE_CHARS_MAX, read_source
 from tests.support.records import DIGEST, KEY, RECORD, WHEN
+from tests.support.tables import table
 
 WRITTEN = b"""{
  "key": "abababababababababababababababababababababababababababababababab",
@@ -83,7 +84,7 @@ def test_places_are_fanned_out_by_the_first_two_digits() -> None:
     assert record_path(KEY) == f"v1/records/ab/{KEY}.json"
 
 
-@pytest.mark.parametrize("cut", range(0, len(WRITTEN) - 2, 7))
+@table("cut", range(0, len(WRITTEN) - 2, 7))
 def test_cut_record_is_unreadable(cut: int) -> None:
     with pytest.raises(RecordUnreadable):
         decode_record(WRITTEN[:cut])
@@ -159,7 +160,7 @@ def test_other_name_than_an_object_is_not_read(name: str) -> None:
     assert read_object_name(name) is None
 
 
-@pytest.mark.parametrize("format_", Format)
+@table("format_", Format)
 def test_every_format_has_an_object_name_of_its_own(format_: Format) -> None:
     assert read_object_name(f"{DIGEST}.{format_.extension}") == (DIGEST, format_)
 
@@ -171,7 +172,7 @@ def test_deeply_nested_record_is_unreadable(nested: bytes) -> None:
     assert read_block_keys(nested) == frozenset()
 
 
-@pytest.mark.parametrize(
+@table(
     ("field", "value"),
     [
         ("etag", '"a"\r\nSet-Cookie: a=b\r\nX: "b"'),
@@ -345,6 +346,6 @@ PATHS = {
 }
 
 
-@pytest.mark.parametrize(("path", "is_own"), PATHS.items())
+@table(("path", "is_own"), PATHS.items())
 def test_paths_of_the_layout_are_told_from_foreign_ones(path: str, *, is_own: bool) -> None:
     assert is_own_path(path) is is_own

@@ -11,6 +11,7 @@ from imgkeep.core.errors import SourceRejected
 from imgkeep.core.policy import Policy, is_local_name, judge, judge_address
 from imgkeep.core.records import Source
 from imgkeep.core.source_url import read_source
+from tests.support.tables import table
 
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "forbidden_sources.json").read_text("utf-8"))
 
@@ -41,9 +42,7 @@ def is_blocked(url: str, answers: list[str] | None) -> bool:
     return any(judge_address(source.host, ip_address(text), source.port, DEFAULT) for text in answers or [])
 
 
-@pytest.mark.parametrize(
-    "case", CASES, ids=[f"{number}-{case['cat']}-{case['expect']}" for number, case in enumerate(CASES)]
-)
+@table("case", CASES, ids=[f"{number}-{case['cat']}-{case['expect']}" for number, case in enumerate(CASES)])
 def test_common_case_is_judged_as_it_says(case: dict[str, Any]) -> None:
     # References relative to the hop before are resolved by the origin edge, which tests them.
     references = case.get("redirects", [])
@@ -55,7 +54,7 @@ def test_common_case_is_judged_as_it_says(case: dict[str, Any]) -> None:
 # --- hosts
 
 
-@pytest.mark.parametrize(
+@table(
     ("glob", "host", "matches"),
     [
         ("*", "example.com", True),
@@ -103,7 +102,7 @@ def test_list_that_denies_holds_for_all_that_a_link_names() -> None:
     assert Policy(None, (), PORTS, (), names=lambda _: ("denied.example/a",)).denial(at("good.example")) is None
 
 
-@pytest.mark.parametrize(
+@table(
     ("host", "identity", "denied"),
     [
         ("denied.example", "//good.example/a.png", True),
@@ -150,7 +149,7 @@ def test_many_stars_do_not_hang() -> None:
 # --- names that are local by nature
 
 
-@pytest.mark.parametrize(
+@table(
     "host",
     ["localhost", "LOCALHOST.", "foo.localhost", "ip6-localhost", "metadata", "2130706433", "printer.local",
      "kubernetes.default.svc.cluster.local", "localhost.localdomain", "localhost6.localdomain6", "db.internal",
@@ -162,7 +161,7 @@ def test_name_is_local(host: str) -> None:
     assert is_local_name(host)
 
 
-@pytest.mark.parametrize(
+@table(
     "host",
     ["example.com", "x.example", "example.example", "localhost.example.com", "local.example", "corp.com", "home.blog",
      "a.locals", "test.org", "10.0.0.1.example.com", "1.1.1.1", "::1", "2606:4700::1111"],
@@ -216,7 +215,7 @@ def test_host_lists_hold_inside_the_networks_of_the_operator() -> None:
     assert judge(at("10.1.0.1"), policy) == "host is in sources.deny"
 
 
-@pytest.mark.parametrize(
+@table(
     ("host", "address", "port", "policy", "reason"),
     [
         pytest.param("example.com", "93.184.215.14", 443, DEFAULT, None, id="ordinary"),

@@ -10,6 +10,7 @@ import pytest
 from imgkeep.core.jobs import Job, JobItem, NewItem, Webhook
 from imgkeep.core.records import Digest, Format, Key, PixelSize, Record, Source, SourceInfo, Subject
 from imgkeep.core.source_url import read_source
+from tests.support.tables import table
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
 BEFORE, AFTER = datetime(2026, 11, 22, 9, tzinfo=UTC), datetime(2026, 11, 22, 11, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(
+@table(
     ("temporary", "expires_at", "scheme", "fresh", "expired"),
     [
         (True, AFTER, "AWS", True, True),

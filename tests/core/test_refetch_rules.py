@@ -54,6 +54,7 @@ from tests.support.records import (
     link,
     record,
 )
+from tests.support.tables import table
 
 INCOMPLETE = Doubt.INCOMPLETE
 BEGAN = record().stored_at
@@ -110,7 +111,7 @@ def test_record_with_absurd_values_has_an_interval(tries: int) -> None:
     assert INTERVAL_MIN_S <= (due_at(known) - BEGAN).total_seconds() <= INTERVAL_MAX_S
 
 
-@pytest.mark.parametrize(
+@table(
     ("doubts", "kind", "by", "ask"),
     [
         pytest.param((), "verified", MINE, RefetchDecision.IN_INTERVAL, id="as verified as what brought it"),
@@ -135,7 +136,7 @@ def test_links_that_may_refetch(doubts: tuple[Doubt, ...], kind: str, by: str, a
 # What it brought
 
 
-@pytest.mark.parametrize(
+@table(
     ("old", "new", "continues", "by", "comparison"),
     [
         pytest.param((), (), False, MINE, Comparison.REPLACE, id="whole, as verified"),

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgkeep.core.response_head import FIELDS_MAX, Contradiction, find_head_end, has_chunked, may_begin, mend_head
+from tests.support.tables import table
 
 
 def corrected(*lines: bytes, status: bytes = b"HTTP/1.1 200 OK") -> bytes | None:
@@ -46,14 +47,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("lines", "wanted"), CASES.values(), ids=CASES.keys())
+@table(("lines", "wanted"), CASES.values(), ids=CASES.keys())
 def test_fields_are_written_as_a_strict_parser_wants_them(lines: list[bytes], wanted: list[bytes]) -> None:
     framing = [line for line in wanted if line.lower().startswith((b"content-length", b"transfer-encoding"))]
     others = [line for line in wanted if line not in framing]
     assert corrected(*lines) == b"\r\n".join([b"HTTP/1.1 200 ", *others, *framing, b"Connection: close", b"", b""])
 
 
-@pytest.mark.parametrize(
+@table(
     ("line", "status"),
     [
         (b"HTTP/1.1 200 OK", 200),

@@ -16,6 +16,7 @@ from imgkeep.core.errors import SourceRejected
 from imgkeep.core.identity import BUILT_IN, identify, read_provider_rules
 from imgkeep.core.identity.invalid_signature import REPLACED_CHARS, make_invalid_signature
 from imgkeep.core.source_url import read_source
+from tests.support.tables import table
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CASES = {
@@ -40,7 +41,7 @@ def first(_below: int) -> int:
     return 0
 
 
-@pytest.mark.parametrize("name", CASES)
+@table("name", CASES)
 def test_invalid_link_differs_in_a_few_characters(name: str) -> None:
     try:
         source = read_source(CASES[name])

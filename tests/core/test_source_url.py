@@ -23,6 +23,7 @@ from imgkeep.core.source_url import (
     read_picture_query,
     read_source,
 )
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,7 @@ CASES = json.loads((Path(__file__).parents[1] / "cases" / "forbidden_sources.jso
 # --- read_source: what is taken
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "scheme", "host", "port", "target"),
     [
         pytest.param("https://example.com/a.png", "https", "example.com", 443, "/a.png", id="plain"),
@@ -100,7 +101,7 @@ def test_url_is_brought_into_its_one_form(text: str, scheme: str, host: str, por
     assert read_source(source.url) == source
 
 
-@pytest.mark.parametrize(
+@table(
     ("given_target", "target"),
     [
         ("/a%2Fb%2fc", "/a%2Fb%2fc"),
@@ -246,7 +247,7 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize("text", INVALID, ids=ascii)
+@table("text", INVALID, ids=ascii)
 def test_other_text_than_an_absolute_http_url_is_invalid(text: str) -> None:
     with pytest.raises(InvalidSource) as raised:
         read_source(text)
@@ -272,7 +273,7 @@ def test_user_information_is_forbidden(text: str) -> None:
         read_source(text)
 
 
-@pytest.mark.parametrize(
+@table(
     "host",
     [
         "127.1", "127.0.1", "0177.0.0.1", "127.0.0.01", "127.000.000.001", "0x7f.0.0.1", "0X7F000001", "0x7f000001",
@@ -310,7 +311,7 @@ def test_longest_label_and_the_longest_name_are_read() -> None:
     assert read_source(f"http://{name}./").host == name
 
 
-@pytest.mark.parametrize("text", [*INVALID, "https://user:s3cr3t@example.com/", "https://s3cr3t.1/"], ids=ascii)
+@table("text", [*INVALID, "https://user:s3cr3t@example.com/", "https://s3cr3t.1/"], ids=ascii)
 def test_message_holds_nothing_of_the_url(text: str) -> None:
     with pytest.raises(SourceRejected) as raised:
         read_source(text.replace("example", "s3cr3t").replace("local", "s3cr3t"))
@@ -385,13 +386,13 @@ PROGRAMS: dict[str, Callable[[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
-@pytest.mark.parametrize("url", LINKS.values(), ids=LINKS)
+@table("program", PROGRAMS.values(), ids=PROGRAMS)
+@table("url", LINKS.values(), ids=LINKS)
 def test_encoded_source_is_the_same(url: str, program: Callable[[str], str]) -> None:
     assert read_img_query(program(url)).source == read_source(url)
 
 
-@pytest.mark.parametrize("url", [url for name, url in LINKS.items() if name != "plain"])
+@table("url", [url for name, url in LINKS.items() if name != "plain"])
 def test_unencoded_source_is_the_same(url: str) -> None:
     for query in (f"src={url}", f"exp=1&sig=x&src={url}", f"src={in_address_bar(url)}"):
         assert read_img_query(query).source == read_source(url)
@@ -406,8 +407,8 @@ HARD_LINKS = {
 }
 
 
-@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
-@pytest.mark.parametrize("url", HARD_LINKS.values(), ids=HARD_LINKS)
+@table("program", PROGRAMS.values(), ids=PROGRAMS)
+@table("url", HARD_LINKS.values(), ids=HARD_LINKS)
 def test_characters_that_urls_may_not_hold_survive_programs(url: str, program: Callable[[str], str]) -> None:
     assert read_img_query(program(url)).source == read_source(url)
 
@@ -433,7 +434,7 @@ def test_escapes_of_a_url_that_stands_as_it_is_are_its_own() -> None:
     assert read_img_query("src=https://example.com/%2520?a=%26%FF").source.target == "/%2520?a=%26%FF"
 
 
-@pytest.mark.parametrize(
+@table(
     ("query", "target", "options"),
     [
         pytest.param("exp=5&sig=a-_&src=https://h.example/a?b=c&exp=7", "/a?b=c&exp=7", [("exp", "5"), ("sig", "a-_")]),
@@ -454,7 +455,7 @@ def test_own_parameters_are_separated_from_the_source(query: str, target: str, o
     assert read.options == tuple(options)
 
 
-@pytest.mark.parametrize(
+@table(
     ("query", "message"),
     [
         ("", "src is missing"),
@@ -493,7 +494,7 @@ def test_query_without_one_clear_source_is_invalid(query: str, message: str) -> 
     assert "example" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
+@table(
     ("query", "message"),
     [
         ("src=https%3A//a.example/&width=1", "width is not a parameter of ours; percent-encode src"),
@@ -516,7 +517,7 @@ def test_query_with_an_unknown_or_repeated_option_is_invalid(query: str, message
     assert "example" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
+@table(
     ("query", "target", "picture"),
     [
         pytest.param("src=https%3A%2F%2Fh.example%2Fa&w=400", "/a", "w=400", id="behind an encoded source"),

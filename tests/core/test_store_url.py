@@ -15,6 +15,7 @@ from imgkeep.core.store_url import (
     StorePlace,
     read_store_url,
 )
+from tests.support.tables import table
 
 GOOD = {
     "a relative folder": ("file:data", Folder("data")),
@@ -56,7 +57,7 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize(("url", "place"), GOOD.values(), ids=GOOD)
+@table(("url", "place"), GOOD.values(), ids=GOOD)
 def test_store_is_named_by_its_url(url: str, place: StorePlace) -> None:
     assert read_store_url(url) == place
 
@@ -133,7 +134,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("url", "reason"), BAD.values(), ids=BAD)
+@table(("url", "reason"), BAD.values(), ids=BAD)
 def test_invalid_url_is_refused_with_the_expected_form(url: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         read_store_url(url)

@@ -12,6 +12,7 @@ from imgkeep.core.rewrite import Hosts
 from imgkeep.integrations.jinja import install
 from imgkeep.integrations.links import LinkRewriter
 from tests.support.pages import LINK, NEW_LINK
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Source
@@ -98,7 +99,7 @@ def test_failing_function_leaves_the_link(caplog: pytest.LogCaptureFixture) -> N
     assert "h.example" not in caplog.text
 
 
-@pytest.mark.parametrize(
+@table(
     ("options", "message"),
     [
         ({"public_url": "img.example.com"}, "public_url: it is not an absolute http:// or https:// URL"),

@@ -22,6 +22,7 @@ from imgkeep.integrations import asgi, django, img_url, jinja, wsgi
 from imgkeep.integrations.links import LinkRewriter
 from imgkeep.integrations.policy import ANSWER_BYTES_MAX, PolicyClient, Rules, make_policy
 from tests.support.program import serving
+from tests.support.tables import table
 from tests.support.waiting import block_until
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def rewrites(link: str, **options: Any) -> bool:
     return LinkRewriter(public_url=K, **options).of_page("https://site.example/page")(link) is not None
 
 
-@pytest.mark.parametrize(
+@table(
     ("link", "options", "rewritten"),
     [
         (KNOWN, {}, True),

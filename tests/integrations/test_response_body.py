@@ -15,6 +15,7 @@ from imgkeep.integrations.links import LinkRewriter
 from imgkeep.integrations.response_body import Body, CutShort, Streamed, Unaltered, Whole
 from imgkeep.integrations.responses import Plan
 from tests.support.pages import LINK, NEW_LINK, PAGE, PLAIN, WANTED, rewriter
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,8 +52,8 @@ def cut(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
-@pytest.mark.parametrize("size", [1, 7, 1000, 1 << 20])
-@pytest.mark.parametrize("coding", ["identity", "gzip", "deflate"])
+@table("size", [1, 7, 1000, 1 << 20])
+@table("coding", ["identity", "gzip", "deflate"])
 def test_body_may_come_in_any_pieces(coding: Coding, size: int) -> None:
     page, wanted = (LARGE, LARGE_WANTED) if size >= 1000 else (PAGE, WANTED)
     came = sent(body(coding), cut(PACK[coding](page), size))

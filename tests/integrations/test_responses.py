@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from imgkeep.integrations.responses import Plan, plan, revalidated, rewritten
+from tests.support.tables import table
 
 HTML = ("Content-Type", "text/html; charset=utf-8")
 
@@ -36,7 +37,7 @@ ALONE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ALONE)
+@table("name", ALONE)
 def test_response_is_left_alone(name: str) -> None:
     method, status, headers = ALONE[name]
     assert plan(method, status, headers) is None

@@ -26,6 +26,7 @@ from imgkeep.observability.metrics import Metrics
 from tests.support.image_requests import fills_done
 from tests.support.images import png_of
 from tests.support.raw_http import ask, port_of, split, talk, target_of
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -40,7 +41,7 @@ FAILURE_FIELDS = {"host", "provider", "detail"}
 """In the record of a failure besides."""
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "redacted"),
     [
         pytest.param("no link", "no link", id="nothing"),

@@ -33,6 +33,7 @@ else:
     from backports import zstd
 
 from tests.support.images import make_image
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -99,8 +100,8 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize(("codings", "data", "body"), WHOLE.values(), ids=WHOLE.keys())
-@pytest.mark.parametrize("size", [1, 2, 7, 10_000])
+@table(("codings", "data", "body"), WHOLE.values(), ids=WHOLE.keys())
+@table("size", [1, 2, 7, 10_000])
 def test_whole_stream_decodes_in_pieces_of_any_size(codings: str, data: bytes, body: bytes, size: int) -> None:
     assert undo(codings, (data[at : at + size] for at in range(0, len(data), size))) == (body, True)
 
@@ -110,7 +111,7 @@ def test_empty_pieces_change_nothing() -> None:
     assert undo("gzip", [b"", data[:5], b"", b"", data[5:], b""]) == (BODY, True)
 
 
-@pytest.mark.parametrize(("codings", "data", "body"), WHOLE.values(), ids=WHOLE.keys())
+@table(("codings", "data", "body"), WHOLE.values(), ids=WHOLE.keys())
 def test_cut_stream_is_not_proved(codings: str, data: bytes, body: bytes) -> None:
     for end in {*range(0, len(data), 3), *range(max(0, len(data) - 12), len(data))}:
         given_, proved = undo(codings, [data[:end]])
@@ -152,9 +153,9 @@ def test_wrong_checksum_is_an_error(codings: str, data: bytes) -> None:
 ENDED = {name: WHOLE[name] for name in ("gzip", "deflate", "deflate without a wrapper", "br", "gzip twice")}
 
 
-@pytest.mark.parametrize(("codings", "data", "body"), ENDED.values(), ids=ENDED.keys())
-@pytest.mark.parametrize("more", [b"\n", b"\r\n", bytes(4000), b" "], ids=["newline", "line end", "zeros", "space"])
-@pytest.mark.parametrize("apart", [False, True], ids=["in one piece", "in another piece"])
+@table(("codings", "data", "body"), ENDED.values(), ids=ENDED.keys())
+@table("more", [b"\n", b"\r\n", bytes(4000), b" "], ids=["newline", "line end", "zeros", "space"])
+@table("apart", [False, True], ids=["in one piece", "in another piece"])
 def test_padding_behind_the_end_is_ignored(codings: str, data: bytes, body: bytes, more: bytes, *, apart: bool) -> None:
     assert undo(codings, [data, more] if apart else [data + more]) == (body, True)
 
@@ -162,9 +163,9 @@ def test_padding_behind_the_end_is_ignored(codings: str, data: bytes, body: byte
 MORE = [b"x", b"garbage" * 500, gzip.compress(b""), gzip.compress(BODY)]
 
 
-@pytest.mark.parametrize(("codings", "data", "body"), ENDED.values(), ids=ENDED.keys())
-@pytest.mark.parametrize("more", MORE, ids=["a letter", "garbage", "an empty member", "another member"])
-@pytest.mark.parametrize("apart", [False, True], ids=["in one piece", "in another piece"])
+@table(("codings", "data", "body"), ENDED.values(), ids=ENDED.keys())
+@table("more", MORE, ids=["a letter", "garbage", "an empty member", "another member"])
+@table("apart", [False, True], ids=["in one piece", "in another piece"])
 def test_bytes_behind_the_end_prove_nothing(
     codings: str, data: bytes, body: bytes, more: bytes, *, apart: bool
 ) -> None:
@@ -191,10 +192,8 @@ def test_bytes_behind_a_zstd_frame_are_damage() -> None:
         undo("zstd", [zstd.compress(BODY) + b"\n\n\n\n\n"])
 
 
-@pytest.mark.parametrize("coding", ["gzip", "br", "zstd", "deflate"])
-@pytest.mark.parametrize(
-    "data", [b"\xff" * 50, BODY + b"\xff", b"\x89PNG\r\n\x1a\n" + BODY], ids=["ff", "bytes", "png"]
-)
+@table("coding", ["gzip", "br", "zstd", "deflate"])
+@table("data", [b"\xff" * 50, BODY + b"\xff", b"\x89PNG\r\n\x1a\n" + BODY], ids=["ff", "bytes", "png"])
 def test_uncoded_bytes_are_no_body(coding: str, data: bytes) -> None:
     try:
         _, proved = undo(coding, [data])
@@ -212,7 +211,7 @@ def test_too_large_window_is_refused(log: int) -> None:
 # --- which codings there are
 
 
-@pytest.mark.parametrize(
+@table(
     "name",
     ["", "identity", "aws-chunked", "base64", "utf-8", "binary", "undefined", "none", "image/png", "8bit", "compress"],
 )

@@ -12,6 +12,7 @@ import pytest
 from imgkeep.core.policy import Policy
 from imgkeep.origin.ssrf_guard import AddressGuard, AddressRefused, OwnAddress, open_socket
 from tests.support.network import PUBLIC, Names
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +47,7 @@ def info(address: str, port: int = 80) -> Any:
     return (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port, *rest))
 
 
-@pytest.mark.parametrize("address", REFUSED)
+@table("address", REFUSED)
 def test_refused_address_gets_no_socket(address: str) -> None:
     sockets = Sockets()
     with pytest.raises(AddressRefused):

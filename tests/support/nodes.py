@@ -91,7 +91,9 @@ async def node_listening(
     app = make_node_api(
         images,
         workers=workers,
+        wait=node.images.wait_for_fill,
         fetch_object=node.fetch_object,
+        fetch_picture=node.fetch_object,
         failures=node.list_failures,
         is_confirmed_within=node.is_confirmed_within,
     )

@@ -18,6 +18,7 @@ from imgkeep.web.error_to_problem import STATUSES, problem_response
 from tests.support.image_requests import store_image
 from tests.support.images import make_image, png_of
 from tests.support.raw_http import ask, port_of, request, talk, target_of
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from tests.support.origins import Exchange, FakeOrigin
@@ -59,7 +60,7 @@ CONTRACT = {
 }
 
 
-@pytest.mark.parametrize("kind", ALL)
+@table("kind", ALL)
 def test_every_error_is_in_the_table(kind: type[ImgkeepError]) -> None:
     places = [place for place, _, _ in STATUSES]
     assert places.count(kind) == 1

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from imgkeep.clock import Sleep
     from imgkeep.cluster.nodes.change_reader import ChangeReader
     from imgkeep.database import IncompatibleDatabase
-    from imgkeep.observability.metrics import ProcessSample
     from imgkeep.replication.outbox_worker import OutboxWorker
     from imgkeep.storage.bucket.client import BucketClient
 
@@ -156,7 +155,7 @@ class BackgroundTasks:
             self._watch_health(),
             self._count_stored(),
             services.remover.run(self._sleep),
-            _sample_process(services.metrics.process),
+            _sample(services.metrics.process.take, services.derived.processes.sample_memory),
         ]
         if (remote := services.storage.remote) is not None:
             tasks.append(remote.breaker.run())
@@ -288,12 +287,13 @@ async def _abort_unfinished_uploads(client: BucketClient, sleep: Sleep) -> None:
         await sleep(UPLOADS_INTERVAL_S)
 
 
-async def _sample_process(process: ProcessSample) -> None:
-    """Sample the metrics of this process, in a thread that nothing else waits for."""
+async def _sample(*takes: Callable[[], None]) -> None:
+    """Sample the metrics of this process and of those that it started, in a thread that nothing else waits for."""
     thread = ThreadPoolExecutor(1, thread_name_prefix="process")
     try:
         while True:
-            await asyncio.get_running_loop().run_in_executor(thread, process.take)
+            for take in takes:
+                await asyncio.get_running_loop().run_in_executor(thread, take)
             await asyncio.sleep(CHECK_INTERVAL_S)
     finally:
         thread.shutdown(wait=False)

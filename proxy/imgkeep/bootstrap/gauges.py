@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from imgkeep.cluster.nodes.leases import NodeLeases
     from imgkeep.database import Outbox
     from imgkeep.derived.picture_cache import PictureCache
+    from imgkeep.derived.processes import DeriveProcesses
     from imgkeep.health import Health
     from imgkeep.images.format_checker import FormatChecker
     from imgkeep.images.service import ImageService
@@ -69,6 +70,14 @@ def watch_changes(metrics: Metrics, reader: ChangeReader) -> None:
 def watch_jobs(metrics: Metrics, jobs: JobRunner) -> None:
     """Show the links of jobs that wait."""
     metrics.watch("job_links_waiting", "Links that wait to be saved", lambda: jobs.waiting, shared=True)
+
+
+def watch_derive_processes(metrics: Metrics, processes: DeriveProcesses) -> None:
+    """Show the processes that make pictures, and the jobs that they have or that wait for them."""
+    metrics.watch("derive_processes", "Derive processes", lambda: len(processes.pids))
+    metrics.watch("derive_jobs_running", "Jobs that have a derive process", lambda: processes.running)
+    metrics.watch("derive_jobs_waiting", "Jobs that wait for a derive process", lambda: processes.waiting)
+    metrics.watch("derive_memory_bytes", "Resident memory of the derive processes", lambda: processes.memory_bytes)
 
 
 def watch_storage(metrics: Metrics, storage: Storage, health: Health) -> None:

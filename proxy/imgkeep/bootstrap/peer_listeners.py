@@ -14,6 +14,7 @@ from imgkeep.bootstrap.peer_tls import make_server_context
 from imgkeep.bootstrap.server import LINGER_TIMEOUT_S, REQUEST_FIELD_BYTES_MAX, REQUEST_LINE_BYTES_MAX
 from imgkeep.cluster.workers.leases import find_holder
 from imgkeep.cluster.workers.worker_api import make_worker_api
+from imgkeep.core.derived.names import DERIVED, read_path
 from imgkeep.core.layout import read_object_name
 from imgkeep.listening import listen_for_nodes
 from imgkeep.web.api_relay import receive_relayed
@@ -43,6 +44,7 @@ async def serve_workers(context: AppContext, services: Services, parts: ClusterP
     app = make_worker_api(
         worker,
         services.image_service,
+        wait=services.wait_for_end,
         learn=services.learn,
         counters=lambda: services.metrics.tell(worker.name),
         failures=services.failures.list,
@@ -95,6 +97,8 @@ async def serve_nodes(config: Config, services: Services, parts: ClusterParts) -
     app = make_node_api(
         services.image_service,
         workers=workers,
+        wait=services.wait_for_end,
+        fetch_picture=partial(_fetch_picture, services),
         fetch_object=partial(_fetch_object, services),
         failures=partial(_list_failures, services, parts.peers),
         is_confirmed_within=membership.is_confirmed_within,
@@ -118,10 +122,17 @@ async def _drain(runner: web.AppRunner, grace_s: float) -> None:
 async def _fetch_object(services: Services, name: str) -> Body | None:
     """Open an object that is on the disk of this machine, and not blocked. Raises: StorageError."""
     found, remote = read_object_name(name), services.storage.remote
-    if found is None or found[0] in services.blocked_digests or remote is None:
+    if found is None or found[0] in services.remover.blocked or remote is None:
         return None
     body = None if remote.fallback is None else await remote.fallback.fetch(name, None)
     return await remote.cache.fetch(name, None) if body is None else body
+
+
+async def _fetch_picture(services: Services, path: str) -> Body | None:
+    """Open a derived picture that is on the disk of this machine, and whose original is not blocked."""
+    name = read_path(f"{DERIVED}/{path}")
+    found = None if name is None else await services.storage.picture_cache.find(name)
+    return None if found is None else found.body
 
 
 async def _list_failures(services: Services, peers: WorkerPeers | None) -> Sequence[RecentFailure]:

@@ -33,7 +33,7 @@ def make_outbox_worker(services: Services, platform: Platform) -> OutboxWorker |
         fallback=remote.fallback,
         outbox=storage.database.outbox,
         image_index=storage.database.image_index,
-        blocked_digests=services.blocked_digests,
+        blocked_digests=services.remover.blocked,
         uploaded=note_uploaded,
         dropped=note_dropped,
         draw=random.random,

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep import __version__
 from imgkeep.bootstrap.cluster import ALONE, share_records
+from imgkeep.bootstrap.derived import open_derived
 from imgkeep.bootstrap.gauges import watch_fills, watch_jobs, watch_leases, watch_members, watch_storage
 from imgkeep.bootstrap.job_runner import make_job_runner
 from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.storage import StorageSharing, objects_url, open_storage
 from imgkeep.core.host_patterns import Globs
 from imgkeep.core.identity.invalid_signature import make_invalid_signature
+from imgkeep.core.records import Key
 from imgkeep.core.source_url import read_source
+from imgkeep.derived.picture_sharing import LEASE_PREFIX
 from imgkeep.health import Health
 from imgkeep.images.background_refresh import SourceRules
 from imgkeep.images.blocked_digests import BlockedDigests
@@ -46,10 +49,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping
 
     from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.derived import DerivedServices
     from imgkeep.bootstrap.nodes import Nodes
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
-    from imgkeep.core.records import Digest, Key
+    from imgkeep.core.records import Digest
     from imgkeep.images.interfaces import Cluster
     from imgkeep.images.limit_share import LimitShare
     from imgkeep.images.record_sharing import RecordSharing
@@ -87,7 +91,7 @@ class Services:
     health: Health
     metrics: Metrics
     failures: RecentFailures
-    blocked_digests: BlockedDigests
+    derived: DerivedServices
     own_ports: set[int]
 
     async def catch_up(self) -> None:
@@ -107,6 +111,13 @@ class Services:
         for key in changed:
             self.image_service.learn(key)
         await self.storage.count_announced(copies)
+
+    async def wait_for_end(self, name: str) -> None:
+        """Wait until this process runs no fill or derivation under the lease of this name."""
+        if name.startswith(LEASE_PREFIX):
+            await self.derived.sharing.wait(name)
+        else:
+            await self.image_service.wait_for_fill(Key(name))
 
     async def learn_everything(self) -> None:
         """Forget every record, and read the removals anew: this process has missed changes."""
@@ -225,7 +236,7 @@ class _Builder:
             health=health,
             metrics=self.metrics,
             failures=failures,
-            blocked_digests=blocked_digests,
+            derived=open_derived(config, self.metrics, self.stack, pictures, parts),
             own_ports=own_ports,
         )
         watch_fills(self.metrics, image_service, dependencies.origin, dependencies.format_checker)

@@ -1,4 +1,4 @@
-"""The route `GET /fills/<name>`, which the peer APIs for workers and for nodes have in common."""
+"""The routes `GET /fills/<name>` and its end, which the peer APIs for workers and for nodes have in common."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from imgkeep.images.service import ImageService
 
 FILL_ROUTE: Final = r"/fills/{name:(?:try\.)?[0-9a-f]{64}}"
+END_ROUTE: Final = r"/fills/{name:(?:(?:try|picture)\.)?[0-9a-f]{64}}/end"
+"""Of fills and of derivations (`derived/picture_sharing.py`)."""
 STALL_TIMEOUT_S: Final = 60
 """Timeout for a peer to read one piece: it holds a draft meanwhile."""
 

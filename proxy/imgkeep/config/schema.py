@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 WORKERS_MAX: Final = 64
 """Maximum number of workers: more than a machine has cores; each opens its own files, threads and connections."""
 
-DEFAULT_WIDTHS: Final = (64, 128, 256, 320, 480, 640, 750, 828, 960, 1080, 1200, 1440, 1920, 2048, 2560, 3840)
+DEFAULT_WIDTHS: Final = (
+    *(16, 32, 48, 64, 96, 128, 256, 320, 384, 480, 640),
+    *(750, 828, 960, 1080, 1200, 1440, 1920, 2048, 2560, 3840),
+)
 """Default of `derive.widths`: the ladder of Next.js, whose pages ask for these, and the steps between."""
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -325,7 +328,7 @@ class Config(Section, frozen=True):
             store=divide(self.store, "hot_bytes_max", "cache_bytes_max"),
             fetch=divide(self.fetch, "concurrent_max", "per_host_max"),
             limits=divide(self.limits, "connections"),
-            derive=divide(self.derive, "cache_bytes_max"),
+            derive=divide(self.derive, "processes", "queue_max", "cache_bytes_max"),
         )
 
     @property

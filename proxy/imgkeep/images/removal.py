@@ -101,8 +101,8 @@ class Restored:
 
 class Remover:
     """
-    Removes images and undoes removals, one at a time for each digest. Every call can be repeated, and has to be
-    repeated after a `StorageError`.
+    Removes images and undoes removals, one at a time for each digest, by the list in `blocked`. Every call can be
+    repeated, and has to be repeated after a `StorageError`.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Remover:
         self._store = store
         self._image_index = image_index
         self._image_service = image_service
-        self._blocked = blocked_digests
+        self.blocked = blocked_digests
         self._clock = clock
         self._locks: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
         """For the digests that are being removed or restored."""
@@ -166,7 +166,7 @@ class Remover:
         Raises:
             StorageError: The image may not be removed.
         """
-        known = force or digest in self._blocked or await self._store.has_object(digest)
+        known = force or digest in self.blocked or await self._store.has_object(digest)
         if not known and not await self._image_index.keys_of(digest):
             return False
         await self._remove(digest, set())
@@ -178,16 +178,16 @@ class Remover:
 
         No tombstone is put, for the removal may be undone by now: a late node must not repeat it.
         """
-        for digest in list(islice(self._blocked.late, LATE_MAX)):
+        for digest in list(islice(self.blocked.late, LATE_MAX)):
             try:
                 async with self._lock(digest):
                     if await self._store.has_object(digest) and await self._store.find_block(digest) is not None:
                         await self._store.delete_object(digest)
             except (StorageError, Busy):
-                self._blocked.late.pop(digest, None)
-                self._blocked.late[digest] = None  # a public bucket may show it: again, after the others
+                self.blocked.late.pop(digest, None)
+                self.blocked.late[digest] = None  # a public bucket may show it: again, after the others
                 return
-            self._blocked.late.pop(digest, None)
+            self.blocked.late.pop(digest, None)
 
     async def restore_key(self, key: Key) -> Restored | None:
         """
@@ -216,24 +216,24 @@ class Remover:
     async def restore_digest(self, digest: Digest) -> Restored | None:
         """Undo the removal of a digest, and of the keys that were removed with it. As `restore_key`."""
         async with self._alone(digest):
-            if await self._store.find_block(digest) is None and digest not in self._blocked:
+            if await self._store.find_block(digest) is None and digest not in self.blocked:
                 return None
             return await self._restore(digest, None)
 
     async def learn(self, blocked: Collection[Digest], unblocked: Collection[Digest]) -> None:
         """Apply the removals and undos of another worker to this worker's memory."""
-        await self._blocked.learn(blocked)
+        await self.blocked.learn(blocked)
         with suppress(StorageError):  # the next refresh rechecks
             await self._recheck(unblocked)
 
     async def reload(self) -> None:
         """Read all removals and undos anew, and apply them. Raises as `BlockedDigests.reload`."""
-        await self._blocked.reload()
+        await self.blocked.reload()
         self._image_service.forget_removals()
 
     async def refresh(self) -> None:
         """Read the removals and undos of other nodes from the store, and apply them."""
-        if await self._blocked.refresh():
+        if await self.blocked.refresh():
             self._image_service.forget_removals()
         await self.delete_late_objects()
 
@@ -248,7 +248,7 @@ class Remover:
 
     async def _recheck(self, digests: Collection[Digest]) -> None:
         try:
-            await self._blocked.recheck(digests)
+            await self.blocked.recheck(digests)
         finally:
             if digests:
                 self._image_service.forget_removals()
@@ -272,9 +272,9 @@ class Remover:
             keys.append(named.key)
         for key in keys:
             self._image_service.forget(key)
-        await self._blocked.recheck([] if digest is None else [digest])
+        await self.blocked.recheck([] if digest is None else [digest])
         self._image_service.forget_removals()
-        await self._blocked.tell_undone(digest, keys)
+        await self.blocked.tell_undone(digest, keys)
         stored = digest is not None and await self._store.has_object(digest)
         log.info("removal undone", extra={"digest": digest, "keys": len(keys)})
         return Restored(digest, tuple(sorted(keys)), stored)
@@ -306,7 +306,7 @@ class Remover:
             except StorageError as error:
                 fault = error  # a removal does not wait for the database
             keys = await self._block_in_store(digest, named.union(others))
-            await self._blocked.block(digest)
+            await self.blocked.block(digest)
 
             async def put_tombstone(key: Key) -> bool:
                 return await self._put_tombstone_unless_provisional(key, digest, named=key in named, force=force)
@@ -325,8 +325,8 @@ class Remover:
             keys = {*keys, *(before or ())}
             await self._store.block(digest, self._now(), keys)
         except StorageError:
-            if before is None and digest not in self._blocked:
-                await self._blocked.unblock_in_database(digest)
+            if before is None and digest not in self.blocked:
+                await self.blocked.unblock_in_database(digest)
             raise
         return keys
 
@@ -357,7 +357,7 @@ class Remover:
     @asynccontextmanager
     async def _alone(self, digest: Digest) -> AsyncGenerator[None]:
         """Keep a removal and an undo of the same digest apart, in this process and in all that can be told."""
-        async with self._lock(digest), self._blocked.exclusively(digest):
+        async with self._lock(digest), self.blocked.exclusively(digest):
             yield
 
     def _lock(self, digest: Digest) -> asyncio.Lock:

@@ -10,6 +10,7 @@ import pytest
 
 from imgkeep.core.rewrite import HtmlStream, rewrite_html
 from imgkeep.core.rewrite.charset import OPAQUE, codec_of, find_codec, tells_codec
+from tests.support.tables import table
 
 LABELS = json.loads((Path(__file__).parents[2] / "cases" / "encoding_labels.json").read_text("utf-8"))
 """By encoding, all labels of the standard (https://encoding.spec.whatwg.org/#names-and-labels)."""
@@ -26,7 +27,7 @@ CODECS = {
 """Of encodings that Python knows by another name, or of which it knows less than browsers do."""
 
 
-@pytest.mark.parametrize(("encoding", "label"), [(name, label) for name in LABELS for label in LABELS[name]])
+@table(("encoding", "label"), [(name, label) for name in LABELS for label in LABELS[name]])
 def test_label_has_its_encoding_of_the_standard(encoding: str, label: str) -> None:
     codec = codec_of(f" {label.upper()}\n")
     if encoding in {"iso-2022-jp", "replacement", "x-user-defined"}:
@@ -42,7 +43,7 @@ def test_standard_has_all_labels_that_are_known() -> None:
         assert codec_of(label) is None
 
 
-@pytest.mark.parametrize(
+@table(
     ("head", "told", "codec"),
     [
         (b"\xef\xbb\xbf<meta charset=latin1>", "koi8-r", "utf-8"),

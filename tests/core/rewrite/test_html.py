@@ -15,6 +15,7 @@ from imgkeep.core.rewrite.charset import Text
 from imgkeep.core.rewrite.html import Html
 from imgkeep.core.rewrite.links import Page
 from tests.support.rewrite_cases import HTML
+from tests.support.tables import table
 from tests.support.tag_soup import LINKS, MARKUP, make_page, move
 
 LONG = 64
@@ -31,7 +32,7 @@ PAGES = st.lists(
 ).map("".join)
 
 
-@pytest.mark.parametrize(("page", "wanted"), HTML.values(), ids=HTML)
+@table(("page", "wanted"), HTML.values(), ids=HTML)
 def test_links_to_images_change_and_nothing_else(page: str, wanted: str) -> None:
     assert rewrite_html(page, move) == wanted
     assert rewrite_html(page.encode(), move) == wanted.encode()
@@ -48,7 +49,7 @@ def cut(page: bytes, random: Random, *, chars_max: int, step_max: int = 9) -> by
     return b"".join((*parts, stream.close()))
 
 
-@pytest.mark.parametrize("name", HTML)
+@table("name", HTML)
 def test_page_may_come_in_any_pieces(name: str) -> None:
     page, wanted = (text.encode() for text in HTML[name])
     assert cut(page, Random(1), chars_max=1 << 20, step_max=1) == wanted
@@ -105,8 +106,8 @@ def test_random_bytes_go_through_in_any_pieces(charset: str | None) -> None:
         assert b"".join((*parts, stream.close())) == page
 
 
-@pytest.mark.parametrize("charset", [None, "utf-8", "iso-2022-jp", "utf-16be"])
-@pytest.mark.parametrize("step", [1, 3, 700])
+@table("charset", [None, "utf-8", "iso-2022-jp", "utf-16be"])
+@table("step", [1, 3, 700])
 def test_incomplete_tokens_are_held(charset: str | None, step: int) -> None:
     page = HELD.encode("utf-16be" if charset == "utf-16be" else "utf-8")
     stream, given = HtmlStream(lambda _: None, charset=charset), b""
@@ -141,7 +142,7 @@ FILL = "x" * 2 * LONG
 LINK = "<img src=https://h.example/a.png>"
 
 
-@pytest.mark.parametrize(
+@table(
     "page",
     [
         f"<img alt='{FILL}' src=https://h.example/b.png>",

@@ -18,6 +18,7 @@ from imgkeep.core.rewrite.resolve_link import read, resolve, with_query_in
 from imgkeep.core.signing import Signatures
 from imgkeep.core.source_url import read_img_query
 from tests.support.host_globs import GLOBS
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Source
@@ -76,19 +77,19 @@ def test_which_names_hosts_or_decides() -> None:
     assert ImgLinks(choose)("https://a.example/b.jpg") is None
 
 
-@pytest.mark.parametrize(("glob", "host", "matches"), GLOBS["match"])
+@table(("glob", "host", "matches"), GLOBS["match"])
 def test_glob_chooses_the_links_of_its_hosts(glob: str, host: str, *, matches: bool) -> None:
     page = Page(ImgLinks(Hosts("other.example", glob)))
     assert (page.replacement(f"https://{host}/a.png") is not None) == matches
 
 
-@pytest.mark.parametrize("glob", GLOBS["refused"])
+@table("glob", GLOBS["refused"])
 def test_glob_that_can_match_no_host_is_refused(glob: str) -> None:
     with pytest.raises(ValueError, match="can match no host"):
         Hosts("h.example", glob)
 
 
-@pytest.mark.parametrize(
+@table(
     "link",
     [
         "/img?src=https%3A%2F%2Fh.example%2F",
@@ -127,7 +128,7 @@ def test_relative_link_needs_to_know_to_what() -> None:
     assert page.replacement("a.png") is None
 
 
-@pytest.mark.parametrize(
+@table(
     ("href", "url"),
     [
         ("/x/", "https://p.example/x/a.png"),
@@ -156,7 +157,7 @@ def test_fragment_stays_where_the_browser_uses_it() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@table(
     ("link", "url"),
     [
         ("https://H.example/a b?c#d", "https://H.example/a b?c#d"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from imgkeep.core.rewrite import ImgLinks, every, markdown, rewrite_markdown
 from imgkeep.core.rewrite.budget import Budget
 from imgkeep.core.rewrite.commonmark import PARSER
+from tests.support.tables import table
 from tests.support.tag_soup import move
 
 HERE, THERE = "https://h.example/a.png", "https://k.example/a.png"
@@ -68,7 +69,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("text", CASES.values(), ids=CASES)
+@table("text", CASES.values(), ids=CASES)
 def test_links_to_images_change_and_nothing_else(text: str) -> None:
     wanted = text.replace("§", THERE).replace("https\\://h", "https://k").replace("¤", HERE)
     text = text.replace("§", HERE).replace("¤", HERE)
@@ -123,7 +124,7 @@ def test_much_of_anything_goes_through(piece: str) -> None:
     assert rewrite_markdown(text, move).replace(THERE, HERE) == text
 
 
-@pytest.mark.parametrize(
+@table(
     ("destination", "link"),
     [
         ("https://h.example/x\\y.png", "https://h.example/x%5Cy.png"),

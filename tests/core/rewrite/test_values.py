@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from imgkeep.core.rewrite import ImgLinks, css, every, json_ld, rewrite_html, srcset
 from imgkeep.core.rewrite import character_references as references
+from tests.support.tables import table
 from tests.support.tag_soup import HERE, THERE, move
 
 H = "https://h.example/a.png"
 
 
-@pytest.mark.parametrize(
+@table(
     ("source", "text"),
     [
         ("a&amp;b", "a&b"),
@@ -82,7 +83,7 @@ def links(text: str) -> list[str]:
     return [text[start:end] for start, end in srcset.find_links(text)]
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "found"),
     [
         ("", []),
@@ -112,7 +113,7 @@ def urls(text: str) -> list[str]:
     return [link for _, _, link in css.find_links(text)]
 
 
-@pytest.mark.parametrize(
+@table(
     ("text", "found"),
     [
         ("p{background:url(a)}", ["a"]),
@@ -185,7 +186,7 @@ def test_style_attributes_with_other_functions_are_skipped() -> None:
     assert rewrite_html(page, move) == page.replace(HERE, THERE)
 
 
-@pytest.mark.parametrize(
+@table(
     ("value", "found"),
     [
         ({"image": "a"}, ["a"]),

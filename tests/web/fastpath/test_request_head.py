@@ -21,6 +21,7 @@ from imgkeep.web.fastpath.request_head import (
     read_conditions,
 )
 from tests.support.parser_peer import ParserPeer
+from tests.support.tables import table
 
 HOST = b"Host: imgkeep.example\r\n"
 
@@ -69,20 +70,18 @@ LEFT = [
 ]
 
 
-@pytest.mark.parametrize(("block", "asked"), READ)
+@table(("block", "asked"), READ)
 def test_certain_head_is_read(block: bytes, asked: RequestConditions) -> None:
     assert read_conditions(HOST + block) == asked
     assert (asked is NO_CONDITIONS) == (read_conditions(HOST + block) is NO_CONDITIONS)
 
 
-@pytest.mark.parametrize("block", LEFT)
+@table("block", LEFT)
 def test_any_other_head_is_left_to_the_full_parser(block: bytes) -> None:
     assert read_conditions(HOST + block) is None
 
 
-@pytest.mark.parametrize(
-    "host", ["", " ", "a b", "a/b", "user@a", "[::1", "::1", "a:b", "a:80:80", "\xff", "a,b c", "%zz"]
-)
+@table("host", ["", " ", "a b", "a/b", "user@a", "[::1", "::1", "a:b", "a:80:80", "\xff", "a,b c", "%zz"])
 def test_invalid_host_is_left_to_the_full_parser(host: str) -> None:
     assert read_conditions(f"Host: {host}\r\n\r\n".encode("latin-1")) is None
     assert read_conditions(b"\r\n") is None

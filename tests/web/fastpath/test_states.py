@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from imgkeep.web.fastpath.states import BUSY, TRANSITIONS, Event, State, next_state
+from tests.support.tables import table
 
 LEGAL = [(state, event, following) for state, events in TRANSITIONS.items() for event, following in events.items()]
 
 
-@pytest.mark.parametrize(("state", "event", "following"), LEGAL)
+@table(("state", "event", "following"), LEGAL)
 def test_legal_event_leads_to_its_state(state: State, event: Event, following: State) -> None:
     assert next_state(state, event) is following
 

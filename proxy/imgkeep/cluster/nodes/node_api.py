@@ -4,8 +4,9 @@ The peer API for other nodes: what a node shows to the members of its cluster, o
 | route | answer |
 |---|---|
 | `GET /fills/<name>` | the progress of a fill of this node (`cluster/progress.py`); 204: it runs none of this name |
-| `GET /fills/<name>/end` | 204 as soon as this node runs no fill of this name |
+| `GET /fills/<name>/end` | 204 as soon as this node runs no fill or derivation of this name |
 | `GET /objects/<digest>.<ext>` | an object on the disk of this node; 404: there is none, or it is blocked |
+| `GET /pictures/<digest>/<options>.<ext>` | a derived picture on that disk; 404: there is none, or it is blocked |
 | `GET /failures` | the recent failures of all workers of this node |
 | `GET /confirmed/<milliseconds>` | 200: the database has confirmed this member within that time; 204: it has not |
 
@@ -25,9 +26,8 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from imgkeep.cluster.fill_route import FILL_ROUTE, follow_fill, stream
+from imgkeep.cluster.fill_route import END_ROUTE, FILL_ROUTE, follow_fill, stream
 from imgkeep.core.errors import OriginError, StorageError
-from imgkeep.core.records import Key
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 PIECE_BYTES: Final = 262_144
 """Size of the pieces in which an object is read."""
 _OBJECT_ROUTE: Final = r"/objects/{name:[0-9a-f]{64}\.[a-z]{2,4}}"
+_PICTURE_ROUTE: Final = r"/pictures/{name:[0-9a-f]{64}/[a-z0-9.-]{1,130}}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,13 @@ class LocalWorkers:
     find_holder: Callable[[str], str | None]
 
 
-def make_node_api(
+def make_node_api(  # noqa: PLR0913 - all but one by keyword
     images: ImageService,
     *,
     workers: LocalWorkers | None,
+    wait: Callable[[str], Awaitable[None]],
     fetch_object: Callable[[str], Awaitable[Body | None]],
+    fetch_picture: Callable[[str], Awaitable[Body | None]],
     failures: Callable[[], Awaitable[Sequence[RecentFailure]]],
     is_confirmed_within: Callable[[float], bool],
 ) -> web.Application:
@@ -70,15 +73,18 @@ def make_node_api(
     Args:
         images: The service whose fills they follow.
         workers: The other workers of this machine; `None`: there are none.
+        wait: Waits until this worker runs no fill or derivation of a name.
         fetch_object: Opens an object on the disk of this machine that may be shown.
+        fetch_picture: Opens a picture there, by the path behind `v1/derived/`.
         failures: Returns the recent failures of this machine.
         is_confirmed_within: As `Membership.is_confirmed_within`.
     """
-    routes = _Routes(images, workers, fetch_object, failures, is_confirmed_within)
+    routes = _Routes(images, workers, wait, fetch_object, fetch_picture, failures, is_confirmed_within)
     app = web.Application(client_max_size=0)
     app.router.add_get(FILL_ROUTE, routes.follow, allow_head=False)
-    app.router.add_get(f"{FILL_ROUTE}/end", routes.wait, allow_head=False)
+    app.router.add_get(END_ROUTE, routes.wait_for_end, allow_head=False)
     app.router.add_get(_OBJECT_ROUTE, routes.send_object, allow_head=False)
+    app.router.add_get(_PICTURE_ROUTE, routes.send_picture, allow_head=False)
     app.router.add_get("/failures", routes.show_failures, allow_head=False)
     app.router.add_get(r"/confirmed/{milliseconds:\d{1,12}}", routes.show_confirmed, allow_head=False)
     return app
@@ -90,7 +96,9 @@ class _Routes:
 
     images: ImageService
     workers: LocalWorkers | None
+    wait: Callable[[str], Awaitable[None]]
     fetch_object: Callable[[str], Awaitable[Body | None]]
+    fetch_picture: Callable[[str], Awaitable[Body | None]]
     failures: Callable[[], Awaitable[Sequence[RecentFailure]]]
     is_confirmed_within: Callable[[float], bool]
 
@@ -98,15 +106,21 @@ class _Routes:
         relayed = await self._relay(request)
         return relayed or await follow_fill(request, self.images, share_file=False)
 
-    async def wait(self, request: web.Request) -> web.StreamResponse:
+    async def wait_for_end(self, request: web.Request) -> web.StreamResponse:
         relayed = await self._relay(request)
         if relayed is None:
-            await self.images.wait_for_fill(Key(request.match_info["name"]))
+            await self.wait(request.match_info["name"])
         return relayed or web.Response(status=204)
 
     async def send_object(self, request: web.Request) -> web.StreamResponse:
+        return await self._send(request, self.fetch_object)
+
+    async def send_picture(self, request: web.Request) -> web.StreamResponse:
+        return await self._send(request, self.fetch_picture)
+
+    async def _send(self, request: web.Request, fetch: Callable[[str], Awaitable[Body | None]]) -> web.StreamResponse:
         try:
-            body = await self.fetch_object(request.match_info["name"])
+            body = await fetch(request.match_info["name"])
         except StorageError:
             return web.Response(status=503)
         if body is None:

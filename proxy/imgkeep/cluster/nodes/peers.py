@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from imgkeep.cluster.nodes.membership import Membership
     from imgkeep.cluster.nodes.peer_client import PeerClient
     from imgkeep.cluster.workers.peers import WorkerPeers
+    from imgkeep.core.derived.names import PictureName
     from imgkeep.images.peer_fill import FillFailure, RemoteFill
     from imgkeep.storage.interfaces import Body
 
@@ -136,10 +137,17 @@ class NodePeers:
             Busy: The node cannot be reached.
             StorageError: It cannot read the object.
         """
+        return await self._fetch_body(holder, f"/objects/{name}")
+
+    async def fetch_picture(self, holder: str, name: PictureName) -> Body | None:
+        """Open a derived picture that a member has on its disk. As `fetch_object`, but no digest proves its bytes."""
+        return await self._fetch_body(holder, f"/pictures/{name.digest}/{name.file_name}")
+
+    async def _fetch_body(self, holder: str, target: str) -> Body | None:
         async with AsyncExitStack() as stack:
             member = self._require_live(holder).id
             async with self._while_live(member):
-                response = await stack.enter_async_context(self._get(member, f"/objects/{name}"))
+                response = await stack.enter_async_context(self._get(member, target))
             if response.status == 404:
                 return None
             size = response.content_length

@@ -4,7 +4,7 @@ The peer API for workers: internal HTTP, on a Unix socket in a folder that only 
 | route | answer |
 |---|---|
 | `GET /fills/<name>` | the progress of a fill (`cluster/progress.py`); 204: this worker runs none of this name |
-| `GET /fills/<name>/end` | 204 as soon as this worker runs no fill of this name |
+| `GET /fills/<name>/end` | 204 as soon as this worker runs no fill or derivation of this name |
 | `POST /notices` | 204 when this worker knows what has changed |
 | `GET /metrics`, `GET /failures` | the counters and the recent failures of this worker |
 
@@ -27,12 +27,11 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from aiohttp import web
 
-from imgkeep.cluster.fill_route import FILL_ROUTE, follow_fill
+from imgkeep.cluster.fill_route import END_ROUTE, FILL_ROUTE, follow_fill
 from imgkeep.cluster.notice import decode
 from imgkeep.cluster.progress import SHARE_FILE
 from imgkeep.cluster.workers.peers import SECRET_FIELD
 from imgkeep.core.errors import StorageError
-from imgkeep.core.records import Key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -50,10 +49,11 @@ BODY_BYTES_MAX: Final = 16_777_216
 """Maximum size of a request body: a notice of some hundred thousand copies that were used in a second."""
 
 
-def make_worker_api(
+def make_worker_api(  # noqa: PLR0913 - all but two by keyword
     info: WorkerInfo,
     images: ImageService,
     *,
+    wait: Callable[[str], Awaitable[None]],
     learn: Learn,
     counters: Callable[[], bytes],
     failures: Callable[[], Sequence[RecentFailure]],
@@ -64,14 +64,15 @@ def make_worker_api(
     Args:
         info: The worker.
         images: The service whose fills peers follow.
+        wait: Waits until this worker runs no fill or derivation of a name.
         learn: Applies the notice of a peer: blocked digests, changed keys, copies by name and size, unblocked digests.
         counters: Returns the counters of this worker.
         failures: Returns its recent failures.
     """
-    routes = _Routes(images, learn, counters, failures)
+    routes = _Routes(images, wait, learn, counters, failures)
     app = web.Application(middlewares=[_require_secret(info.secret)], client_max_size=BODY_BYTES_MAX)
     app.router.add_get(FILL_ROUTE, routes.follow, allow_head=False)
-    app.router.add_get(f"{FILL_ROUTE}/end", routes.wait, allow_head=False)
+    app.router.add_get(END_ROUTE, routes.wait_for_end, allow_head=False)
     app.router.add_post("/notices", routes.take_notice)
     app.router.add_get("/metrics", routes.show_counters, allow_head=False)
     app.router.add_get("/failures", routes.show_failures, allow_head=False)
@@ -84,6 +85,7 @@ class _Routes:
     """The handlers."""
 
     images: ImageService
+    wait: Callable[[str], Awaitable[None]]
     learn: Learn
     counters: Callable[[], bytes]
     failures: Callable[[], Sequence[RecentFailure]]
@@ -91,8 +93,8 @@ class _Routes:
     async def follow(self, request: web.Request) -> web.StreamResponse:
         return await follow_fill(request, self.images, share_file=request.query_string == SHARE_FILE)
 
-    async def wait(self, request: web.Request) -> web.Response:
-        await self.images.wait_for_fill(Key(request.match_info["name"]))
+    async def wait_for_end(self, request: web.Request) -> web.Response:
+        await self.wait(request.match_info["name"])
         return web.Response(status=204)
 
     async def take_notice(self, request: web.Request) -> web.Response:

@@ -1,0 +1,137 @@
+"""
+The queue of jobs that wait for a derive process.
+
+Rules:
+- It serves the clients in turn, and the networks inside a client in turn: a job waits for those of its own client, and
+  for one of each other client.
+- One client may fill all of it: a page asks for many pictures at once. A job that finds it full takes the place of the
+  newest job of the client that has most in it, if that client has at least two more than its own.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from imgkeep.core.records import Client
+
+OWN_CLIENT: Final = "own"
+"""The API, jobs and commands; no network has this name."""
+LOCAL_CLIENT: Final = "local"
+"""This machine's own programs, and clients of a local proxy that does not name them."""
+
+
+class WaitingJob:
+    """
+    A job that waits for a process.
+
+    Attributes:
+        name: The name of its client.
+        network: The narrowest network of its client.
+        granted: Done when it may begin; has an exception where it gave its place to another one.
+    """
+
+    __slots__ = ("granted", "name", "network")
+
+    def __init__(self, client: Client, granted: asyncio.Future[None]) -> None:
+        self.name = OWN_CLIENT if client.own else LOCAL_CLIENT if not client.networks else client.networks[-1]
+        self.network = client.networks[0] if client.networks and not client.own else ""
+        self.granted = granted
+
+    @property
+    def is_granted(self) -> bool:
+        return self.granted.done() and not self.granted.cancelled() and self.granted.exception() is None
+
+
+class JobQueue:
+    """The jobs that wait. `size_max`: maximum number of them."""
+
+    def __init__(self, size_max: int) -> None:
+        self._size_max = size_max
+        self._clients: OrderedDict[str, _ClientJobs] = OrderedDict()
+        """By client, in the order in which they are served."""
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, job: WaitingJob) -> WaitingJob | None:
+        """Add a job, and return the one that has no place then: another one, or this job itself."""
+        displaced = None
+        if self._size >= self._size_max:
+            longest = max(self._clients.values(), key=len)
+            own = self._clients.get(job.name)
+            if len(longest) < (0 if own is None else len(own)) + 2:
+                return job
+            displaced = longest.pop_newest()
+            self._size -= 1
+        self._clients.setdefault(job.name, _ClientJobs()).add(job)
+        self._size += 1
+        return displaced
+
+    def pop(self) -> WaitingJob | None:
+        """Remove and return the next job; `None`: no job waits."""
+        if not self._clients:
+            return None
+        name, jobs = self._clients.popitem(last=False)
+        job = jobs.pop()
+        if jobs:
+            self._clients[name] = jobs
+        self._size -= 1
+        return job
+
+    def discard(self, job: WaitingJob) -> None:
+        """Remove a job, if it is there."""
+        jobs = self._clients.get(job.name)
+        if jobs is not None and jobs.discard(job):
+            self._size -= 1
+            if not jobs:
+                del self._clients[job.name]
+
+
+class _ClientJobs:
+    """The jobs of one client, by network, in the order in which these are served."""
+
+    __slots__ = ("_networks", "_size")
+
+    def __init__(self) -> None:
+        self._networks: OrderedDict[str, OrderedDict[WaitingJob, None]] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, job: WaitingJob) -> None:
+        self._networks.setdefault(job.network, OrderedDict())[job] = None
+        self._size += 1
+
+    def pop(self) -> WaitingJob:
+        network, jobs = self._networks.popitem(last=False)
+        job, _ = jobs.popitem(last=False)
+        if jobs:
+            self._networks[network] = jobs
+        self._size -= 1
+        return job
+
+    def pop_newest(self) -> WaitingJob:
+        """Remove and return the newest job of the network that has most of them, which keeps at least one."""
+        job, _ = max(self._networks.values(), key=len).popitem()
+        self._discard_empty(job.network)
+        self._size -= 1
+        return job
+
+    def discard(self, job: WaitingJob) -> bool:
+        jobs = self._networks.get(job.network)
+        if jobs is None or job not in jobs:
+            return False
+        del jobs[job]
+        self._discard_empty(job.network)
+        self._size -= 1
+        return True
+
+    def _discard_empty(self, network: str) -> None:
+        if not self._networks[network]:
+            del self._networks[network]
