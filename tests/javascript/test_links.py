@@ -358,7 +358,8 @@ def test_malformed_widths_and_options_are_refused(js: Call) -> None:
     for widths in ([0], [1.5], ["320"], [-1], [None]):
         with pytest.raises(ValueError, match="TypeError: widths: whole numbers"):
             js("srcset", H, widths)
-    for value in ([], {}, True):
+    values: list[Any] = [[], {}, True]
+    for value in values:
         with pytest.raises(ValueError, match="TypeError: w: a text or a number"):
             js("imgUrl", H, {"w": value})
     with pytest.raises(ValueError, match="TypeError: width: no option"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from imgkeep.bootstrap.gauges import watch_derive_processes
 from imgkeep.derived.picture_sharing import PictureSharing
+from imgkeep.derived.pictures import DerivedPictures
 from imgkeep.derived.processes import DeriveProcesses
 from imgkeep.observability.derive_metrics import DeriveMetrics
 
@@ -15,8 +16,10 @@ if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.platform import Platform
+    from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
-    from imgkeep.derived.picture_cache import PictureCache
+    from imgkeep.images.blocked_digests import BlockedDigests
     from imgkeep.observability.metrics import Metrics
 
 
@@ -26,10 +29,17 @@ class DerivedServices:
 
     processes: DeriveProcesses
     sharing: PictureSharing
+    pictures: DerivedPictures
 
 
-def open_derived(
-    config: Config, metrics: Metrics, stack: AsyncExitStack, cache: PictureCache, parts: ClusterParts
+def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
+    config: Config,
+    platform: Platform,
+    storage: Storage,
+    blocked: BlockedDigests,
+    parts: ClusterParts,
+    metrics: Metrics,
+    stack: AsyncExitStack,
 ) -> DerivedServices:
     """Return the services, which end with `stack`."""
     processes = DeriveProcesses(
@@ -37,9 +47,22 @@ def open_derived(
         os.environ,  # noqa: TID251 - from which its processes get what an interpreter needs, and no more
         DeriveMetrics(metrics),
         workers=config.server.workers,
+        command=platform.derive_command,
         verbose=config.log.level == "debug",
     )
     stack.push_async_callback(processes.aclose)
     watch_derive_processes(metrics, processes)
     fetch_from_node = None if parts.node_peers is None else parts.node_peers.fetch_picture
-    return DerivedServices(processes, PictureSharing(cache, parts.cluster, fetch_from_node))
+    sharing = PictureSharing(storage.picture_cache, parts.cluster, fetch_from_node)
+    pictures = DerivedPictures(
+        processes=processes,
+        cache=storage.picture_cache,
+        sharing=sharing,
+        originals=storage.store,
+        spool=storage.spool,
+        settings=config.derive,
+        blocked=blocked,
+        timer=platform.timer,
+    )
+    stack.push_async_callback(pictures.aclose)
+    return DerivedServices(processes, sharing, pictures)

@@ -33,6 +33,7 @@ from imgkeep.web.fastpath.response_writer import ResponseWriter
 from imgkeep.web.home_page import HomePage
 from imgkeep.web.images import ImageHandlers
 from imgkeep.web.metrics import MetricsPage
+from imgkeep.web.picture_requests import PictureRequests
 from imgkeep.web.responses import ImageResponses
 from imgkeep.web.static_files import make_module
 
@@ -80,9 +81,9 @@ async def open_context(
         stack.callback(rewrite_service.close)
         auth = _make_auth(config, platform, await _open_token(config))
         access_log = AccessLog(metrics, auth, platform.timer, enabled=config.log.access)
-        miss_limiter = _make_miss_limiter(config, platform, services, parts.limit_share)
         responses = _make_responses(config, platform, services, auth, cache)
-        images = ImageHandlers(services.image_service, auth, responses, services.inspector.public, miss_limiter)
+        miss_limiter = _make_miss_limiter(config, platform, services, parts.limit_share)
+        images = _make_images(config, services, auth, responses, miss_limiter)
         yield (
             services,
             background,
@@ -156,6 +157,13 @@ def _make_responses(
         clock=platform.clock,
         timer=platform.timer,
     )
+
+
+def _make_images(
+    config: Config, services: Services, auth: Auth, responses: ImageResponses, miss_limiter: MissLimiter | None
+) -> ImageHandlers:
+    pictures = PictureRequests(services.image_service, services.derived.pictures, config.derive_policy(), auth)
+    return ImageHandlers(services.image_service, auth, responses, pictures, services.inspector.public, miss_limiter)
 
 
 def _make_api(config: Config, services: Services, rewrite_service: RewriteService, parts: ClusterParts) -> ApiContext:

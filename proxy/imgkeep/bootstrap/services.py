@@ -236,7 +236,7 @@ class _Builder:
             health=health,
             metrics=self.metrics,
             failures=failures,
-            derived=open_derived(config, self.metrics, self.stack, pictures, parts),
+            derived=open_derived(config, platform, self.storage, blocked_digests, parts, self.metrics, self.stack),
             own_ports=own_ports,
         )
         watch_fills(self.metrics, image_service, dependencies.origin, dependencies.format_checker)

@@ -20,11 +20,11 @@ from imgkeep.core.errors import Forbidden, Unauthorized
 from imgkeep.core.http_headers import client_address, passed_through_us, read_host, read_origin
 from imgkeep.core.ip_ranges import client_networks, unmap
 from imgkeep.core.records import OWN, Client
-from imgkeep.images.request_context import RequestContext
+from imgkeep.images.request_context import RequestContext, allow_fetch
 from imgkeep.web import login_tickets
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Literal
 
     from imgkeep.clock import Clock
@@ -108,6 +108,10 @@ class Auth:
 
         if self.signature == "always":
             request.request_log.permitted_until = self._judge(query)
+        return self.make_context(request, authorize_fetch)
+
+    def make_context(self, request: ImageRequest, authorize_fetch: Callable[[], None] = allow_fetch) -> RequestContext:
+        """Return the context of a request that may see stored images."""
         return RequestContext(
             head=request.head,
             from_own_node=passed_through_us(request.fields),
