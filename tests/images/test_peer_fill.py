@@ -23,7 +23,7 @@ from imgkeep.images.fill import FillHead
 from imgkeep.images.interfaces import Cluster
 from imgkeep.images.peer_fill import MEMORY_BYTES_MAX, FillFailure, PeerFill
 from imgkeep.images.peer_fill import RemoteFill as Followed
-from imgkeep.images.service import FOLLOW_ATTEMPTS_MAX
+from imgkeep.images.request_context import FOLLOW_ATTEMPTS_MAX
 from tests.support.fakes import GROWING, FakeResponse, Timer, World, read_all, settle
 from tests.support.fills import (
     IMAGE,

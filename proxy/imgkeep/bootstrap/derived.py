@@ -6,17 +6,25 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgkeep.bootstrap.gauges import watch_derive_processes
+from imgkeep.bootstrap.gauges import watch_derive_processes, watch_facts, watch_picture_store
+from imgkeep.core.derived.names import read_path
+from imgkeep.derived.facts import FactsFinder, FactsLimits
 from imgkeep.derived.picture_sharing import PictureSharing
+from imgkeep.derived.picture_store import PictureStore
+from imgkeep.derived.pictures import DerivedPictures
 from imgkeep.derived.processes import DeriveProcesses
+from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.observability.derive_metrics import DeriveMetrics
+from imgkeep.replication.primary_pictures import PrimaryPictures
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
 
     from imgkeep.bootstrap.cluster import ClusterParts
+    from imgkeep.bootstrap.platform import Platform
+    from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
-    from imgkeep.derived.picture_cache import PictureCache
+    from imgkeep.images.blocked_digests import BlockedDigests
     from imgkeep.observability.metrics import Metrics
 
 
@@ -26,20 +34,87 @@ class DerivedServices:
 
     processes: DeriveProcesses
     sharing: PictureSharing
+    store: PictureStore
+    pictures: DerivedPictures
+    facts: FactsFinder
 
 
-def open_derived(
-    config: Config, metrics: Metrics, stack: AsyncExitStack, cache: PictureCache, parts: ClusterParts
+def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
+    config: Config,
+    platform: Platform,
+    storage: Storage,
+    blocked: BlockedDigests,
+    parts: ClusterParts,
+    metrics: Metrics,
+    stack: AsyncExitStack,
 ) -> DerivedServices:
     """Return the services, which end with `stack`."""
+    settings = config.derive
     processes = DeriveProcesses(
-        config.derive,
+        settings,
         os.environ,  # noqa: TID251 - from which its processes get what an interpreter needs, and no more
         DeriveMetrics(metrics),
         workers=config.server.workers,
+        command=platform.derive_command,
         verbose=config.log.level == "debug",
     )
     stack.push_async_callback(processes.aclose)
     watch_derive_processes(metrics, processes)
     fetch_from_node = None if parts.node_peers is None else parts.node_peers.fetch_picture
-    return DerivedServices(processes, PictureSharing(cache, parts.cluster, fetch_from_node))
+    sharing = PictureSharing(storage.picture_cache, parts.cluster, fetch_from_node)
+    store = _open_picture_store(config, platform, storage, metrics, stack)
+    pictures = DerivedPictures(
+        processes=processes,
+        cache=storage.picture_cache,
+        sharing=sharing,
+        originals=storage.store,
+        spool=storage.spool,
+        settings=config.derive,
+        blocked=blocked,
+        timer=platform.timer,
+    )
+    stack.push_async_callback(pictures.aclose)
+    facts = FactsFinder(
+        store=storage.store,
+        spool=storage.spool,
+        table=storage.database.picture_facts,
+        run_job=processes.run,
+        limits=FactsLimits(settings.pixels_max, settings.frames_max, settings.svg, settings.timeout_s),
+        blocked=blocked,
+        timer=platform.timer,
+        in_idle_time=settings.facts,
+        in_records=storage.remote is None,
+    )
+    stack.push_async_callback(facts.aclose)
+    watch_facts(metrics, facts)
+    return DerivedServices(processes, sharing, store, pictures, facts)
+
+
+def _open_picture_store(
+    config: Config, platform: Platform, storage: Storage, metrics: Metrics, stack: AsyncExitStack
+) -> PictureStore:
+    remote = storage.remote
+    files = storage.local.pictures if remote is None else PrimaryPictures(remote.tiered_store)
+    store = PictureStore(
+        files if config.derive.store else None, storage.picture_cache, timer=platform.timer, sleep=platform.sleep
+    )
+    stack.push_async_callback(store.aclose)
+    watch_picture_store(metrics, store)
+    if remote is None:
+        return store
+
+    async def has_picture(path: str) -> bool:
+        name = read_path(path)
+        return name is not None and remote.breaker.reason is None and await store.has(name)
+
+    client, access = remote.bucket.client, remote.public_access
+    store.urls = ObjectUrls(
+        config.delivery.mode,
+        has_object=has_picture,
+        presign=lambda path, ttl_s, head: client.presign(path, ttl_s=ttl_s, head=head),
+        public_url=remote.public_path,
+        is_public=lambda: access is not None and access.works is True,
+        presign_ttl_s=config.delivery.presign_ttl_s,
+        timer=platform.timer,
+    )
+    return store

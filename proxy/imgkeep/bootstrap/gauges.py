@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from imgkeep.cluster.nodes.change_reader import ChangeReader
     from imgkeep.cluster.nodes.leases import NodeLeases
     from imgkeep.database import Outbox
+    from imgkeep.derived.facts import FactsFinder
     from imgkeep.derived.picture_cache import PictureCache
+    from imgkeep.derived.picture_store import PictureStore
     from imgkeep.derived.processes import DeriveProcesses
     from imgkeep.health import Health
     from imgkeep.images.format_checker import FormatChecker
@@ -80,6 +82,14 @@ def watch_derive_processes(metrics: Metrics, processes: DeriveProcesses) -> None
     metrics.watch("derive_memory_bytes", "Resident memory of the derive processes", lambda: processes.memory_bytes)
 
 
+def watch_facts(metrics: Metrics, facts: FactsFinder) -> None:
+    """Show the images whose facts are to be found in idle time."""
+    metrics.watch("derive_facts_waiting", "Images that wait for their facts to be found", lambda: facts.waiting)
+    metrics.watch_count(
+        "derive_facts_dropped", "Stored images that found no place in the queue for facts", lambda: facts.dropped
+    )
+
+
 def watch_storage(metrics: Metrics, storage: Storage, health: Health) -> None:
     """Show the sizes of the stores and their caches, and their health."""
     _watch_memory_cache(metrics, storage.local.disk.memory_cache)
@@ -107,6 +117,12 @@ def _watch_pictures(metrics: Metrics, cache: PictureCache) -> None:
     metrics.watch("derive_cache_bytes", "Bytes of derived pictures on the local disk", lambda: cache.bytes)
     metrics.watch_count("derive_cache_hits", "Lookups that found a derived picture there", lambda: cache.hits)
     metrics.watch_count("derive_cache_misses", "Lookups that found none", lambda: cache.misses)
+
+
+def watch_picture_store(metrics: Metrics, store: PictureStore) -> None:
+    """Show what becomes of the pictures that the store shall have."""
+    metrics.watch_count("derive_uploads", "Derived pictures that the store has taken", lambda: store.uploads)
+    metrics.watch_count("derive_uploads_failed", "Derived pictures that it has not taken", lambda: store.failures)
 
 
 def _watch_health(metrics: Metrics, health: Health) -> None:

@@ -21,7 +21,7 @@ from imgkeep.observability.metrics import Metrics
 from imgkeep.page_rewriting import RewriteService
 from imgkeep.storage.local.machine_token import TokenUnusableError, make_token
 from imgkeep.web.access_log import AccessLog
-from imgkeep.web.api.api_services import ApiContext
+from imgkeep.web.api.api_services import ApiContext, Rewriting
 from imgkeep.web.app import AppContext
 from imgkeep.web.auth import Auth, Tokens
 from imgkeep.web.connection import ConnectionContext
@@ -33,6 +33,7 @@ from imgkeep.web.fastpath.response_writer import ResponseWriter
 from imgkeep.web.home_page import HomePage
 from imgkeep.web.images import ImageHandlers
 from imgkeep.web.metrics import MetricsPage
+from imgkeep.web.picture_requests import PictureRequests
 from imgkeep.web.responses import ImageResponses
 from imgkeep.web.static_files import make_module
 
@@ -80,9 +81,9 @@ async def open_context(
         stack.callback(rewrite_service.close)
         auth = _make_auth(config, platform, await _open_token(config))
         access_log = AccessLog(metrics, auth, platform.timer, enabled=config.log.access)
-        miss_limiter = _make_miss_limiter(config, platform, services, parts.limit_share)
         responses = _make_responses(config, platform, services, auth, cache)
-        images = ImageHandlers(services.image_service, auth, responses, services.inspector.public, miss_limiter)
+        miss_limiter = _make_miss_limiter(config, platform, services, parts.limit_share)
+        images = _make_images(config, services, auth, responses, miss_limiter)
         yield (
             services,
             background,
@@ -158,6 +159,13 @@ def _make_responses(
     )
 
 
+def _make_images(
+    config: Config, services: Services, auth: Auth, responses: ImageResponses, miss_limiter: MissLimiter | None
+) -> ImageHandlers:
+    pictures = PictureRequests(services.image_service, services.derived.pictures, config.derive_policy(), auth)
+    return ImageHandlers(services.image_service, auth, responses, pictures, services.inspector.public, miss_limiter)
+
+
 def _make_api(config: Config, services: Services, rewrite_service: RewriteService, parts: ClusterParts) -> ApiContext:
     async def list_failures() -> Sequence[Sequence[RecentFailure]]:
         own = services.failures.list()
@@ -170,10 +178,10 @@ def _make_api(config: Config, services: Services, rewrite_service: RewriteServic
         saver=services.saver,
         remover=services.remover,
         refetcher=services.refetcher,
+        facts=services.derived.facts,
         jobs=services.jobs,
         list_failures=list_failures,
-        link_selection=make_link_selection(config, services.inspector, services.storage),
-        rewrite_service=rewrite_service,
+        rewriting=Rewriting(rewrite_service, make_link_selection(config, services.inspector, services.storage)),
         health=services.health,
         relay_peers=parts.relay_peers,
     )

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 
 from imgkeep.clock import read_clock
+from imgkeep.derived.derive_process import COMMAND
 from imgkeep.images.format_checker import FormatChecker
 from imgkeep.origin.ssrf_guard import open_socket
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from aiohttp.abc import AbstractResolver
 
@@ -36,6 +37,7 @@ class Platform:
         open_socket: Makes the sockets of connections to origins.
         ssl_context: For origins; `None`: the system's certificates.
         make_format_checker: Makes the checker of images, with its threads.
+        derive_command: The program of a derive process.
     """
 
     clock: Clock = read_clock
@@ -45,6 +47,7 @@ class Platform:
     open_socket: SocketFactory = open_socket
     ssl_context: ssl.SSLContext | None = None
     make_format_checker: Callable[[], FormatChecker] = FormatChecker
+    derive_command: Sequence[str] = COMMAND
 
 
 SYSTEM: Final = Platform()

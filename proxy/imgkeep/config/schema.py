@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from imgkeep.config.errors import ConfigError
-from imgkeep.core.derived.derive_policy import DerivePolicy, read_presets
+from imgkeep.core.derived.derive_policy import DEFAULT_WIDTHS, DerivePolicy, read_presets
 from imgkeep.core.derived.options import SIDE_MAX
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.identity import BUILT_IN, places_of, read_provider_rules
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 WORKERS_MAX: Final = 64
 """Maximum number of workers: more than a machine has cores; each opens its own files, threads and connections."""
-
-DEFAULT_WIDTHS: Final = (64, 128, 256, 320, 480, 640, 750, 828, 960, 1080, 1200, 1440, 1920, 2048, 2560, 3840)
-"""Default of `derive.widths`: the ladder of Next.js, whose pages ask for these, and the steps between."""
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -252,6 +249,16 @@ class Derive(Section, frozen=True):
     svg: bool = False
     facts: bool = True
     presets: dict[str, str] = {}
+    imageproxy: str = ""
+    imageproxy_key: str = ""
+    thumbor: str = ""
+    thumbor_key: str = ""
+    nextjs: str = ""
+
+    def __repr__(self) -> str:
+        """Return the settings without the keys."""
+        shown = (name for name in self.__struct_fields__ if not name.endswith("_key"))
+        return f"Derive({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
 
 class Legacy(Section, frozen=True):
@@ -267,7 +274,14 @@ class Log(Section, frozen=True):
 
 
 SECRETS: Final = frozenset(
-    {("security", "signing_keys"), ("security", "api_tokens"), ("database", "url"), ("cluster", "secret")}
+    {
+        ("security", "signing_keys"),
+        ("security", "api_tokens"),
+        ("database", "url"),
+        ("cluster", "secret"),
+        ("derive", "imageproxy_key"),
+        ("derive", "thumbor_key"),
+    }
 )
 """Settings with secrets: a variable with `_FILE` at its end names a file for each."""
 OLD_SECTIONS: Final = {"catalog": "database"}

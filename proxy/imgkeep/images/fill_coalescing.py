@@ -179,6 +179,7 @@ class FillCoalescer:
 
     async def wait(
         self,
+        request_context: RequestContext,
         fill: Fill,
         _source: Source,
         _info: SourceInfo,
@@ -190,7 +191,7 @@ class FillCoalescer:
         Raises:
             StorageError: It is not stored.
         """
-        await fill.body.wait_for_size()
+        await request_context.wait(fill.body.wait_for_size())
         match None if fill.result is None else fill.result.outcome:
             case Stored(record):
                 await fill.body.aclose()

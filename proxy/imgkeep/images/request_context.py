@@ -21,8 +21,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+FOLLOW_ATTEMPTS_MAX: Final = 50
+"""Maximum number of times that a request follows a lease to another worker and repeats its lookup."""
+FRUITLESS_MAX: Final = 10
+"""
+Maximum number of these after which a request goes on without the leases of a member on another node: one that was
+killed has them until it counts as dead, while the other workers of its node answer that they run no such fill.
+"""
 
-def _allow() -> None:
+
+def allow_fetch() -> None:
     """Let the client cause a fill."""
 
 
@@ -46,7 +54,7 @@ class RequestContext:
 
     head: bool = False
     from_own_node: bool = False
-    authorize_fetch: Callable[[], None] = _allow
+    authorize_fetch: Callable[[], None] = allow_fetch
     client: Client = OWN
     wait: Callable[[Awaitable[Any]], Awaitable[Any]] = _wait_to_the_end
 
@@ -61,6 +69,8 @@ class CacheStatus(Enum):
     HIT = "hit"
     STORED = "stored"
     COLLAPSED = "collapsed"
+    DERIVED = "derived"
+    """A picture that was made for the request, of an image that was stored before."""
     NOT_STORED = "not_stored"
     """Fetched and passed on, but no store could take it."""
 
@@ -74,7 +84,8 @@ class Delivery:
         key: Where it was found: the key of its record or, at a permanent URL, its name. Changes are passed on by it.
         etag: Strong, the same for hit and miss.
         name: A file name for people who save the image.
-        object_name: `<digest>.<ext>` once it is known: the last part of the permanent URL.
+        object_name: `<digest>.<ext>` once it is known: the last part of the permanent URL. A derived picture has its
+            options behind that of the original.
         permanent_url: The permanent URL of the object, when that is known and at another server.
         growing: The body, while it still grows.
         immutable: Whether the client may keep it for ever; else it may turn out to be another image.
@@ -97,6 +108,25 @@ class Delivery:
 
 
 @dataclass(frozen=True, slots=True)
+class Located:
+    """
+    The record of a link whose image is stored.
+
+    Attributes:
+        cache_status: `HIT`, or how the image has come for this request.
+        immutable: As in `Delivery`.
+        repeatable: As in `Delivery`.
+        is_new: Whether this request stored the image.
+    """
+
+    record: Record
+    cache_status: CacheStatus
+    immutable: bool = True
+    repeatable: bool = True
+    is_new: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RedirectToSource:
     """The client is sent to the source itself."""
 
@@ -105,7 +135,12 @@ class RedirectToSource:
 
 @dataclass(frozen=True, slots=True)
 class RedirectToObject:
-    """The client is sent to the object. A client that has it already (`etag`) need not go."""
+    """
+    The client is sent to the object, or to a derived picture. A client that has it already (`etag`) need not go.
+
+    Attributes:
+        object_name: As in `Delivery`.
+    """
 
     address: ObjectUrl
     etag: str

@@ -12,28 +12,36 @@ image.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from imgkeep.core.confirmation import RecordUse, own_info, read_link
-from imgkeep.core.errors import Busy, ImgkeepError, StorageError
+from imgkeep.core.errors import Busy, StorageError
 from imgkeep.core.records import Key, Record
 from imgkeep.images.background_refresh import Refresher, SourceRules
 from imgkeep.images.confirmer import Confirmer
 from imgkeep.images.fill_coalescing import FillCoalescer
 from imgkeep.images.fill_starter import FillStarter
+from imgkeep.images.image_locator import ImageLocator
 from imgkeep.images.incomplete_refetch import IncompleteRefetcher
 from imgkeep.images.record_cache import RecordCache
 from imgkeep.images.record_changes import RecordChanges
 from imgkeep.images.record_sharing import RecordSharing
-from imgkeep.images.request_context import INTERNAL, HeldByPeer, RedirectToSource
+from imgkeep.images.request_context import (
+    FOLLOW_ATTEMPTS_MAX,
+    FRUITLESS_MAX,
+    INTERNAL,
+    HeldByPeer,
+    Located,
+    RedirectToSource,
+)
+from imgkeep.images.second_fills import SecondFills
 from imgkeep.images.singleflight import SingleFlight
 from imgkeep.images.source_policy import SourcePolicy
 from imgkeep.images.stored_images import StoredImages
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Digest, Source, SourceInfo
@@ -42,7 +50,6 @@ if TYPE_CHECKING:
     from imgkeep.images.fill import Fill, FillHead
     from imgkeep.images.fill_rate_limit import RateLimiter
     from imgkeep.images.interfaces import Cluster
-    from imgkeep.images.lease_preparation import LeasePreparation
     from imgkeep.images.object_urls import ObjectUrls
     from imgkeep.images.peer_fill import FillFailure
     from imgkeep.images.record_json import ImageFacts
@@ -54,14 +61,6 @@ T = TypeVar("T")
 
 DEFAULT_RULES: Final = SourceRules()
 UNSHARED: Final = RecordSharing()
-
-FOLLOW_ATTEMPTS_MAX: Final = 50
-"""Maximum number of times that a request follows a lease to another worker and repeats its lookup."""
-FRUITLESS_MAX: Final = 10
-"""
-Maximum number of these after which a request goes on without the leases of a member on another node: one that was
-killed has them until it counts as dead, while the other workers of its node answer that they run no such fill.
-"""
 
 
 def _make_no_signature(_source: Source) -> Source | None:
@@ -134,7 +133,9 @@ class ImageService:
         self._coalescer = FillCoalescer(
             self._fills, self.records, cluster, link_asked=self._refresher.note_asked, timer=timer
         )
+        self._second_fills = SecondFills(self._coalescer, self._confirmer, policy=self._policy, rules=rules)
         self._timer = timer
+        self._locator = self._make_locator(rules)
 
     @property
     def fills_in_flight(self) -> int:
@@ -187,18 +188,15 @@ class ImageService:
         Raises:
             SourceRejected, OriginError, StorageError, Busy: As their classes say; it is not stored.
         """
-        self._policy.require_not_denied(source, info)
-        for attempt in range(FOLLOW_ATTEMPTS_MAX):
-            began = self._timer()
-            with self._fills.prepare(info.key, source, INTERNAL) as preparation:
-                saved = await self._save_unless_held(source, info, preparation, began)
-            if isinstance(saved, HeldByPeer):
-                if attempt == FRUITLESS_MAX:
-                    self._coalescer.give_up_on(saved)
-                await self._coalescer.wait_for_peer(saved)
-            elif saved is not None:
-                return saved
-        raise Busy("the fill of the image moved between workers too often: retry the request")
+        located = await self._locator.locate(source, info, INTERNAL, checked=True)
+        assert isinstance(located, Located)  # the program itself is sent nowhere
+        return located.record, located.is_new
+
+    async def locate(
+        self, source: Source, info: SourceInfo, request_context: RequestContext, *, checked: bool = False
+    ) -> Located | RedirectToSource:
+        """Return the record of the image that `source` names, once it is stored. As `ImageLocator.locate`."""
+        return await self._locator.locate(source, info, request_context, checked=checked)
 
     async def deliver_object(self, name: str, *, head: bool = False) -> Delivery | RedirectToObject | None:
         """Deliver an object under its permanent URL. As `StoredImages.open_object`."""
@@ -282,35 +280,18 @@ class ImageService:
         await self._fills.running.aclose()
         await self._confirmer.aclose()
 
-    async def _save_unless_held(
-        self, source: Source, info: SourceInfo, preparation: LeasePreparation, began: float
-    ) -> tuple[Record, bool] | HeldByPeer | None:
-        """Save an image, unless another worker fetches it; `None`: the caller has to repeat this."""
-        found = await self.stored.look_up(source, info, preparation)
-        known, fault = found.record, found.fault
-        if known is not None and found.use is RecordUse.SECOND_FILL:
-            tried = await self._try(source, found.info, known, INTERNAL, self._coalescer.wait)
-            if isinstance(tried, HeldByPeer):
-                await self._coalescer.wait_for_peer(tried)
-                found = await self.stored.look_up(source, info)  # the other worker may have stored the image
-                known, fault = found.record, found.fault
-            elif tried is not None:
-                record = tried[0]
-                return record, (record.key, record.digest) != (known.key, known.digest)
-        if known is not None:
-            current, fault = await self._find_object_of(known)
-            if current is not None:
-                self._incomplete_refetcher.start_if_due(source, found.info, current, INTERNAL)
-                return current, False
-        self._policy.require_fetch_allowed(source, info)
-        joined = await self._coalescer.join(
-            source, found.info, INTERNAL, self._coalescer.wait, fault=fault, began=began
+    def _make_locator(self, rules: SourceRules) -> ImageLocator:
+        return ImageLocator(
+            stored=self.stored,
+            fills=self._fills,
+            coalescer=self._coalescer,
+            second_fills=self._second_fills,
+            incomplete_refetcher=self._incomplete_refetcher,
+            refresher=self._refresher,
+            policy=self._policy,
+            rules=rules,
+            timer=self._timer,
         )
-        if not isinstance(joined, tuple):
-            return joined
-        record, starts = joined
-        # The image of another link may not stand for this one.
-        return joined if starts or not record.doubts else None
 
     async def _show_or_try(
         self,
@@ -323,9 +304,9 @@ class ImageService:
         """Deliver the stored image to a link, or start a second fill if that image does not stand for the link."""
         if found.use is RecordUse.SECOND_FILL:
             follow = partial(self._coalescer.follow, request_context)
-            tried = await self._try(source, found.info, record, request_context, follow)
+            tried = await self._second_fills.try_link(source, found.info, record, request_context, follow)
             if isinstance(tried, HeldByPeer):
-                tried = await self._follow_try(tried, source, found.info, request_context)
+                tried = await self._second_fills.follow_peer(tried, source, found.info, request_context)
                 if tried is None:
                     found = await self.stored.look_up(source, info)  # the other worker may have stored the image
                     if found.record is None:
@@ -339,36 +320,3 @@ class ImageService:
             seek_secure = found.use is RecordUse.SERVE_AND_SEEK_HTTPS
             self._refresher.start_if_due(source, found.info, record, request_context, seek_https=seek_secure)
         return shown, fault
-
-    async def _try(
-        self,
-        source: Source,
-        info: SourceInfo,
-        known: Record,
-        request_context: RequestContext,
-        follow: Callable[[Fill, Source, SourceInfo, bool], Awaitable[T]],
-    ) -> T | HeldByPeer | None:
-        """Start or join a second fill; `None`: it is not allowed, or the link brought no image."""
-        if self._rules.redirect_permanent and not info.temporary:
-            return None  # the operator wants no more such images
-        with suppress(ImgkeepError):
-            request_context.authorize_fetch()
-            self._policy.require_fetch_allowed(source, info)
-            put = partial(self._confirmer.put_second_fill, source, info, known)
-            return await self._coalescer.try_link(source, info, request_context, follow, put)
-        return None
-
-    async def _follow_try(
-        self, held: HeldByPeer, source: Source, info: SourceInfo, request_context: RequestContext
-    ) -> Delivery | None:
-        """Deliver the image that another worker fetches by the same link; `None`: the client gets the stored image."""
-        with suppress(ImgkeepError):
-            return await self._coalescer.follow_peer(held, source, info, request_context, None)
-        return None
-
-    async def _find_object_of(self, record: Record) -> tuple[Record | None, StorageError | None]:
-        """Find a record whose object is there. With a fault, return the fault beside `None`."""
-        try:
-            return await self.stored.find_object_of(record), None
-        except StorageError as fault:
-            return None, fault

@@ -130,7 +130,7 @@ class StoredImages:
 
     async def find_object_of(self, record: Record) -> Record | None:
         """Return a record whose object is there: the given one, or else the store's own record. Raises as `find`."""
-        self._require_servable(record)
+        self.require_servable(record)
         if await self._store.holds(record.object_name, record.size):
             return record
         another = await self._find_another(record)
@@ -141,7 +141,7 @@ class StoredImages:
         self, found: LookupResult, record: Record, request_context: RequestContext
     ) -> tuple[Delivery | RedirectToObject | None, StorageError | None]:
         """Open the stored image of a link. With a fault, return the fault beside `None`."""
-        self._require_servable(record)
+        self.require_servable(record)
         immutable = found.link is None or is_immutable_for(record.doubts, found.link)
         return await self._open(
             record, head=request_context.head, immutable=immutable, repeatable=found.use is not RecordUse.SECOND_FILL
@@ -159,8 +159,7 @@ class StoredImages:
         if read is None:
             return None
         digest, format_ = read
-        await self._records.learn_block(digest)
-        self.require_not_removed(digest)
+        await self.learn_removal(digest)
         redirect = await self._redirect(name, f'"{digest}"', head=head)
         if redirect is not None:
             return redirect
@@ -198,6 +197,11 @@ class StoredImages:
         # A record that was dropped from memory meanwhile may have been replaced by another process.
         return self._records.cached(delivery.key) == delivery.record  # type: ignore[arg-type]  # a name is no key
 
+    async def learn_removal(self, digest: Digest) -> None:
+        """Raise `Removed` if an image was removed, also if another process did that and has not told this one yet."""
+        await self._records.learn_block(digest)
+        self.require_not_removed(digest)
+
     def require_not_removed(self, digest: Digest) -> None:
         """Raise `Removed` if an image was removed."""
         if digest in self._dependencies.blocked:
@@ -221,7 +225,8 @@ class StoredImages:
             suspect=suspects is not None and suspects.include(record),
         )
 
-    def _require_servable(self, record: Record) -> None:
+    def require_servable(self, record: Record) -> None:
+        """Raise `Removed` or `SourceForbidden` for an image that is shown by no link."""
         self.require_not_removed(record.digest)
         self._policy.require_record_not_denied(record)
 

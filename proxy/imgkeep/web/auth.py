@@ -20,11 +20,11 @@ from imgkeep.core.errors import Forbidden, Unauthorized
 from imgkeep.core.http_headers import client_address, passed_through_us, read_host, read_origin
 from imgkeep.core.ip_ranges import client_networks, unmap
 from imgkeep.core.records import OWN, Client
-from imgkeep.images.request_context import RequestContext
+from imgkeep.images.request_context import RequestContext, allow_fetch
 from imgkeep.web import login_tickets
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Literal
 
     from imgkeep.clock import Clock
@@ -104,11 +104,14 @@ class Auth:
 
         def authorize_fetch() -> None:
             if self.signature != "off":
-                self.signatures.judge(query.text, dict(query.options), self.clock().timestamp())
+                self._judge(query)
 
         if self.signature == "always":
-            end = self.signatures.judge(query.text, dict(query.options), self.clock().timestamp())
-            request.request_log.permitted_until = end
+            request.request_log.permitted_until = self._judge(query)
+        return self.make_context(request, authorize_fetch)
+
+    def make_context(self, request: ImageRequest, authorize_fetch: Callable[[], None] = allow_fetch) -> RequestContext:
+        """Return the context of a request that may see stored images."""
         return RequestContext(
             head=request.head,
             from_own_node=passed_through_us(request.fields),
@@ -116,6 +119,12 @@ class Auth:
             client=self.identify_client(request),
             wait=request.presence.wait,
         )
+
+    def _judge(self, query: ImgQuery) -> int | None:
+        """Return when the permission of a URL ends. Raises as `authorize_image`."""
+        if query.foreign is not None:
+            return query.foreign.ends
+        return self.signatures.judge(query.text, dict(query.options), self.clock().timestamp())
 
     def identify_client(self, request: ImageRequest) -> Client:
         """

@@ -39,6 +39,7 @@ CACHE_STATUS: Final = {
     CacheStatus.HIT: cache_status("hit"),
     CacheStatus.STORED: cache_status("fwd=uri-miss", "stored"),
     CacheStatus.COLLAPSED: cache_status("fwd=uri-miss", "collapsed"),
+    CacheStatus.DERIVED: cache_status("hit", "detail=derived"),
     CacheStatus.NOT_STORED: cache_status("fwd=uri-miss", "detail=not-stored"),
 }
 

@@ -10,7 +10,7 @@ from aiohttp import HttpVersion11, web
 
 from imgkeep.core.data_url import identify_legacy
 from imgkeep.core.errors import LoopDetected, OriginError, RateLimited, SourceRejected
-from imgkeep.core.source_url import own_path, read_img_query
+from imgkeep.core.source_url import own_path, read_img_query, read_picture_query
 from imgkeep.images.request_context import RedirectToObject, RedirectToSource
 from imgkeep.web.aiohttp_adapter import as_aiohttp_response, presence_of, send_body_range
 from imgkeep.web.request_response import BodyRange, ImageRequest
@@ -19,11 +19,14 @@ from imgkeep.web.request_state import IS_IMAGE, REQUEST_LOG
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from imgkeep.core.records import Source
+    from imgkeep.core.derived.options import PictureOptions
+    from imgkeep.core.records import Source, SourceInfo
+    from imgkeep.core.source_url import ImgQuery
     from imgkeep.images.lookup_rate_limit import MissLimiter
-    from imgkeep.images.request_context import Delivery
+    from imgkeep.images.request_context import Delivery, RequestContext
     from imgkeep.images.service import ImageService
     from imgkeep.web.auth import Auth
+    from imgkeep.web.picture_requests import PictureRequests
     from imgkeep.web.request_response import HttpResponse
     from imgkeep.web.responses import ImageResponses
 
@@ -35,7 +38,7 @@ IMG_PATH: Final = "/img"
 IMAGES_PATH: Final = "/images/{name}"
 
 _IMG: Final = b"/img?"
-_IMAGES: Final = re.compile(rb"/images/([0-9a-z.]+)")
+_IMAGES: Final = re.compile(rb"/images/([0-9a-z.]+)(?:\?.*)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class ImageHandlers:
     The handlers of images, whichever way a request came.
 
     Attributes:
+        pictures: Opens derived pictures.
         public: `server.public_url`, read; `None`: not configured.
         miss_limiter: Limits lookups of images that are not stored; `None`: such a lookup costs nothing.
     """
@@ -51,6 +55,7 @@ class ImageHandlers:
     image_service: ImageService
     auth: Auth
     responses: ImageResponses
+    pictures: PictureRequests
     public: Source | None
     miss_limiter: MissLimiter | None = None
 
@@ -62,8 +67,11 @@ class ImageHandlers:
         return None if match is None else (self.serve_object, IMAGES_PATH, match[1].decode())
 
     async def serve_source(self, request: ImageRequest) -> HttpResponse:
-        """Serve the image behind a source URL."""
-        query = read_img_query(request.target.partition("?")[2])
+        """Serve the image behind a source URL, or a picture of it."""
+        return await self.serve_query(request, read_img_query(request.target.partition("?")[2]))
+
+    async def serve_query(self, request: ImageRequest, query: ImgQuery) -> HttpResponse:
+        """Serve the image that a query names, or a picture of it."""
         source = query.source
         request.request_log.host = source.host
         try:
@@ -71,19 +79,24 @@ class ImageHandlers:
         except SourceRejected:
             request.request_log.set_source(source, self.image_service.identify(source))
             raise
+        options = self.pictures.read_options(request, query)
         own = None if self.public is None else own_path(source, self.public)
         if own is not None:
-            return await self._serve_own(request, own)
+            return await self._serve_own(request, own, options)
         info = self.image_service.identify(source)
         request.request_log.set_source(source, info)
-        lookup = self.image_service.deliver(source, info, request_context)
+        lookup = self._open_source(request, source, info, options, request_context)
         # A known image is no miss, and no earlier misses of its client keep it back.
         known = self.image_service.records.cached(info.key) is not None
         return await self._respond(request, await (lookup if known else self._look_up(request, lookup)))
 
     async def serve_object(self, request: ImageRequest) -> HttpResponse:
-        """Serve an object under its permanent URL."""
-        delivery = await self._find(request, request.name)
+        """Serve an object under its permanent URL, or a picture of it."""
+        path, _, query = request.target.partition("?")
+        options = None
+        if query:
+            options = self.pictures.read_options(request, read_picture_query(query, path))
+        delivery = await self._find(request, request.name, options)
         if delivery is None:
             raise web.HTTPNotFound
         return await self._respond(request, delivery)
@@ -97,21 +110,46 @@ class ImageHandlers:
             raise web.HTTPNotFound
         return await self._respond(request, delivery)
 
-    async def _serve_own(self, request: ImageRequest, path: str) -> HttpResponse:
+    async def _open_source(
+        self,
+        request: ImageRequest,
+        source: Source,
+        info: SourceInfo,
+        options: PictureOptions | None,
+        request_context: RequestContext,
+    ) -> Delivery | RedirectToObject | RedirectToSource:
+        if options is not None:
+            found = await self.pictures.open_of_source(request, source, info, options, request_context)
+            if found is not None:
+                return found
+        return await self.image_service.deliver(source, info, request_context)
+
+    async def _serve_own(self, request: ImageRequest, path: str, options: PictureOptions | None) -> HttpResponse:
         """
-        Serve a source that is a permanent URL of this server.
+        Serve a source that is a permanent URL of this server, or a picture of it.
 
         Raises:
             LoopDetected: Any other URL of this server is a loop.
         """
         folder, _, name = path.partition("?")[0].rpartition("/")
-        delivery = await self._find(request, name) if folder == "/images" else None
+        delivery = await self._find(request, name, options) if folder == "/images" else None
         if delivery is None:
             raise LoopDetected("the source is this server")
         return await self._respond(request, delivery)
 
-    async def _find(self, request: ImageRequest, name: str) -> Delivery | RedirectToObject | None:
-        return await self._look_up(request, self.image_service.deliver_object(name, head=request.head))
+    async def _find(
+        self, request: ImageRequest, name: str, options: PictureOptions | None
+    ) -> Delivery | RedirectToObject | None:
+        return await self._look_up(request, self._open_object(request, name, options))
+
+    async def _open_object(
+        self, request: ImageRequest, name: str, options: PictureOptions | None
+    ) -> Delivery | RedirectToObject | None:
+        if options is not None:
+            found = await self.pictures.open_of_object(request, name, options)
+            if found is not None:
+                return found
+        return await self.image_service.deliver_object(name, head=request.head)
 
     async def _look_up(self, request: ImageRequest, lookup: Coroutine[Any, Any, T]) -> T:
         """

@@ -42,6 +42,7 @@ class ImageRequest:
         remote: The address of the peer, or the name of its socket.
         accepts_chunked: Whether the client notices that a body of unknown size was cut: not with HTTP/1.0.
         presence: Tells whether the client is still connected.
+        varies: Whether the response depends on `Accept`.
     """
 
     route: str
@@ -53,6 +54,7 @@ class ImageRequest:
     accepts_chunked: bool
     request_log: RequestLog
     presence: ClientPresence = field(default_factory=ClientPresence)
+    varies: bool = False
 
     def field(self, name: str) -> str | None:
         """Return a field's value, its lines combined (RFC 9110, 5.3); `None` if it is absent."""

@@ -13,6 +13,7 @@ from imgkeep.core.range_header import Span, range_applies, read_range
 from imgkeep.core.records import Format
 from imgkeep.images.request_context import CacheStatus
 from imgkeep.web.fastpath.response_cache import FRESHNESS_LIFETIME_S, CachedResponse
+from imgkeep.web.fastpath.response_variants import name_variant
 from imgkeep.web.fastpath.response_writer import encode_specific_fields
 from imgkeep.web.image_headers import CACHE_STATUS, EXPOSED_HEADERS, IMAGE_HEADERS, SVG_CSP, YEAR_S
 from imgkeep.web.request_response import BodyRange, HttpResponse, encode_fields, piece_size
@@ -76,6 +77,7 @@ class ImageResponses:
             "Access-Control-Allow-Origin": "*",
             "Access-Control-Expose-Headers": EXPOSED_HEADERS,
             "Referrer-Policy": "no-referrer",
+            **_vary(request),
         }
         return HttpResponse(self._redirect_status, headers)
 
@@ -95,6 +97,7 @@ class ImageResponses:
                     ),
                     "ETag": to.etag,
                     "Cache-Status": cache_status("hit"),
+                    **_vary(request),
                 },
             )
         request.request_log.outcome = "redirect"
@@ -109,6 +112,7 @@ class ImageResponses:
             "Cross-Origin-Resource-Policy": "cross-origin",
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
+            **_vary(request),
         }
         return HttpResponse(self._redirect_status, headers)
 
@@ -172,7 +176,7 @@ class ImageResponses:
         }
         if delivery.object_name is not None:
             headers["Content-Location"] = delivery.permanent_url or self._own_url(delivery.object_name)
-        return headers
+        return headers | _vary(request)
 
     def _cache_response(self, request: ImageRequest, delivery: Delivery, headers: Mapping[str, str]) -> None:
         """Keep the response for later requests for the same target, if the bytes that they need are in memory."""
@@ -195,8 +199,14 @@ class ImageResponses:
             max_age_s=YEAR_S if delivery.immutable else PROVISIONAL_MAX_AGE_S,
             is_svg=delivery.format is Format.SVG,
         )
-        self._cache.put(request.target.encode("utf-8", "surrogateescape"), response)
+        target = request.target.encode("utf-8", "surrogateescape")
+        self._cache.put(name_variant(target, request.fields) if request.varies else target, response)
 
     def _own_url(self, object_name: str) -> str:
         """Return the URL of an object here; its path alone where no public URL is configured (RFC 9110, 8.7)."""
         return f"{self._public_base_url}/images/{object_name}"
+
+
+def _vary(request: ImageRequest) -> dict[str, str]:
+    """Return the field that keeps caches from showing a negotiated format to other clients (RFC 9110, 12.5.5)."""
+    return {"Vary": "Accept"} if request.varies else {}

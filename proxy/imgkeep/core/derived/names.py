@@ -12,19 +12,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from imgkeep.core.derived.options import read_stem, stem_of
+from imgkeep.core.derived.options import Fit, Gravity, PictureFormat, PictureOptions, read_stem, stem_of
 from imgkeep.core.records import Digest, Format
-
-if TYPE_CHECKING:
-    from imgkeep.core.derived.options import PictureOptions
 
 DERIVED: Final = "v1/derived"
 NEGOTIATED: Final = "-auto"
 FORMATS: Final = (Format.JPEG, Format.PNG, Format.WEBP, Format.AVIF, Format.JXL, Format.GIF)
 """Formats in which pictures are written."""
 
+_FORMAT_VALUES: Final = {
+    Format.JPEG: PictureFormat.JPEG.value,
+    Format.PNG: PictureFormat.PNG.value,
+    Format.WEBP: PictureFormat.WEBP.value,
+    Format.AVIF: PictureFormat.AVIF.value,
+    Format.JXL: PictureFormat.JXL.value,
+}
+"""No parameter names GIF: it is the format of a picture of a GIF."""
 _BY_EXTENSION: Final = {each.extension: each for each in FORMATS}
 _PATH: Final = re.compile(rf"{DERIVED}/([0-9a-f]{{64}})/([a-z0-9.-]{{1,120}})\.([a-z]{{3,4}})")
 
@@ -60,6 +65,26 @@ class PictureName:
 def name_of(digest: Digest, options: PictureOptions, format_: Format, *, negotiated: bool = False) -> PictureName:
     """Return the name of a picture of an original."""
     return PictureName(digest, stem_of(options), format_, negotiated)
+
+
+def query_of(name: PictureName) -> str:
+    """Return the canonical parameters that ask for a picture, beside the permanent URL of its original."""
+    options = read_stem(name.stem) or PictureOptions()
+    metadata = "keep" if options.keep_metadata else None
+    values = {
+        "w": options.width,
+        "h": options.height,
+        "fit": options.fit.value if options.fit is not Fit.INSIDE else None,
+        "gravity": options.gravity.value if options.gravity is not Gravity.CENTER else None,
+        "format": _FORMAT_VALUES.get(name.format),
+        "q": options.quality,
+        "bg": options.background,
+        "rotate": options.rotate or None,
+        "blur": f"{options.blur:g}" if options.blur else None,
+        "page": options.page,
+        "metadata": metadata,
+    }
+    return "&".join(f"{parameter}={value}" for parameter, value in values.items() if value is not None)
 
 
 def read_path(path: str) -> PictureName | None:

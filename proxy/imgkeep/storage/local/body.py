@@ -26,6 +26,11 @@ class LocalBody:
         self.size = size
         self.cache_entry = cache_entry
 
+    @property
+    def descriptor(self) -> int:
+        """The open file, for another process to map until `aclose`."""
+        return self._descriptor
+
     async def wait_for_size(self) -> int:
         return self.size
 

@@ -73,6 +73,11 @@ class LocalDraft:
         return self.folder / self._name
 
     @property
+    def descriptor(self) -> int | None:
+        """Its open file, for another process to map until `aclose`; `None`: it has none."""
+        return self._descriptor
+
+    @property
     def digest(self) -> Digest:
         known = sha256(self.small or b"") if self._hash is None else self._hash
         return Digest(known.hexdigest())

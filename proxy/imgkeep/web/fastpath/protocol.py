@@ -39,6 +39,7 @@ from imgkeep.web.fastpath.request_head import (
     RequestFields,
     is_part_of_head,
 )
+from imgkeep.web.fastpath.response_variants import may_vary
 from imgkeep.web.fastpath.states import BUSY, TRANSITIONS, Event, State, next_state
 from imgkeep.web.request_response import BodyRange, ImageRequest
 from imgkeep.web.request_state import RequestLog
@@ -209,7 +210,7 @@ class FastConnection(Connection):
             return False
         if idle and not self._flow.busy:
             now = self._fast_path.timer()
-            cached = self._fast_path.response_cache.find(target, now)
+            cached = self._fast_path.response_cache.find(target, now, self._fields)
             if cached is not None and self._write_cached(cached, now, now, head=head):
                 return True
             if self._answer_later(PlainRequest(data, target, head, now), cached):
@@ -239,11 +240,12 @@ class FastConnection(Connection):
         image_request = self._make_image_request(request, route, name)
         shared = None
         if not alone and not request.head and self._fields.are_shareable():
-            shared = self._fast_path.shared_responses.find(target)
+            response_name = self._fields.name_variant(target) if may_vary(target) else target
+            shared = self._fast_path.shared_responses.find(response_name)
             if shared is not None:
                 self._follow(shared, request, image_request)
                 return True
-            shared = self._fast_path.shared_responses.begin(target, image_request.request_log)
+            shared = self._fast_path.shared_responses.begin(response_name, image_request.request_log)
         self._move(Event.HANDLER_STARTED)
         self._work = self._loop.create_task(self._handle(image_request, handler, request.start, shared))
         return True
@@ -254,7 +256,7 @@ class FastConnection(Connection):
             return
         if self._state is _READY:
             now = self._fast_path.timer()
-            cached = self._fast_path.response_cache.find(request.target, now)
+            cached = self._fast_path.response_cache.find(request.target, now, self._fields)
             written = cached is not None and self._write_cached(cached, request.start, now, head=request.head)
             if not written and not self._answer_later(request, cached, loaded=loaded, alone=alone):
                 super().data_received(request.data)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from multidict import CIMultiDict
 
 from imgkeep.core.http_headers import read_host
+from imgkeep.web.fastpath.response_variants import join_variant, read_accepted
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -124,12 +125,19 @@ class RequestFields:
         own_hosts: As for `read_conditions`.
     """
 
-    __slots__ = ("_parsed", "block", "conditions")
+    __slots__ = ("_accepted", "_parsed", "block", "conditions")
 
     def __init__(self, block: bytes = b"", own_hosts: AbstractSet[str] = frozenset()) -> None:
         self.block = block
         self.conditions = read_conditions(block, own_hosts)
         self._parsed: CIMultiDict[str] | None = None
+        self._accepted: bytes | None = None
+
+    def name_variant(self, target: bytes) -> bytes:
+        """Return the name of the response to this request, where that depends on `Accept`, which is read once."""
+        if self._accepted is None:
+            self._accepted = read_accepted(self.parse())
+        return join_variant(target, self._accepted)
 
     def are_shareable(self) -> bool:
         """

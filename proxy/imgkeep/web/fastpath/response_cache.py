@@ -12,6 +12,9 @@ Each of these ends the use of a cached response:
 - the end of the trust in all caches (`images/cache_trust.py`): the cache keeps its responses, and answers nothing;
 - `FRESHNESS_LIFETIME_S`, for any other change in this process or another one.
 
+The response to a target whose picture has a negotiated format is stored once for each class of `Accept`
+(`response_variants.py`); any other response takes one lookup.
+
 A handler answers a request without an entry, so the cache may evict any entry at any time.
 """
 
@@ -22,10 +25,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.images.cache_trust import CacheTrust
+from imgkeep.web.fastpath.response_variants import may_vary
 from imgkeep.web.image_headers import YEAR_S
 
 if TYPE_CHECKING:
     from imgkeep.storage.local.memory_cache import CacheEntry
+    from imgkeep.web.fastpath.request_head import RequestFields
 
 FRESHNESS_LIFETIME_S: Final = 600
 """
@@ -114,11 +119,16 @@ class ResponseCache:
         self._targets.clear()
         self.bytes = 0
 
-    def find(self, target: bytes, now: float) -> CachedResponse | None:
+    def find(self, target: bytes, now: float, fields: RequestFields | None = None) -> CachedResponse | None:
         """Return the response to a request target, if there is one that is fresh at `now`, by the timer."""
         response = self._responses.get(target)
         if response is None:
-            return None
+            if fields is None or not may_vary(target):
+                return None
+            target = fields.name_variant(target)
+            response = self._responses.get(target)
+            if response is None:
+                return None
         if now >= response.fresh_until:
             self._remove(target)
             return None

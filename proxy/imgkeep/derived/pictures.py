@@ -1,0 +1,339 @@
+"""
+Derived pictures: finds a picture, or makes it from the original.
+
+Rules:
+- The order of a lookup is fixed: the disk cache with its memory, the memory of failures, the store, a derive process.
+- One call per name: requests for a picture that is being made wait for it, here and in other workers and nodes.
+- The original is read in full and written nowhere. A picture may vanish at any time; it is made again.
+- An empty picture is a marker (`core/derived/names.py`): the next name of the request takes its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from imgkeep.core.derived.names import name_of
+from imgkeep.core.derived.negotiation import Abilities, Original, choose_format
+from imgkeep.core.errors import DeriveFailed, ImgkeepError, NotSupported, Removed, StorageError
+from imgkeep.core.layout import REMOVED, read_object_name
+from imgkeep.core.records import Format
+from imgkeep.derived.failed_pictures import FailedPictures
+from imgkeep.derived.messages import Derived, DeriveJob, NotSmaller, Refused
+from imgkeep.derived.original_file import open_original
+from imgkeep.images.singleflight import Call, SingleFlight
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Container
+
+    from imgkeep.config.schema import Derive
+    from imgkeep.core.derived.names import PictureName
+    from imgkeep.core.derived.negotiation import Accepted
+    from imgkeep.core.derived.options import PictureOptions
+    from imgkeep.core.records import Client, Digest, Record
+    from imgkeep.derived.picture_cache import FoundPicture, PictureCache
+    from imgkeep.derived.picture_sharing import PictureSharing
+    from imgkeep.derived.processes import DeriveProcesses
+    from imgkeep.images.request_context import RequestContext
+    from imgkeep.storage.interfaces import Body, Spool, Store
+    from imgkeep.storage.local.memory_cache import CacheEntry
+
+STOPPING: Final = "the server is being shut down"
+USUAL_FORMATS: Final = frozenset({Format.JPEG, Format.PNG, Format.WEBP, Format.AVIF, Format.GIF})
+"""Formats that libvips writes until the first derive process says which ones its own does."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOriginal:
+    """
+    The original of pictures.
+
+    Attributes:
+        object_name: `<digest>.<ext>`.
+        size: The size in its record, if there is one.
+    """
+
+    object_name: str
+    digest: Digest
+    format: Format
+    size: int | None = None
+
+    @classmethod
+    def of(cls, record: Record) -> StoredOriginal:
+        """Return the original of a record."""
+        return cls(record.object_name, record.digest, record.format, record.size)
+
+    @classmethod
+    def named(cls, object_name: str) -> StoredOriginal | None:
+        """Return the original of an object's name; `None`: it is no such name."""
+        read = read_object_name(object_name)
+        return None if read is None else cls(object_name, *read)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A derived picture that is open. The caller closes `body`. `is_new`: it was made for this request."""
+
+    name: PictureName
+    body: Body
+    etag: str
+    is_new: bool
+
+
+class HeldBody:
+    """The open body of a picture, with several holders. Implements `Body`: each of them closes it once."""
+
+    def __init__(self, body: Body, holders: int) -> None:
+        self._body = body
+        self._holders = holders
+
+    @property
+    def size(self) -> int | None:
+        return self._body.size
+
+    @property
+    def cache_entry(self) -> CacheEntry | None:
+        return self._body.cache_entry
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return await self._body.read(offset, size)
+
+    async def wait_for_size(self) -> int:
+        return await self._body.wait_for_size()
+
+    async def aclose(self) -> None:
+        self._holders -= 1
+        if self._holders == 0:
+            await self._body.aclose()
+
+
+class DeriveCall(Call):
+    """
+    The making of one picture for all requests that wait for it.
+
+    Args:
+        make: Finds or makes the picture; `None`: its original is gone.
+    """
+
+    def __init__(self, make: Callable[[], Awaitable[FoundPicture | None]]) -> None:
+        self._make = make
+        self._followers = 0
+        self._done: asyncio.Future[tuple[HeldBody, str] | None] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        found = await self._make()
+        if found is None:
+            self._done.set_result(None)
+        else:
+            # No request can join between this and the end of the call, and each that has joined holds the body.
+            self._done.set_result((HeldBody(found.body, self._followers + 1), found.etag))
+
+    def fail(self, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            error = StorageError(STOPPING)
+        if not self._done.done():
+            self._done.set_exception(error)
+            self._done.exception()  # marks it as retrieved: all requests may have left
+
+    async def aclose(self) -> None:
+        await self._release()
+
+    async def follow(self, request_context: RequestContext) -> tuple[HeldBody, str] | None:
+        """
+        Wait for the picture; the caller closes its body. `None`: its original is gone.
+
+        Raises:
+            ImgkeepError: It cannot be made. A copy, because each request has a traceback of its own.
+        """
+        self._followers += 1
+        try:
+            made: tuple[HeldBody, str] | None = await request_context.wait(asyncio.shield(self._done))
+        except ImgkeepError as error:
+            error.__traceback__ = None
+            raise copy.copy(error) from None
+        except BaseException:
+            self._followers -= 1
+            await self._release()
+            raise
+        return made
+
+    async def _release(self) -> None:
+        """Close the body for one holder, if there is one."""
+        if self._done.done() and not self._done.cancelled() and self._done.exception() is None:
+            result = self._done.result()
+            if result is not None:
+                await result[0].aclose()
+
+
+class DerivedPictures:
+    """
+    Finds and makes pictures. One per process.
+
+    Args:
+        processes: The derive processes.
+        cache: The pictures on the local disk.
+        sharing: Has each picture made once by all workers and nodes.
+        originals: The store of the originals.
+        spool: Takes originals that are in no local file.
+        blocked: The digests of removed images.
+        settings: Limits of a picture, and whether SVG images are drawn.
+        timer: Gives monotonic seconds.
+    """
+
+    def __init__(  # noqa: PLR0913 - all by keyword, in one place
+        self,
+        *,
+        processes: DeriveProcesses,
+        cache: PictureCache,
+        sharing: PictureSharing,
+        originals: Store,
+        spool: Spool,
+        settings: Derive,
+        blocked: Container[Digest],
+        timer: Callable[[], float],
+    ) -> None:
+        self._processes = processes
+        self._cache = cache
+        self._sharing = sharing
+        self._originals = originals
+        self._spool = spool
+        self._settings = settings
+        self._blocked = blocked
+        self.failed = FailedPictures(timer)
+        self.running: SingleFlight[DeriveCall] = SingleFlight()
+
+    def find_names(
+        self, original: StoredOriginal, options: PictureOptions, accepted: Accepted
+    ) -> tuple[PictureName, ...]:
+        """
+        Return the names of the pictures that answer a request, best first; none: the original itself does.
+
+        Raises:
+            NotSupported: The request names a format that this installation does not write.
+        """
+        facts, abilities = Original(original.format), self._abilities()
+        chosen = choose_format(options, facts, accepted, abilities)
+        if chosen.format is Format.SVG:
+            return ()
+        name = name_of(original.digest, options, chosen.format, negotiated=chosen.negotiated)
+        if not chosen.negotiated:
+            return (name,)
+        plain = choose_format(replace(options, format=None), facts, accepted, abilities)
+        return name, name_of(original.digest, options, plain.format)
+
+    async def open(
+        self, original: StoredOriginal, names: tuple[PictureName, ...], request_context: RequestContext
+    ) -> Picture | None:
+        """
+        Open the first of some pictures that is none in name only, and make it if need be.
+
+        `None`: the bytes of the original are not in the store.
+
+        Raises:
+            DeriveFailed, NotSupported: It cannot be made.
+            Removed: The original was removed.
+            Busy, StorageError: It cannot be made now.
+        """
+        for name in names:
+            picture = await self._open_one(original, name, request_context)
+            if picture is None or picture.body.size:
+                return picture
+            await picture.body.aclose()  # a marker
+        raise DeriveFailed("no picture was made of the image")
+
+    async def aclose(self) -> None:
+        await self.running.aclose()
+
+    async def _open_one(
+        self, original: StoredOriginal, name: PictureName, request_context: RequestContext
+    ) -> Picture | None:
+        self._require_not_removed(name)
+        found = await self._cache.find(name)
+        if found is not None:
+            return Picture(name, found.body, found.etag, is_new=False)
+        self.failed.require_none(name)
+        client = request_context.client
+        call, starts = self.running.join(name, lambda: DeriveCall(lambda: self._make_once(original, name, client)))
+        made = await call.follow(request_context)
+        return None if made is None else Picture(name, *made, is_new=starts)
+
+    async def _make_once(self, original: StoredOriginal, name: PictureName, client: Client) -> FoundPicture | None:
+        """Find a picture, or make it once for all workers and nodes; `None`: its original is gone."""
+        try:
+            return await self._sharing.make_once(
+                name, lambda: self._cache.find(name), lambda: self._make(original, name, client)
+            )
+        except _OriginalGoneError:
+            return None
+
+    async def _make(self, original: StoredOriginal, name: PictureName, client: Client) -> FoundPicture:
+        """Make a picture, and put it into the disk cache."""
+        body = await self._originals.fetch(original.object_name, original.size)
+        if body is None:
+            raise _OriginalGoneError
+        async with open_original(body, self._spool) as source:
+            size = await body.wait_for_size()
+            draft = await self._cache.begin()
+            try:
+                job = self._make_job(original, name, size)
+                if not await self._run(job, name, source, draft.descriptor, client):
+                    os.ftruncate(draft.descriptor, 0)  # whatever the process has written before it found out
+                self._require_not_removed(name)
+                return await self._cache.put(draft, name)
+            finally:
+                await draft.aclose()
+
+    def _make_job(self, original: StoredOriginal, name: PictureName, size: int) -> DeriveJob:
+        settings = self._settings
+        is_bounded = name.negotiated or name.format is original.format
+        return DeriveJob(
+            stem=name.stem,
+            format=name.format.name,
+            original_format=original.format.name,
+            pixels_max=settings.pixels_max,
+            frames_max=settings.frames_max,
+            side_max=settings.side_max,
+            rasterise_svg=settings.svg,
+            smaller_than=size if is_bounded else 0,
+            timeout_s=settings.timeout_s,
+        )
+
+    async def _run(self, job: DeriveJob, name: PictureName, source: int, output: int, client: Client) -> bool:
+        """
+        Have a process write a picture; `False`: it would not be smaller than the original.
+
+        Raises:
+            DeriveFailed, NotSupported: It cannot be made; the failure is remembered.
+            Busy: As `DeriveProcesses.run`.
+        """
+        try:
+            answer = await self._processes.run(job, source, output, client)
+        except DeriveFailed as error:
+            self.failed.note(name, error, crashed=True)
+            raise
+        match answer:
+            case Derived():
+                return True
+            case NotSmaller():
+                return False
+            case Refused(reason=reason, detail=detail):
+                refused = NotSupported(detail) if reason == "unsupported" else DeriveFailed(detail)
+                self.failed.note(name, refused, crashed=False)
+                raise refused
+        raise DeriveFailed("a derive process has answered another question")
+
+    def _abilities(self) -> Abilities:
+        ready = self._processes.ready
+        writable = USUAL_FORMATS if ready is None else frozenset(Format[name] for name in ready.writes)
+        return Abilities(writable, draws_svg=self._settings.svg)
+
+    def _require_not_removed(self, name: PictureName) -> None:
+        if name.digest in self._blocked:
+            raise Removed(REMOVED)
+
+
+class _OriginalGoneError(Exception):
+    """The bytes of the original are not in the store."""

@@ -1,0 +1,222 @@
+"""Derived pictures over HTTP: negotiation, validators, ranges, caches, and one fetch for all who ask."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+from yarl import URL
+
+from imgkeep.bootstrap.platform import Platform
+from imgkeep.bootstrap.server import SERVICES
+from tests.support.concurrent_requests import HeldResponse
+from tests.support.fast_path import WITH_AND_WITHOUT_FAST_PATH
+from tests.support.image_requests import fast_path_of
+from tests.support.images import make_image
+from tests.support.picture_program import COMMAND, picture_of
+from tests.support.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aiohttp import ClientResponse
+
+    from tests.support.origins import FakeOrigin
+    from tests.support.server import Imgkeep
+
+IMAGE = make_image()
+PLATFORM = Platform(derive_command=COMMAND)
+CHROMIUM = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"
+SAFARI = "image/webp,image/avif;q=0,image/png,*/*;q=0.5"
+
+
+@pytest.fixture
+async def imgkeep(start: Callable[..., Awaitable[Imgkeep]]) -> Imgkeep:
+    return await start(platform=PLATFORM)
+
+
+async def ask(imgkeep: Imgkeep, url: str, query: str, **how: Any) -> ClientResponse:
+    method = how.pop("method", "GET")
+    target = URL(f"/img?src={quote(url, safe='')}&{query}", encoded=True)
+    return await imgkeep.client.request(method, target, **how)
+
+
+@WITH_AND_WITHOUT_FAST_PATH
+async def test_picture_of_a_cold_image(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    first = await ask(imgkeep, url, "w=40&format=webp")
+    assert (first.status, await first.read()) == (200, picture_of("w40", "WEBP"))
+    assert first.headers["Content-Type"] == "image/webp"
+    assert first.headers["Cache-Status"] == "imgkeep; fwd=uri-miss; stored"
+    assert first.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    assert first.headers["Content-Disposition"].endswith('-w40.webp"')
+    assert "Vary" not in first.headers
+    assert "Content-DPR" not in first.headers
+    original = await imgkeep.img(url)
+    assert await original.read() == IMAGE
+    assert original.headers["Cache-Status"] == "imgkeep; hit"
+    again = await ask(imgkeep, url, "format=webp&w=20&dpr=2")
+    assert await again.read() == picture_of("w40", "WEBP")
+    assert again.headers["Cache-Status"] == "imgkeep; hit"
+    assert again.headers["ETag"] == first.headers["ETag"] != original.headers["ETag"]
+    assert origin.asked("/a.png") == 1
+
+
+@WITH_AND_WITHOUT_FAST_PATH
+async def test_picture_of_a_stored_image_says_that_it_was_made(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    await (await imgkeep.img(url)).read()
+    statuses = [(await ask(imgkeep, url, "w=40")).headers["Cache-Status"] for _ in range(3)]
+    assert statuses == ["imgkeep; hit; detail=derived", "imgkeep; hit", "imgkeep; hit"]
+
+
+@WITH_AND_WITHOUT_FAST_PATH
+async def test_permanent_url_takes_the_same_options(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    picture = await ask(imgkeep, url, "w=40&fit=cover&h=30&format=auto", headers={"Accept": CHROMIUM})
+    location = picture.headers["Content-Location"]
+    assert location.partition("?")[2] == "w=40&h=30&fit=cover&format=avif"
+    named = await imgkeep.client.get(URL(location, encoded=True))
+    assert (named.status, named.headers["Content-Type"]) == (200, "image/avif")
+    path = location.partition("?")[0]
+    assert await (await imgkeep.client.get(path)).read() == IMAGE
+    assert await (await imgkeep.client.get(f"{path}?v=2")).read() == IMAGE, "what is no option means nothing"
+    missing = await imgkeep.client.get(f"/images/{'0' * 64}.png?w=40")
+    assert missing.status == 404
+    wrong = await imgkeep.client.get(f"{path}?w=40&colour=red")
+    assert (wrong.status, (await wrong.json())["code"]) == (400, "invalid_option")
+
+
+@WITH_AND_WITHOUT_FAST_PATH
+async def test_each_client_gets_the_format_that_it_accepts(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    for _ in range(3):  # made, from the disk or the memory, from the response cache
+        for accept, media_type in ((CHROMIUM, "image/avif"), (SAFARI, "image/webp"), ("*/*", "image/png")):
+            answer = await ask(imgkeep, url, "w=40&format=auto", headers={"Accept": accept})
+            assert (answer.headers["Content-Type"], answer.headers["Vary"]) == (media_type, "Accept")
+            assert await answer.read() == picture_of("w40", media_type.removeprefix("image/").upper())
+
+
+@WITH_AND_WITHOUT_FAST_PATH
+async def test_preset_may_be_negotiated(start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin) -> None:
+    imgkeep = await start(platform=PLATFORM, derive={"presets": {"thumb": "w=32&h=32&fit=cover&format=auto"}})
+    url = origin.gives("/a.png", IMAGE)
+    for _ in range(3):
+        for accept, media_type in ((CHROMIUM, "image/avif"), ("image/png", "image/png")):
+            answer = await ask(imgkeep, url, "preset=thumb", headers={"Accept": accept})
+            assert (answer.headers["Content-Type"], answer.headers["Vary"]) == (media_type, "Accept")
+
+
+@WITH_AND_WITHOUT_FAST_PATH
+async def test_every_response_to_a_negotiated_url_says_so(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    headers = {"Accept": CHROMIUM}
+    whole = await ask(imgkeep, url, "w=40&format=auto", headers=headers)
+    size, etag = len(await whole.read()), whole.headers["ETag"]
+    for extra, status in (
+        ({"If-None-Match": etag}, 304),
+        ({"Range": "bytes=2-4"}, 206),
+        ({"Range": "bytes=900-"}, 416),
+        ({"Range": "bytes=2-4", "If-Range": '"other"'}, 200),
+    ):
+        answer = await ask(imgkeep, url, "w=40&format=auto", headers={**headers, **extra})
+        assert (answer.status, answer.headers["Vary"]) == (status, "Accept")
+        if status == 206:
+            assert await answer.read() == picture_of("w40", "AVIF")[2:5]
+            assert answer.headers["Content-Range"] == f"bytes 2-4/{size}"
+    head = await ask(imgkeep, url, "w=40&format=auto", headers=headers, method="HEAD")
+    assert (head.status, head.headers["Content-Length"], head.headers["ETag"]) == (200, str(size), etag)
+    lost = await ask(imgkeep, origin.url("/none.png"), "w=40&format=auto", headers=headers)
+    assert lost.status == 404
+    assert "Accept" in lost.headers["Vary"]
+
+
+async def test_entity_tag_of_one_format_is_none_of_another(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    avif = await ask(imgkeep, url, "w=40&format=auto", headers={"Accept": CHROMIUM})
+    headers = {"Accept": "image/webp", "If-None-Match": avif.headers["ETag"]}
+    answer = await ask(imgkeep, url, "w=40&format=auto", headers=headers)
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "image/webp")
+
+
+async def test_options_without_effect_give_the_original(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    assert await (await ask(imgkeep, url, "rotate=0")).read() == IMAGE
+
+
+async def test_svg_is_served_as_it_is(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    body = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
+    url = origin.gives("/a.svg", body)
+    for _ in range(2):
+        answer = await ask(imgkeep, url, "w=40&format=auto", headers={"Accept": CHROMIUM})
+        assert (await answer.read(), answer.headers["Vary"]) == (body, "Accept")
+    named = await ask(imgkeep, url, "w=40&format=png")
+    assert (named.status, (await named.json())["code"]) == (501, "not_supported")
+
+
+@WITH_AND_WITHOUT_FAST_PATH
+async def test_concurrent_requests_for_a_cold_picture_fetch_and_derive_once(
+    imgkeep: Imgkeep, origin: FakeOrigin
+) -> None:
+    held = HeldResponse(IMAGE)
+    url = origin.on("/a.png", held)
+    asked = [asyncio.create_task(ask(imgkeep, url, "w=40&format=webp")) for _ in range(30)]
+    await until(lambda: origin.asked("/a.png"))
+    held.begin.set()
+    held.end.set()
+    answers = await asyncio.gather(*asked)
+    assert {await answer.read() for answer in answers} == {picture_of("w40", "WEBP")}
+    assert origin.asked("/a.png") == 1
+    assert derived(imgkeep) == 1
+
+
+def derived(imgkeep: Imgkeep) -> int:
+    """Return how many pictures derive processes have made."""
+    assert imgkeep.client.app is not None
+    page = imgkeep.client.app[SERVICES].metrics.page().decode()
+    lines = [line for line in page.splitlines() if line.startswith("imgkeep_derive_jobs_total{") and '"done"' in line]
+    return sum(int(float(line.rpartition(" ")[2])) for line in lines)
+
+
+async def test_removal_of_an_original_removes_its_pictures(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    picture = await ask(imgkeep, url, "w=40")
+    location = URL(picture.headers["Content-Location"], encoded=True)
+    assert (await imgkeep.client.get(location)).status == 200
+    removal = await imgkeep.client.delete("/api/images", params={"src": url})
+    assert removal.status == 200
+    assert (await ask(imgkeep, url, "w=40")).status == 410
+    assert (await imgkeep.client.get(location)).status == 410
+    assert not [path for path in (imgkeep.folder / "derived").rglob("*") if path.is_file()]
+
+
+async def test_lost_original_is_fetched_again_for_another_picture(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    await (await ask(imgkeep, url, "w=40")).read()
+    [path] = imgkeep.files("objects")
+    path.unlink()
+    assert imgkeep.client.app is not None
+    imgkeep.client.app[SERVICES].storage.local.disk.memory_cache.evict(str(path.relative_to(imgkeep.folder)))
+    answer = await ask(imgkeep, url, "w=41")
+    assert (answer.status, await answer.read()) == (200, picture_of("w41", "PNG"))
+    assert origin.asked("/a.png") == 2
+
+
+async def test_target_without_options_has_one_cached_response(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE)
+    for accept in (CHROMIUM, SAFARI, "*/*"):
+        await (await imgkeep.img(url, headers={"Accept": accept})).read()
+    assert len(fast_path_of(imgkeep).response_cache) == 1
+    for accept in (CHROMIUM, SAFARI, "*/*", f"{CHROMIUM},text/html"):
+        await (await ask(imgkeep, url, "w=40&format=auto", headers={"Accept": accept})).read()
+    assert len(fast_path_of(imgkeep).response_cache) == 4
+
+
+async def test_provisional_original_has_provisional_pictures(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", IMAGE[:-12])
+    original = await imgkeep.img(url)
+    picture = await ask(imgkeep, url, "w=40")
+    assert picture.headers["Cache-Control"] == original.headers["Cache-Control"] != "no-store"
+    assert "immutable" not in picture.headers["Cache-Control"]
