@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from imgkeep.bootstrap.gauges import watch_derive_processes, watch_facts
 from imgkeep.bootstrap.picture_store import open_picture_store
+from imgkeep.bootstrap.platform import SYSTEM
 from imgkeep.derived.facts import FactsFinder, FactsLimits
 from imgkeep.derived.picture_sharing import PictureSharing
 from imgkeep.derived.pictures import DerivedPictures
 from imgkeep.derived.processes import DeriveProcesses
 from imgkeep.observability.derive_metrics import DeriveMetrics
+from imgkeep.observability.metrics import Metrics
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
     from imgkeep.bootstrap.platform import Platform
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
+    from imgkeep.derived.messages import Ready
     from imgkeep.derived.picture_store import PictureStore
     from imgkeep.images.blocked_digests import BlockedDigests
-    from imgkeep.observability.metrics import Metrics
     from imgkeep.replication.public_access import PublicAccess
 
 
@@ -51,14 +53,7 @@ def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
 ) -> DerivedServices:
     """Return the services, which end with `stack`."""
     settings = config.derive
-    processes = DeriveProcesses(
-        settings,
-        os.environ,  # noqa: TID251 - from which its processes get what an interpreter needs, and no more
-        DeriveMetrics(metrics),
-        workers=config.server.workers,
-        command=platform.derive_command,
-        verbose=config.log.level == "debug",
-    )
+    processes = _make_processes(config, platform, metrics)
     stack.push_async_callback(processes.aclose)
     watch_derive_processes(metrics, processes)
     fetch_from_node = None if parts.node_peers is None else parts.node_peers.fetch_picture
@@ -89,3 +84,29 @@ def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
     stack.push_async_callback(facts.aclose)
     watch_facts(metrics, facts)
     return DerivedServices(processes, sharing, store, public_access, pictures, facts)
+
+
+async def check_derive_process(config: Config, platform: Platform = SYSTEM) -> Ready:
+    """
+    Start a derive process, end it, and return what it can do.
+
+    Raises:
+        Busy: It does not start.
+        NotSupported: The extra is not installed, or its library cannot be used.
+    """
+    processes = _make_processes(config, platform, Metrics())
+    try:
+        return await processes.check()
+    finally:
+        await processes.aclose()
+
+
+def _make_processes(config: Config, platform: Platform, metrics: Metrics) -> DeriveProcesses:
+    return DeriveProcesses(
+        config.derive,
+        os.environ,  # noqa: TID251 - from which its processes get what an interpreter needs, and no more
+        DeriveMetrics(metrics),
+        workers=config.server.workers,
+        command=platform.derive_command,
+        verbose=config.log.level == "debug",
+    )

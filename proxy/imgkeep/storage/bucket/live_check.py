@@ -87,7 +87,8 @@ async def check_bucket(
             url = public_url(probe.name)
             yield await _try("public", lambda: probe.get_from(url), put, remedy=_public_remedy(store, OBJECTS))
         if public_path is not None:
-            yield await _try("public pictures", lambda: try_public_picture(store, public_path), put)
+            remedy = _public_remedy(store, DERIVED)
+            yield await _try("public pictures", lambda: try_public_picture(store, public_path), put, remedy=remedy)
         # Also after a failed put: the bucket may have taken the image, and a missing name can be deleted.
         yield await _try("delete", probe.delete)
     finally:
