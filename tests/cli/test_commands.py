@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,16 +109,24 @@ def test_secrets_are_never_printed(command: Command) -> None:
 
 # --- check
 
+PICTURES = (
+    r"derived pictures: as jpeg, png, webp, avif(, jxl)?, gif, by libvips [\d.]+(; it cannot write jxl)?\n"
+    if find_spec("pyvips")
+    else r"derived pictures: none: .*pip install 'imgkeep\[server,derive\]'\n"
+)
+
 
 def test_check_creates_nothing(command: Command, folder: Path) -> None:
-    assert command("check") == (0, "configuration: valid\n", "")
+    status, out, err = command("check")
+    assert (status, err) == (0, "")
+    assert re.fullmatch(rf"configuration: valid\n{PICTURES}", out)
     assert not folder.exists()
 
 
 async def test_check_live_probes_every_part(folder: Path) -> None:
     status, out, _ = await run_here(folder, "check", "--live")
     assert status == 0
-    assert re.fullmatch(r"configuration: valid\nstore: works, [\d.]+ \w+ free\ndatabase: works\n", out)
+    assert re.fullmatch(r"configuration: valid\nstore: works, [\d.]+ \w+ free\ndatabase: works\n" + PICTURES, out)
 
 
 async def test_check_live_names_the_failing_part(folder: Path) -> None:
@@ -226,6 +235,9 @@ async def test_forbidden_sources_from_standard_input(folder: Path) -> None:
 
 async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     records = await stock(folder, 5)
+    for place, size in (("derived/aa", 1000), ("v1/derived", 10)):  # pictures are none of the images
+        (folder / place / ("a" * 64)).mkdir(parents=True)
+        (folder / place / ("a" * 64) / "w320.webp").write_bytes(bytes(size))
     status, out, err = await run_here(folder, "list")
     assert (status, out) == (2, "")
     assert "`imgkeep reindex` makes one" in err, "an empty list must not pass for an empty store"
@@ -244,6 +256,7 @@ async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     assert {fact["url"] for fact in facts} == {f"/images/{record.object_name}" for record in records}
     stats = json.loads(totals[1])
     assert (stats["images"], stats["objects"], stats["object_bytes"]) == (5, 5, sum(r.size for r in records))
+    assert stats["picture_bytes"] == 1000
     assert stats["image_index_complete"] is True
     assert stats["hosts"] == {"images.example": 5}
     assert re.search(r"^hosts +images\.example \(5\)$", plain[1], re.MULTILINE)
