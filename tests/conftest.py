@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -12,6 +13,7 @@ from blockbuster import blockbuster_ctx
 
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import build
+from tests.support.loopback import port_of, reserve
 from tests.support.origins import FakeOrigin
 from tests.support.server import Imgkeep, Server, configuration
 
@@ -60,6 +62,13 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.enable()
         gc.freeze()
+
+
+@pytest.fixture
+def reserve_port() -> Iterator[Callable[[], int]]:
+    """Return a function that returns a free port on loopback, reserved until the end of the test."""
+    with ExitStack() as stack:
+        yield lambda: port_of(stack.enter_context(reserve()))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,7 @@ from tests.support.program import ROOT, cannot
 from tests.support.tables import table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from playwright.async_api import Browser
@@ -66,11 +66,11 @@ async def show(browser: Browser, folder: Path, example: Example, *, times: str) 
     assert {width for _, width in ours} == {480}, f"{example.name}, {times}: {shown}"
 
 
-async def test_example_shows_its_image_without_the_origin(tmp_path: Path) -> None:
+async def test_example_shows_its_image_without_the_origin(tmp_path: Path, reserve_port: Callable[[], int]) -> None:
     for program in ("nginx", "node", "curl"):
         if shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") is None:  # noqa: TID251 - likewise
             cannot(f"{program} is not installed")
-    checkout, shell = copy_checkout(tmp_path), Shell(tmp_path)
+    checkout, shell = copy_checkout(tmp_path, reserve_port), Shell(tmp_path)
     (origin, imgkeep), examples = read_examples(checkout.readme)
     async with AsyncExitStack() as stack:
         browser = await stack.enter_async_context(browsing())
@@ -94,8 +94,8 @@ async def test_example_shows_its_image_without_the_origin(tmp_path: Path) -> Non
     assert "X-Amz" not in seen, "links are credentials"
 
 
-async def test_links_of_the_origin_end(tmp_path: Path) -> None:
-    copy_checkout(tmp_path)
+async def test_links_of_the_origin_end(tmp_path: Path, reserve_port: Callable[[], int]) -> None:
+    copy_checkout(tmp_path, reserve_port)
     (tmp_path / "try.py").write_text(
         "import sys; sys.path.insert(0, 'examples')\n"
         "import origin\n"

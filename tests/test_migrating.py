@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import re
 import shutil
-import socket
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -16,6 +15,7 @@ from tests.support.page_links import SIGNED
 from tests.support.program import ROOT, cannot
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.support.origins import FakeOrigin
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 PAGE = (ROOT / "docs/migrating.md").read_text("utf-8")
 
 
-async def test_each_command_does_what_the_page_says(tmp_path: Path, origin: FakeOrigin) -> None:
+async def test_each_command_does_what_the_page_says(
+    tmp_path: Path, origin: FakeOrigin, reserve_port: Callable[[], int]
+) -> None:
     if shutil.which("curl") is None:
         cannot("curl is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(reserve_port())
     made = origin.gives("/made.png", make_image(seed=1))
     link = f"{origin.gives('/link.png', make_image(seed=2))}?{SIGNED}"
     text = PAGE.replace("127.0.0.1:8080", f"127.0.0.1:{port}").replace("https://example.com/made.png", made)

@@ -98,10 +98,12 @@ async def test_command_rewrites_a_folder_and_saves_its_images(tmp_path: Path, or
 # --- nginx
 
 
-async def test_pages_and_images_come_from_one_host_through_nginx(tmp_path: Path) -> None:
+async def test_pages_and_images_come_from_one_host_through_nginx(
+    tmp_path: Path, reserve_port: Callable[[], int]
+) -> None:
     if shutil.which("nginx") is None and not Path("/usr/sbin/nginx").exists():  # noqa: ASYNC240 - before anything runs
         cannot("nginx is not installed")
-    checkout, shell = copy_checkout(tmp_path), Shell(tmp_path)
+    checkout, shell = copy_checkout(tmp_path, reserve_port), Shell(tmp_path)
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
         root = URL(checkout.url("8090"))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from imgkeep.core.errors import Busy, InvalidRequest, SourceRejected
 from imgkeep.core.rewrite import Hosts, HtmlStream, ImgLinks, every, rewrite_markdown
 from imgkeep.core.rewrite.commonmark import TooManySteps
-from imgkeep.core.rewrite.links import undoes
+from imgkeep.core.rewrite.links import picture_linker, undoes
 from imgkeep.core.rewrite.markdown import MARKDOWN_CHARS_MAX
 from imgkeep.core.source_url import own_path, read_source
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from imgkeep.core.records import Source
     from imgkeep.core.rewrite import Choice, Linker
+    from imgkeep.core.rewrite.links import PictureLinker
     from imgkeep.images.inspect import Inspector
 
 DocumentFormat: TypeAlias = Literal["html", "markdown"]
@@ -177,6 +178,10 @@ class _RecordingLinker:
     linker: Linker
     undoes: bool
     links: list[str] = field(default_factory=list)
+
+    @property
+    def picture_linker(self) -> PictureLinker | None:
+        return picture_linker(self.linker)
 
     def __call__(self, link: str) -> str | None:
         made = self.linker(link)

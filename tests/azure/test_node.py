@@ -10,8 +10,8 @@ from yarl import URL
 
 from imgkeep.bootstrap.platform import Platform
 from tests.support.images import make_image
+from tests.support.loopback import HOST
 from tests.support.s3.gate import Gate
-from tests.support.s3.loopback import HOST
 from tests.support.s3.remote import get, readyz, replicated, sleep_briefly
 from tests.support.waiting import until
 

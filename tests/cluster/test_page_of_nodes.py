@@ -20,8 +20,8 @@ from aiohttp import ClientSession
 from tests.support.balancers import balancing
 from tests.support.checkout import Shell
 from tests.support.images import make_image
+from tests.support.loopback import port_of, reserve
 from tests.support.program import ROOT, cannot
-from tests.support.s3.loopback import port_of, reserve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

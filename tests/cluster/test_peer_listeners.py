@@ -18,9 +18,9 @@ from imgkeep.core.errors import SourceNotFound
 from imgkeep.core.records import Digest, Key, Subject
 from imgkeep.observability.metrics import Metrics
 from tests.support.images import png_of
+from tests.support.loopback import port_of, reserve
 from tests.support.nodes import write_tls_files
 from tests.support.peer_fills import read_body
-from tests.support.s3.loopback import port_of, reserve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

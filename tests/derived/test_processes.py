@@ -5,75 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING
 
 import pytest
 
-from imgkeep.config.schema import Derive
 from imgkeep.core.errors import Busy, DeriveFailed, NotSupported
-from imgkeep.core.records import OWN, Client
+from imgkeep.core.records import Client
 from imgkeep.derived import process_pool
-from imgkeep.derived.messages import Derived, DeriveJob, Facts, FactsJob
-from imgkeep.derived.processes import DeriveProcesses
-from imgkeep.observability.derive_metrics import DeriveMetrics
-from imgkeep.observability.metrics import Metrics
-from tests.support import derive_program
+from imgkeep.derived.messages import Derived, DeriveJob, Facts
+from tests.support.derive_pool import open_pool
 from tests.support.waiting import until
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
-    from imgkeep.derived.messages import Answer
-
-PROGRAM = str(Path(derive_program.__file__).resolve())
 PICTURE = Derived(size=7, width=1, height=1)
 CRASHES = ("exit3", "abort", "allocate", "garbage", "long", "greet")
-MIBIBYTES = 1024 * 1024
 
 
-@dataclass
-class Pool:
-    """Derive processes of the misbehaving program."""
-
-    processes: DeriveProcesses
-    metrics: Metrics
-    outputs: list[bytes] = field(default_factory=list)
-
-    async def run(self, stem: str, client: Client = OWN, source: bytes = b"original") -> Answer:
-        with TemporaryFile() as original, TemporaryFile() as picture:
-            original.write(source)
-            original.flush()
-            return await self.run_on(stem, original.fileno(), picture.fileno(), client)
-
-    async def run_on(self, stem: str, original: int, picture: int, client: Client = OWN) -> Answer:
-        job = DeriveJob(stem=stem, format="webp", original_format="png", pixels_max=1, frames_max=1)
-        answer = await self.processes.run(job, original, picture, client)
-        self.outputs.append(os.pread(picture, 100, 0))
-        return answer
-
-    def count(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(f"imgkeep_derive_{name}_total", labels) or 0
-
-
-@asynccontextmanager
-async def open_pool(start: str = "ok", **settings: float) -> AsyncGenerator[Pool]:
-    metrics = Metrics()
-    section = Derive(**({"processes": 1, "memory_bytes_max": 256 * MIBIBYTES} | settings))  # type: ignore[arg-type]
-    processes = DeriveProcesses(
-        section,
-        dict(os.environ),  # noqa: TID251 - what the tests run in
-        DeriveMetrics(metrics),
-        command=(sys.executable, "-P", PROGRAM, start),
-    )
-    try:
-        yield Pool(processes, metrics)
-    finally:
-        await processes.aclose()
+def job_of(stem: str) -> DeriveJob:
+    return DeriveJob(stem=stem, format="WEBP", original_format="PNG", pixels_max=1, frames_max=1)
 
 
 def client(number: int) -> Client:
@@ -92,11 +42,8 @@ async def test_picture_is_written_into_given_file() -> None:
 
 
 async def test_facts_have_process_of_their_own() -> None:
-    async with open_pool() as pool, asyncio.timeout(30):
-        with TemporaryFile() as original:
-            job = FactsJob(original_format="png", pixels_max=1, frames_max=1)
-            answer = await pool.processes.run(job, original.fileno())
-        assert isinstance(answer, Facts)
+    async with open_pool() as pool:
+        assert isinstance(await pool.run("", picture=None), Facts)
         await pool.run("done")
         assert len(pool.processes.pids) == 2
 
@@ -176,7 +123,7 @@ async def test_full_queue_is_busy_and_serves_clients_in_turn() -> None:
 
             async def ask(name: str, number: int, stem: str = "done") -> None:
                 with TemporaryFile() as picture:
-                    await pool.run_on(stem, original.fileno(), picture.fileno(), client(number))
+                    await pool.run_on(job_of(stem), original.fileno(), picture.fileno(), client(number))
                 order.append(name)
 
             running = asyncio.create_task(ask("first", 1, "slow"))
@@ -200,7 +147,7 @@ async def test_job_that_waits_too_long_is_busy(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(process_pool, "WAIT_S_MAX", 0.05)
     async with open_pool() as pool:
         with TemporaryFile() as original, TemporaryFile() as picture:
-            running = asyncio.create_task(pool.run_on("slow", original.fileno(), picture.fileno()))
+            running = asyncio.create_task(pool.run_on(job_of("slow"), original.fileno(), picture.fileno()))
             await until(lambda: pool.processes.running)
             with pytest.raises(Busy, match="take too long"):
                 await pool.run("done")

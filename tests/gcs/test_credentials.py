@@ -12,7 +12,7 @@ from imgkeep.storage.gcs.credential_requests import Transport
 from imgkeep.storage.gcs.credentials import SIGNERS_MAX, GcsCredentials
 from tests.support.gcs.accounts import ACCOUNT, authorized_user, external_account, service_account, use_credentials
 from tests.support.gcs.opened import FIELDS, PATH, opening, read
-from tests.support.s3.loopback import HOST, port_of, reserve
+from tests.support.loopback import HOST, port_of, reserve
 from tests.support.waiting import until
 
 if TYPE_CHECKING:

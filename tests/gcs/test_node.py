@@ -17,9 +17,9 @@ from imgkeep.core.layout import BLOCKS_CHANGED
 from tests.support.api_calls import REMOVED, remove, saved
 from tests.support.gcs.strict_server import BUCKET, PREFIX, StrictGcs
 from tests.support.images import make_image, png_of
+from tests.support.loopback import HOST
 from tests.support.program import run_here
 from tests.support.s3.gate import Gate
-from tests.support.s3.loopback import HOST
 from tests.support.s3.remote import get, public_access_of, replicated
 from tests.support.stores import local_store, put_image, record_of
 from tests.support.waiting import until

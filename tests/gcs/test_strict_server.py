@@ -16,8 +16,8 @@ from imgkeep.storage.bucket.store import BucketStore
 from imgkeep.storage.memory import MemorySpool
 from tests.support.gcs.opened import FIELDS, NAME, PATH, opening, read
 from tests.support.gcs.strict_server import PREFIX
+from tests.support.loopback import HOST
 from tests.support.s3.gate import Gate
-from tests.support.s3.loopback import HOST
 from tests.support.s3.misbehaving import only
 from tests.support.waiting import until
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from imgkeep.storage.gcs.credential_requests import ANSWER_BYTES_MAX, Transport, Unanswered
-from tests.support.s3.loopback import HOST
+from tests.support.loopback import HOST
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Callable

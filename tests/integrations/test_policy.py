@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import os
-import socket
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
@@ -26,7 +25,7 @@ from tests.support.tables import table
 from tests.support.waiting import block_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SIGNED = (
@@ -219,7 +218,7 @@ def test_site_that_gets_no_answer_goes_by_its_options(
 
 
 @pytest.mark.parametrize("how", ["nothing listens", "503", "hangs up"])
-def test_links_stay_while_imgkeep_is_unreachable(api: Api, how: str) -> None:
+def test_links_stay_while_imgkeep_is_unreachable(api: Api, how: str, reserve_port: Callable[[], int]) -> None:
     """The default would rewrite links that this imgkeep denies, or wants signed."""
     url, back = api.url, None
     if how == "503":
@@ -227,8 +226,7 @@ def test_links_stay_while_imgkeep_is_unreachable(api: Api, how: str) -> None:
     elif how == "hangs up":
         api.status = 0
     else:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        url = f"http://127.0.0.1:{reserve_port()}"
     rules = PolicyClient(url, "t", BUILT_IN, OTHERWISE, retry_s=0)
     for _ in range(3):
         thread = rules._thread

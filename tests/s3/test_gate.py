@@ -13,8 +13,8 @@ from botocore.exceptions import (
     EndpointConnectionError,
 )
 
+from tests.support.loopback import HOST, port_of
 from tests.support.s3.gate import Gate
-from tests.support.s3.loopback import HOST, port_of
 from tests.support.s3.misbehaving import only, s3_error
 from tests.support.s3.recording import Head, Line, pieces, response_framing
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.support.s3.loopback import HOST, listens, port_of, reserve
+from tests.support.loopback import HOST, listens, port_of, reserve
 from tests.support.s3.process import LEASH
 from tests.support.s3.programs import KINDS
 from tests.support.s3.servers import NAMES, S3Server

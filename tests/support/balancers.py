@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
-import socket
 from asyncio.subprocess import PIPE, STDOUT
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.support.installed import require
+from tests.support.loopback import port_of, reserve
 from tests.support.network import authority
 from tests.support.nginx import nginx
 from tests.support.program import ROOT
@@ -86,9 +86,8 @@ async def balancing(
             yield Balancer(address, folder)
         return
     folder.mkdir()  # noqa: ASYNC240 - before anything runs
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    holder = reserve()
+    port = port_of(holder)
     if name == "haproxy":
         text = re.sub(r"bind :443 .*", f"bind 127.0.0.1:{port}", text).replace("inter 1s", "inter 100ms")
         text = text.replace("log /dev/log local0", "log stdout format raw local0")
@@ -97,8 +96,9 @@ async def balancing(
         text = _TLS.sub("- filters:", text).replace("interval: 1s", "interval: 0.1s")
         text = text.replace("address: 0.0.0.0, port_value: 443", f"address: 127.0.0.1, port_value: {port}")
         command = [require("envoy"), "--disable-hot-restart", "--concurrency", "1", "-l", "error", "-c"]
-    async with _running([*command, FILES[name]], folder, text, port):
-        yield Balancer(f"127.0.0.1:{port}", folder)
+    with holder:
+        async with _running([*command, FILES[name]], folder, text, port):
+            yield Balancer(f"127.0.0.1:{port}", folder)
 
 
 @asynccontextmanager

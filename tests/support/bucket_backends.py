@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from imgkeep.storage.bucket.request_limits import REQUESTS_MAX, RequestLimits
 from imgkeep.storage.bucket.store import PROBE, BucketStore
 from imgkeep.storage.local.disk import Disk
+from tests.support.loopback import HOST
 from tests.support.s3.gate import Gate
-from tests.support.s3.loopback import HOST
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping

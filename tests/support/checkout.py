@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import sys
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import aiohttp
 from tests.support.program import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
 EXAMPLES = ROOT / "examples"
 PORTS = ("5000", "8000", "8001", "8080", "8090", "8091", "8092", "9000")
@@ -77,12 +76,9 @@ class Checkout:
         return f"http://127.0.0.1:{self.ports[port]}/"
 
 
-def copy_checkout(folder: Path) -> Checkout:
-    """Copy `examples/` with free ports, and make `out`."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
-    ports = {port: str(free.getsockname()[1]) for port, free in zip(PORTS, sockets, strict=True)}
-    for free in sockets:
-        free.close()
+def copy_checkout(folder: Path, reserve_port: Callable[[], int]) -> Checkout:
+    """Copy `examples/` with ports that are free, and make `out`."""
+    ports = {port: str(reserve_port()) for port in PORTS}
     shutil.copytree(EXAMPLES, folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     for path in (folder / "examples").rglob("*.*"):
         if path.is_file():

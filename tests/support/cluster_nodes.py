@@ -19,10 +19,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from tests.support.installed import require
+from tests.support.loopback import HOST, port_of, reserve
 from tests.support.network_hosts import LEASHED, network
 from tests.support.postgresql import PostgresqlServer
 from tests.support.program import START_TIMEOUT_S, cannot, environment
-from tests.support.s3.loopback import HOST, port_of, reserve
 from tests.support.s3.process import ServerProcess
 from tests.support.s3.programs import BUCKET, KINDS
 from tests.support.s3.servers import S3Server

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tests.support.loopback import port_of, reserve
 from tests.support.program import ROOT
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ COMMANDS = {
 async def running(name: str, page: Path, imgkeep: Program) -> AsyncGenerator[str]:
     """Run an example until the end of the block; yield its URL once its page is rewritten."""
     told = {"PAGE": page.as_uri(), "IMGKEEP_URL": f"http://{imgkeep.address}"}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    holder = reserve()
+    port = port_of(holder)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *COMMANDS[name],
@@ -61,6 +61,7 @@ async def running(name: str, page: Path, imgkeep: Program) -> AsyncGenerator[str
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+        holder.close()
 
 
 async def _show(imgkeep: Program, url: str) -> str:

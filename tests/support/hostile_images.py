@@ -267,3 +267,13 @@ WORST: Final[dict[tuple[Format, str], Make]] = {
     (Format.TIFF, "children"): tiff_children,
     (Format.TIFF, "values"): tiff_values,
 }
+
+
+def laughs() -> bytes:
+    """Return an SVG whose groups show the one before them ten times each."""
+    text = '<g id="a0"><path d="M0 0h9v9z"/></g>'
+    for number in range(1, 12):
+        use = f'<use xlink:href="#a{number - 1}"/>'
+        text += f'<g id="a{number}">{use * 10}</g>'
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    return f'<svg {names} width="99" height="99"><defs>{text}</defs><use xlink:href="#a11"/></svg>'.encode()

@@ -7,10 +7,10 @@ import os
 import re
 import shutil
 import signal
-import socket
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
+from tests.support.loopback import port_of, reserve
 from tests.support.program import ROOT, cannot
 
 if TYPE_CHECKING:
@@ -53,9 +53,8 @@ async def nginx(folder: Path, site: str, upstream: str) -> AsyncGenerator[str]:
     if program is None:
         cannot("nginx is not installed")
     folder.mkdir()  # noqa: ASYNC240 - before anything runs
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    holder = reserve()
+    port = port_of(holder)
     (folder / "site.conf").write_text(site.replace("127.0.0.1:8080", upstream).replace("PORT", str(port)))
     # Bodies of requests are in the folder, which belongs to the user of the tests.
     (folder / "nginx.conf").write_text(f"user root;{_MAIN}" if os.geteuid() == 0 else _MAIN)
@@ -76,3 +75,4 @@ async def nginx(folder: Path, site: str, upstream: str) -> AsyncGenerator[str]:
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
         await process.wait()
+        holder.close()

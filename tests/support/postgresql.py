@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 import pytest
 
+from tests.support.loopback import HOST, port_of, reserve
 from tests.support.program import cannot
-from tests.support.s3.loopback import HOST, port_of, reserve
 from tests.support.waiting import block_until
 
 if TYPE_CHECKING:

@@ -60,6 +60,7 @@ def environment(folder: Path, **settings: str) -> dict[str, str]:
         "fetch__allow_networks": "127.0.0.0/8",
         "fetch__retries_max": "0",
         "sources__allow": "*",
+        "derive__facts": "false",
         "log__format": "json",
         **settings,
     }

@@ -71,6 +71,7 @@ def configuration(folder: Path, **sections: dict[str, Any]) -> Config:
             "database": {"url": f"sqlite:{folder}/imgkeep.db", **sections.pop("database", {})},
             "fetch": {"allow_networks": ["127.0.0.0/8"], "retries_max": 0, **sections.pop("fetch", {})},
             "sources": {"allow": ["*"], **sections.pop("sources", {})},
+            "derive": {"facts": False, **sections.pop("derive", {})},  # a process more in each test would be slow
             **sections,
         },
         {},

@@ -53,6 +53,7 @@ async def serving(folder: Path) -> AsyncIterator[Running]:
             "IMGKEEP_SERVER__PORT": "0",
             "IMGKEEP_STORE__FREE_BYTES_MIN": "0",
             "IMGKEEP_FETCH__ALLOW_NETWORKS": "127.0.0.0/8",
+            "IMGKEEP_DERIVE__FACTS": "false",
             "IMGKEEP_LOG__FORMAT": "json",
         },
     )

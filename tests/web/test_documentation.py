@@ -62,7 +62,7 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
     examples = [block.replace("https://example.com", origin.url("")) for block in EXAMPLES]
     examples = [re.sub(r'(host=|which": \[")example\.com', r"\g<1>127.0.0.1", block) for block in examples]
     by_link, upload, body, data, many, job, jobs, cancelling, events, images, one, *examples = examples
-    removal, undo, undos, again, inspect, policy, text, page = examples
+    removal, undo, undos, placeholder, again, inspect, policy, text, page = examples
     settings: dict[str, Any] = {"server__public_url": "http://127.0.0.1:8080"}
     async with serving(tmp_path / "data", **settings) as program:
         known = {"base": f"http://{program.address}", "token": TOKEN}
@@ -100,11 +100,13 @@ async def test_every_example_works_as_written(tmp_path: Path, origin: FakeOrigin
             assert (await program.get(path)).status == 410
         assert (await program.img(origin.url("/other.png"))).status == 410
         restored = await reply(undo, key=saved["key"])
-        assert shapes(restored) == shapes(json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[-3]))
+        assert shapes(restored) == shapes(json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[-4]))
         assert restored["keys"] == [saved["key"]]
         assert (await shell(undos, tmp_path, **known, digest=DIGEST)).count('"restored":true') == 2
         assert (await program.img(origin.url("/other.png"))).status == 200
         assert ((await reply(by_link))["created"], (await reply(again, key=saved["key"]))["replaced"]) == (True, False)
+        documented = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[-3])
+        assert shapes(await reply(placeholder, key=saved["key"])) == shapes(documented)
         assert (await reply(inspect))["key"] == saved["key"]
         kept = "http://127.0.0.1:8080/img?src="
         assert (await shell(text, tmp_path, **known)).startswith(f"![a picture]({kept}http%3A%2F%2F127.0.0.1")

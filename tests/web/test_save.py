@@ -62,6 +62,7 @@ async def test_saved_link_has_a_permanent_url(imgkeep: Imgkeep, origin: FakeOrig
         "size": len(body),
         "width": 64,
         "height": 48,
+        "picture": None,
         "standing": "plain",
         "doubts": ["unsigned", "plaintext"],
         "suspect": False,

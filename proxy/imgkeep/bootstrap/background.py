@@ -155,6 +155,7 @@ class BackgroundTasks:
             self._watch_health(),
             self._count_stored(),
             services.remover.run(self._sleep),
+            services.derived.facts.run(self._sleep),
             _sample(services.metrics.process.take, services.derived.processes.sample_memory),
         ]
         if (remote := services.storage.remote) is not None:

@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgkeep.bootstrap.gauges import watch_derive_processes
+from imgkeep.bootstrap.gauges import watch_derive_processes, watch_facts
+from imgkeep.derived.facts import FactsFinder, FactsLimits
 from imgkeep.derived.picture_sharing import PictureSharing
 from imgkeep.derived.pictures import DerivedPictures
 from imgkeep.derived.processes import DeriveProcesses
@@ -30,6 +31,7 @@ class DerivedServices:
     processes: DeriveProcesses
     sharing: PictureSharing
     pictures: DerivedPictures
+    facts: FactsFinder
 
 
 def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
@@ -42,8 +44,9 @@ def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
     stack: AsyncExitStack,
 ) -> DerivedServices:
     """Return the services, which end with `stack`."""
+    settings = config.derive
     processes = DeriveProcesses(
-        config.derive,
+        settings,
         os.environ,  # noqa: TID251 - from which its processes get what an interpreter needs, and no more
         DeriveMetrics(metrics),
         workers=config.server.workers,
@@ -65,4 +68,17 @@ def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
         timer=platform.timer,
     )
     stack.push_async_callback(pictures.aclose)
-    return DerivedServices(processes, sharing, pictures)
+    facts = FactsFinder(
+        store=storage.store,
+        spool=storage.spool,
+        table=storage.database.picture_facts,
+        run_job=processes.run,
+        limits=FactsLimits(settings.pixels_max, settings.frames_max, settings.svg, settings.timeout_s),
+        blocked=blocked,
+        timer=platform.timer,
+        in_idle_time=settings.facts,
+        in_records=storage.remote is None,
+    )
+    stack.push_async_callback(facts.aclose)
+    watch_facts(metrics, facts)
+    return DerivedServices(processes, sharing, pictures, facts)

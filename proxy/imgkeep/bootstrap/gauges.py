@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from imgkeep.cluster.nodes.change_reader import ChangeReader
     from imgkeep.cluster.nodes.leases import NodeLeases
     from imgkeep.database import Outbox
+    from imgkeep.derived.facts import FactsFinder
     from imgkeep.derived.picture_cache import PictureCache
     from imgkeep.derived.processes import DeriveProcesses
     from imgkeep.health import Health
@@ -78,6 +79,14 @@ def watch_derive_processes(metrics: Metrics, processes: DeriveProcesses) -> None
     metrics.watch("derive_jobs_running", "Jobs that have a derive process", lambda: processes.running)
     metrics.watch("derive_jobs_waiting", "Jobs that wait for a derive process", lambda: processes.waiting)
     metrics.watch("derive_memory_bytes", "Resident memory of the derive processes", lambda: processes.memory_bytes)
+
+
+def watch_facts(metrics: Metrics, facts: FactsFinder) -> None:
+    """Show the images whose facts are to be found in idle time."""
+    metrics.watch("derive_facts_waiting", "Images that wait for their facts to be found", lambda: facts.waiting)
+    metrics.watch_count(
+        "derive_facts_dropped", "Stored images that found no place in the queue for facts", lambda: facts.dropped
+    )
 
 
 def watch_storage(metrics: Metrics, storage: Storage, health: Health) -> None:

@@ -21,7 +21,7 @@ from imgkeep.observability.metrics import Metrics
 from imgkeep.page_rewriting import RewriteService
 from imgkeep.storage.local.machine_token import TokenUnusableError, make_token
 from imgkeep.web.access_log import AccessLog
-from imgkeep.web.api.api_services import ApiContext
+from imgkeep.web.api.api_services import ApiContext, Rewriting
 from imgkeep.web.app import AppContext
 from imgkeep.web.auth import Auth, Tokens
 from imgkeep.web.connection import ConnectionContext
@@ -178,10 +178,10 @@ def _make_api(config: Config, services: Services, rewrite_service: RewriteServic
         saver=services.saver,
         remover=services.remover,
         refetcher=services.refetcher,
+        facts=services.derived.facts,
         jobs=services.jobs,
         list_failures=list_failures,
-        link_selection=make_link_selection(config, services.inspector, services.storage),
-        rewrite_service=rewrite_service,
+        rewriting=Rewriting(rewrite_service, make_link_selection(config, services.inspector, services.storage)),
         health=services.health,
         relay_peers=parts.relay_peers,
     )

@@ -200,13 +200,10 @@ class _Builder:
         failures = RecentFailures(platform.clock)
         health = self.make_health(parts.nodes)
         own_ports: set[int] = set()
-        pictures = self.storage.picture_cache
-        blocked_digests = BlockedDigests(
-            self.storage.store, database.removals, self.storage.drop_copies, pictures.drop, parts.notifier
-        )
-        pictures.blocked = blocked_digests
-        database.image_index.when_blocked(blocked_digests.learn_found)
-        dependencies = self.open_dependencies(FillObserver(self.metrics, health, failures), blocked_digests, own_ports)
+        blocked_digests = self.make_blocked_digests(parts)
+        derived = open_derived(config, platform, self.storage, blocked_digests, parts, self.metrics, self.stack)
+        observer = FillObserver(self.metrics, health, failures, derived.facts.note_stored)
+        dependencies = self.open_dependencies(observer, blocked_digests, own_ports)
         sharing = share_records(parts, self.storage, blocked_digests, responses)
         image_service = self.open_image_service(dependencies, parts.cluster, sharing)
         remover = Remover(
@@ -236,7 +233,7 @@ class _Builder:
             health=health,
             metrics=self.metrics,
             failures=failures,
-            derived=open_derived(config, platform, self.storage, blocked_digests, parts, self.metrics, self.stack),
+            derived=derived,
             own_ports=own_ports,
         )
         watch_fills(self.metrics, image_service, dependencies.origin, dependencies.format_checker)
@@ -245,6 +242,15 @@ class _Builder:
         await health.check()
         await blocked_digests.load()
         return services
+
+    def make_blocked_digests(self, parts: ClusterParts) -> BlockedDigests:
+        storage, pictures = self.storage, self.storage.picture_cache
+        blocked_digests = BlockedDigests(
+            storage.store, storage.database.removals, storage.drop_copies, pictures.drop, parts.notifier
+        )
+        pictures.blocked = blocked_digests
+        storage.database.image_index.when_blocked(blocked_digests.learn_found)
+        return blocked_digests
 
     def make_health(self, nodes: Nodes | None) -> Health:
         local, database, remote = self.storage.local, self.storage.database, self.storage.remote

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from imgkeep.cli.invocation import Invocation
     from imgkeep.cluster.nodes.upkeep import MemberFacts
     from imgkeep.core.records import Record
-    from imgkeep.database import Database, ImageIndex
+    from imgkeep.database import Database
     from imgkeep.images.record_json import ImageFacts
 
 PAGE: Final = 500
@@ -46,7 +46,7 @@ async def _run_list(invocation: Invocation) -> int:
             kind = "local" if record.pending else storage.store.name
             return describe_record(record, url=permanent_url(storage.remote, invocation.base, record), storage=kind)
 
-        images = images_in_store(storage.database.image_index, describe, limit=arguments.limit)
+        images = images_in_store(storage.database, describe, limit=arguments.limit)
         return await list_images(images, as_json=arguments.json, out=sys.stdout)
 
 
@@ -56,13 +56,13 @@ async def _run_stats(invocation: Invocation) -> int:
 
 
 async def images_in_store(
-    image_index: ImageIndex, describe: Callable[[Record], ImageFacts], *, limit: int
+    database: Database, describe: Callable[[Record], ImageFacts], *, limit: int
 ) -> AsyncGenerator[Mapping[str, Any]]:
     """Yield what the API tells of each image, newest first, from the image index; up to `limit` of them, 0: all."""
     after: tuple[int, str] | None = None
     left = limit
-    while page := await image_index.page(limit=min(left, PAGE) if limit else PAGE, after=after):
-        for record in page:
+    while page := await database.image_index.page(limit=min(left, PAGE) if limit else PAGE, after=after):
+        for record in await database.picture_facts.add_to(page):
             yield as_dict(describe(record))
         left -= len(page)
         if limit and left <= 0:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from imgkeep.config.errors import ConfigError
-from imgkeep.core.derived.derive_policy import DerivePolicy, read_presets
+from imgkeep.core.derived.derive_policy import DEFAULT_WIDTHS, DerivePolicy, read_presets
 from imgkeep.core.derived.options import SIDE_MAX
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.identity import BUILT_IN, places_of, read_provider_rules
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 WORKERS_MAX: Final = 64
 """Maximum number of workers: more than a machine has cores; each opens its own files, threads and connections."""
-
-DEFAULT_WIDTHS: Final = (64, 128, 256, 320, 480, 640, 750, 828, 960, 1080, 1200, 1440, 1920, 2048, 2560, 3840)
-"""Default of `derive.widths`: the ladder of Next.js, whose pages ask for these, and the steps between."""
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Count = Annotated[int, msgspec.Meta(ge=1)]

@@ -38,6 +38,8 @@ REMEDY: Final = "pictures in other sizes and formats need the extra `derive`: pi
 PICTURES_NICENESS: Final = 10
 FACTS_NICENESS: Final = 19
 FACTS_QUEUE_MAX: Final = 8
+FACTS_PATIENCE: Final = 10
+"""Factor of the timeout for facts: a process in idle time waits long for a core. Its processor time is limited too."""
 THREADS: Final = 4
 """Maximum number of processes that start, or whose end is waited for, at a time."""
 
@@ -122,7 +124,8 @@ class DeriveProcesses:
         try:
             pool = await self._open(job)
             descriptors = [source] if output is None else [source, output]
-            answer = await pool.run(job, descriptors, client, self._settings.timeout_s)
+            timeout_s = self._settings.timeout_s * (FACTS_PATIENCE if isinstance(job, FactsJob) else 1)
+            answer = await pool.run(job, descriptors, client, timeout_s)
             outcome = _name_outcome(answer)
         except ImgkeepError as error:
             outcome = error.code
@@ -131,7 +134,7 @@ class DeriveProcesses:
             return answer
         finally:
             seconds = asyncio.get_running_loop().time() - began
-            self._metrics.answered(job.format if isinstance(job, DeriveJob) else "facts", outcome, seconds)
+            self._metrics.answered(job.format.lower() if isinstance(job, DeriveJob) else "facts", outcome, seconds)
 
     def sample_memory(self) -> None:
         """Take a sample of the memory of the processes. Blocks."""

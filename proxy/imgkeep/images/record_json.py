@@ -11,6 +11,7 @@ from imgkeep.core.confirmation import standing_of
 from imgkeep.core.records import Digest, Doubt, Format, Key, Standing
 
 if TYPE_CHECKING:
+    from imgkeep.core.picture_facts import PictureFacts
     from imgkeep.core.records import Record
 
 HASH: Final = "^[0-9a-f]{64}$"
@@ -54,13 +55,34 @@ class ImageLocation(Struct, kw_only=True):
     digest: ObjectDigest
 
 
+class PictureDetails(Struct, kw_only=True):
+    """What the pixels of an image tell."""
+
+    frames: Annotated[int, Meta(ge=1, description="Number of frames; 1: the image does not move.")]
+    has_alpha: Annotated[bool, Meta(description="Whether a pixel of the first frame can be seen through.")]
+    orientation: Annotated[
+        int, Meta(ge=1, le=8, description="EXIF orientation of the stored image; 1: as people see it.")
+    ]
+    colour: Annotated[str, Meta(pattern="^#[0-9a-f]{6}$", description="Dominant colour.")]
+    thumbhash: Annotated[str, Meta(description="ThumbHash of the first frame, in base64.")]
+
+
 class ImageFacts(ImageLocation, kw_only=True):
     """A stored image."""
 
     content_type: MediaType
     size: Annotated[int, Meta(ge=1, description="Number of bytes.")]
-    width: int | None
-    height: int | None
+    width: Annotated[
+        int | None,
+        Meta(
+            description="In pixels: as the header states it, and with the orientation applied once `picture` is known."
+        ),
+    ]
+    height: Annotated[int | None, Meta(description="Likewise.")]
+    picture: Annotated[
+        PictureDetails | None,
+        Meta(description="Found in idle time after the image was stored; `null` before, or if it cannot be decoded."),
+    ]
     stored_at: Annotated[datetime, Meta(tz=True)]
     standing: Annotated[
         Standing, Meta(description="Whether the image stands for links other than the one that brought it.")
@@ -83,7 +105,8 @@ class ImageFacts(ImageLocation, kw_only=True):
 
 def describe_record(record: Record, *, url: str, storage: str, suspect: bool = False) -> ImageFacts:
     """Return the facts of a record. The arguments are fields of `ImageFacts` that the record does not tell."""
-    pixel_size = record.pixel_size
+    picture = record.picture
+    shown = picture or record.pixel_size
     return ImageFacts(
         url=url,
         storage=storage,
@@ -92,8 +115,9 @@ def describe_record(record: Record, *, url: str, storage: str, suspect: bool = F
         digest=record.digest,
         content_type=record.format.media_type,
         size=record.size,
-        width=pixel_size.width if pixel_size else None,
-        height=pixel_size.height if pixel_size else None,
+        width=shown.width if shown else None,
+        height=shown.height if shown else None,
+        picture=_describe_picture(picture),
         stored_at=record.stored_at,
         standing=standing_of(record),
         doubts=[doubt for doubt in Doubt if doubt in record.doubts],
@@ -104,6 +128,18 @@ def describe_record(record: Record, *, url: str, storage: str, suspect: bool = F
             temporary=record.temporary,
             expires_at=record.expires_at,
         ),
+    )
+
+
+def _describe_picture(picture: PictureFacts | None) -> PictureDetails | None:
+    if picture is None:
+        return None
+    return PictureDetails(
+        frames=picture.frames,
+        has_alpha=picture.has_alpha,
+        orientation=picture.orientation,
+        colour=f"#{picture.colour}",
+        thumbhash=picture.thumbhash,
     )
 
 

@@ -3,8 +3,9 @@ Filters for Jinja templates.
 
     install(env, public_url="https://img.example.com")
 
-`{{ image.url|img_url }}` rewrites a single link, whatever the options say about others; `{{ post.body|imgkeep }}`
-rewrites the chosen links in HTML. The filters keep the mark of safe values, and mark no other value as safe:
+`{{ image.url|img_url }}` rewrites a single link, whatever the options say about others, and
+`{{ image.url|img_url("preset=thumb") }}` makes it one to a derived picture. `{{ post.body|imgkeep }}` rewrites the
+chosen links in HTML. The filters keep the mark of safe values, and mark no other value as safe:
 `{{ post.body|safe|imgkeep }}` for HTML that you trust.
 """
 
@@ -30,12 +31,12 @@ def install(env: Environment, **options: Unpack[Options]) -> None:
     """Add the filters `img_url` and `imgkeep` to an environment; see `Options`."""
     rewriter = LinkRewriter(**options)
 
-    def one(value: Any) -> Any:
+    def one(value: Any, options: str = "") -> Any:
         if not value:
             return value
         if isinstance(value, Markup):
-            return escape(rewriter.img_url(value.unescape()))
-        return rewriter.img_url(str(value))
+            return escape(rewriter.img_url(value.unescape(), options))
+        return rewriter.img_url(str(value), options)
 
     def imgkeep(value: Any) -> Any:
         if not value:

@@ -9,11 +9,12 @@ from functools import lru_cache
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final, Literal, Required, TypeAlias, TypedDict
 
+from imgkeep.core.derived.derive_policy import DEFAULT_WIDTHS
 from imgkeep.core.errors import SourceRejected
 from imgkeep.core.identity import BUILT_IN, read_provider_rules
 from imgkeep.core.policy import PORTS
-from imgkeep.core.rewrite import Hosts, ImgLinks, Temporary, every, rewrite_html
-from imgkeep.core.rewrite.links import Page
+from imgkeep.core.rewrite import Hosts, ImgLinks, PictureSettings, Temporary, every, rewrite_html
+from imgkeep.core.rewrite.links import Page, picture_linker
 from imgkeep.core.signing import KEY_CHARS_MIN
 from imgkeep.core.source_url import read_base, read_source
 from imgkeep.integrations.policy import ANY, KNOWN, PolicyClient, Rules, make_policy
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from imgkeep.core.records import Source
-    from imgkeep.core.rewrite import Choice, Linker
+    from imgkeep.core.rewrite import Choice, Linker, Pictures
     from imgkeep.integrations.save_client import Saver
 
 Which: TypeAlias = "Literal['temporary', 'all'] | Sequence[str] | Callable[[Source], bool]"
@@ -46,6 +47,24 @@ _REWRITERS_MAX: Final = 64
 """Maximum number of rewriters that `img_url` caches. An application has one site, or one for each of its customers."""
 
 
+class PictureDict(TypedDict, total=False):
+    """
+    Settings for derived pictures in pages; each is off by default.
+
+    Attributes:
+        rules: Options for the links of all `<img>`, as `preset=thumb`; or by patterns of hosts and paths, as in
+            `sources.allow`, of which the first that matches counts.
+        widths: `auto`, or widths in device pixels: an `<img>` without `srcset` gets one.
+        sizes: The `sizes` of such a `srcset`; without, it is made for an `<img>` with a `width` alone.
+        lazy: Whether an `<img>` without `loading` gets `loading="lazy"`.
+    """
+
+    rules: str | Mapping[str, str]
+    widths: Literal["auto"] | Sequence[int]
+    sizes: str
+    lazy: bool
+
+
 class Options(TypedDict, total=False):
     """
     The options of every integration.
@@ -63,6 +82,7 @@ class Options(TypedDict, total=False):
         site_url: Scheme and host of the site, if its server does not know them.
         save: URL at which the application reaches imgkeep, to save the links of each rewritten page.
         token: One of imgkeep's `security.api_tokens`, for `save` and for `allow="ask"`.
+        pictures: Derived pictures; see `PictureDict`. `None`: links are to originals, and nothing but links changes.
     """
 
     public_url: Required[str]
@@ -76,6 +96,7 @@ class Options(TypedDict, total=False):
     site_url: str
     save: str | None
     token: str | None
+    pictures: PictureDict | None
 
 
 class LinkRewriter:
@@ -100,6 +121,7 @@ class LinkRewriter:
         site_url: str = "",
         save: str | None = None,
         token: str | None = None,
+        pictures: PictureDict | None = None,
     ) -> None:
         _check_url("public_url", public_url)
         _check_url("site_url", site_url)
@@ -107,7 +129,7 @@ class LinkRewriter:
             raise ValueError(f"signing_key: has to have {KEY_CHARS_MIN} characters or more")
         if token is not None and save is None and allow != "ask":
             raise ValueError('token: is for save and for allow="ask", and there is neither')
-        self._public_url, self._key = public_url, signing_key
+        self._public_url, self._key, self._pictures = public_url, signing_key, _read_pictures(pictures)
         self._which: Choice | Literal["temporary", "all"] = _read_which(which)
         self._provider_rules = read_provider_rules(providers) if providers else BUILT_IN
         patterns = self._allowed(which) if allow is None or allow == "ask" else allow
@@ -125,7 +147,7 @@ class LinkRewriter:
         rules = self._rules.current if isinstance(self._rules, PolicyClient) else self._rules
         if rules is None or (rules.needs_key and self._key is None):
             return PageLinks(_leave, url, None)
-        links = ImgLinks(self._choice(url), self._public_url, self._key, rules.policy)
+        links = ImgLinks(self._choice(url), self._public_url, self._key, rules.policy, self._pictures)
         return PageLinks(links, url, self._saver)
 
     def page_url(self, scheme: str, host: str, path: str, query: str = "") -> str | None:
@@ -144,10 +166,20 @@ class LinkRewriter:
             log_fault("HTML not rewritten", error)
             return html
 
-    def img_url(self, url: str) -> str:
-        """Return the new link for any link; the same link if it is none to an image."""
-        links = PageLinks(ImgLinks(every, self._public_url, self._key), self.site_url or None, self._saver)
-        return Page(links, links.url).replacement(url) or url
+    def img_url(self, url: str, options: str = "") -> str:
+        """
+        Return the new link for any link; the same link if it is none to an image.
+
+        Args:
+            url: The link.
+            options: Options of a derived picture, as `w=400&format=auto` or `preset=thumb`.
+
+        Raises:
+            ValueError: An option is malformed.
+        """
+        links = ImgLinks(every, self._public_url, self._key, None, _pictures_of(options))
+        page = PageLinks(links, self.site_url or None, self._saver)
+        return Page(page, page.url).replacement(url, is_picture=True) or url
 
     def _allowed(self, which: Which) -> Sequence[str]:
         """Return the default of `allow`: an imgkeep that requires signatures fetches from any host by default."""
@@ -172,6 +204,7 @@ class PageLinks:
 
     def __init__(self, links: Linker, url: str | None, saver: Saver | None) -> None:
         self._links, self._saver = links, saver
+        self.picture_linker = picture_linker(links)
         self._has_told = False
         self.url = url
         self.count = 0
@@ -191,7 +224,9 @@ class PageLinks:
         return made
 
 
-def img_url(url: str, *, public_url: str = "", signing_key: str | None = None, site_url: str = "") -> str:
+def img_url(
+    url: str, options: str = "", *, public_url: str = "", signing_key: str | None = None, site_url: str = ""
+) -> str:
     """
     Return imgkeep's link for any link to an image.
 
@@ -200,6 +235,7 @@ def img_url(url: str, *, public_url: str = "", signing_key: str | None = None, s
 
     Args:
         url: The link.
+        options: Options of a derived picture, as `w=400&format=auto` or `preset=thumb`.
         public_url: URL at which browsers reach imgkeep; empty: the server of the page.
         signing_key: The first of imgkeep's `security.signing_keys`, if it has any.
         site_url: Base URL of relative links.
@@ -207,7 +243,7 @@ def img_url(url: str, *, public_url: str = "", signing_key: str | None = None, s
     Raises:
         ValueError: An option is invalid; the message names it.
     """
-    return _rewriter(public_url, signing_key, site_url).img_url(url) if url else url
+    return _rewriter(public_url, signing_key, site_url).img_url(url, options) if url else url
 
 
 @lru_cache(_REWRITERS_MAX)
@@ -247,6 +283,26 @@ def _check_url(name: str, url: str) -> None:
             read_base(url)
     except SourceRejected as error:
         raise ValueError(f"{name}: {error}".replace("the source URL", "it")) from None
+
+
+@lru_cache(_REWRITERS_MAX)
+def _pictures_of(options: str) -> Pictures | None:
+    return PictureSettings(options).read(DEFAULT_WIDTHS)
+
+
+def _read_pictures(given: PictureDict | None) -> Pictures | None:
+    if given is None:
+        return None
+    unknown = sorted(set(given) - {"rules", "widths", "sizes", "lazy"})
+    if unknown:
+        raise ValueError(f"pictures: {unknown[0]} is unknown; there are rules, widths, sizes and lazy")
+    settings = PictureSettings(
+        given.get("rules", ""), given.get("widths"), given.get("sizes", ""), is_lazy=given.get("lazy", False)
+    )
+    try:
+        return settings.read(DEFAULT_WIDTHS)
+    except ValueError as error:
+        raise ValueError(f"pictures: {error}") from None
 
 
 def _read_which(which: Which) -> Choice | Literal["temporary", "all"]:

@@ -167,6 +167,7 @@ def add_api(router: web.UrlDispatcher) -> None:
     delete("/api/images", images.remove_images)
     get("/api/images/{key}", images.show_image)
     delete("/api/images/{key}", images.remove_image)
+    get("/api/images/{key}/placeholder", images.show_placeholder)
     post("/api/images/{key}/refetch", images.refetch_image)
     post("/api/images/{key}/restore", images.restore_image)
     post("/api/refetch", images.refetch)

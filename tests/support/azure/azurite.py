@@ -21,7 +21,7 @@ from azure.storage.blob import ContainerClient
 from azure.storage.blob.aio import ContainerClient as AsyncContainerClient
 
 from tests.support.installed import require
-from tests.support.s3.loopback import HOST, port_of, reserve
+from tests.support.loopback import HOST, port_of, reserve
 from tests.support.s3.process import ServerProcess
 from tests.support.waiting import block_until
 

@@ -22,7 +22,7 @@ import aiohttp
 from yarl import URL
 
 from tests.support.installed import require
-from tests.support.s3.loopback import HOST, port_of, reserve
+from tests.support.loopback import HOST, port_of, reserve
 from tests.support.s3.process import ServerProcess
 from tests.support.waiting import block_until
 

@@ -21,7 +21,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from aiohttp import web
 
 from tests.support.gcs.accounts import ACCOUNT, Accounts, is_signed, now
-from tests.support.s3.loopback import HOST, port_of, reserve
+from tests.support.loopback import HOST, port_of, reserve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from uuid import uuid4
 
-from tests.support.s3.loopback import HOST
+from tests.support.loopback import HOST
 from tests.support.s3.process import LEASH
 
 KEY, SECRET = "ceph-key", "ceph-secret"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.loopback import HOST
 from tests.support.s3.gate import Gate
-from tests.support.s3.loopback import HOST
 from tests.support.s3.servers import S3Servers
 
 if TYPE_CHECKING:

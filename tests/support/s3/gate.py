@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, assert_never
 
-from tests.support.s3.loopback import HOST, port_of, reserve
+from tests.support.loopback import HOST, port_of, reserve
 from tests.support.s3.misbehaving import (
     Answer,
     Corrupt,

@@ -14,7 +14,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.support.s3.loopback import HOST, listens, port_of
+from tests.support.loopback import HOST, listens, port_of
 
 if TYPE_CHECKING:
     import socket

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.support.installed import require
+from tests.support.loopback import HOST
 from tests.support.program import ROOT
 from tests.support.s3 import ceph
-from tests.support.s3.loopback import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -20,7 +20,7 @@ from aiobotocore.session import AioSession
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from tests.support.s3.loopback import HOST, port_of, reserve
+from tests.support.loopback import HOST, port_of, reserve
 from tests.support.s3.process import ServerProcess
 from tests.support.s3.programs import BUCKET, KINDS
 from tests.support.waiting import block_until, until

@@ -10,13 +10,14 @@ Rules:
 - Rewriting twice changes nothing: imgkeep's own links stay.
 
 A linker decides about each link. `ImgLinks` writes links to `/img`, `SourceLinks` writes the source URLs back; a linker
-may be any callable.
+may be any callable. With `Pictures` the links of `<img>` get options, and the elements `srcset` and other attributes.
 """
 
 from __future__ import annotations
 
 from imgkeep.core.rewrite.links import Choice, Hosts, ImgLinks, Linker, SourceLinks, Temporary, every
 from imgkeep.core.rewrite.markdown import rewrite_markdown
+from imgkeep.core.rewrite.pictures import Pictures, PictureSettings
 from imgkeep.core.rewrite.stream import HtmlStream, rewrite_html
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "HtmlStream",
     "ImgLinks",
     "Linker",
+    "PictureSettings",
+    "Pictures",
     "SourceLinks",
     "Temporary",
     "every",

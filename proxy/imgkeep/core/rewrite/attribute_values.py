@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     Links = Iterable[tuple[int, int, str]]
 
+_QUOTE: Final = '"'
 _BLANK: Final = "".join(map(chr, range(33)))
 _NOTHING: Final = re.compile(r"(?!)")
 # Characters that would end an unquoted URL or a string in CSS; `Page.replacement` escapes all others.
@@ -39,6 +40,11 @@ class Values:
     def attribute(self, source: str, quote: str, form: Form) -> str:
         """Return the new source of an attribute's value in these quotes."""
         return self._rewritten(source, references.read, form, lambda link, _: references.write(link, quote))
+
+    def new_attributes(self, src: str, given: Callable[[str], str | None]) -> str:
+        """Return the source of the attributes that an `<img>` gets behind its `src`, whose link was rewritten."""
+        made = self.page.attributes(src, given)
+        return "".join(f' {name}="{references.write(value, _QUOTE)}"' for name, value in made)
 
     def style_sheet(self, source: str) -> str:
         """Return the new source of a style sheet."""
@@ -71,7 +77,7 @@ class Values:
         """Yield start and end of each link to replace, with the new link."""
         find, unsafe = _FORMS[form]
         for start, end, link in find(text):
-            new = self.page.replacement(link)
+            new = self.page.replacement(link, is_picture=form is Form.PICTURE)
             if new is not None:
                 yield start, end, unsafe.sub(_percent_encoded, new)
 
@@ -96,6 +102,7 @@ def _percent_encoded(found: re.Match[str]) -> str:
 # By form: the finder of links, and the characters that a new link must not contain there.
 _FORMS: Final[dict[Form, tuple[Callable[[str], Links], re.Pattern[str]]]] = {
     Form.LINK: (_whole, _NOTHING),
+    Form.PICTURE: (_whole, _NOTHING),
     Form.SRCSET: (_in_srcset, _OUTER_COMMA),
     Form.CSS: (css.find_links, _IN_CSS),
     Form.JSON_LD: (json_ld.find_links, _NOTHING),

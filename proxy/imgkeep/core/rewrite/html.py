@@ -20,7 +20,7 @@ from imgkeep.core.rewrite import raw_text as raw
 from imgkeep.core.rewrite import svg_style, tags
 from imgkeep.core.rewrite.budget import Budget
 from imgkeep.core.rewrite.foreign_content import Foreign
-from imgkeep.core.rewrite.html_attributes import find_places, is_json_ld, is_style_sheet
+from imgkeep.core.rewrite.html_attributes import Form, find_places, is_json_ld, is_style_sheet
 from imgkeep.core.rewrite.raw_text import Raw
 from imgkeep.core.rewrite.tags import LongTag
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from imgkeep.core.rewrite.attribute_values import Values
-    from imgkeep.core.rewrite.tags import Tag
+    from imgkeep.core.rewrite.tags import Attribute, Tag
 
 TOKEN_CHARS_MAX: Final = 1 << 20
 """Maximum length of a tag, or of raw text with links; the largest style sheets in pages have some hundred kilobytes."""
@@ -280,8 +280,18 @@ class Html:
         found = (
             (attributes[name], form) for name, form in find_places(tag.name, namespace, value) if name in attributes
         )
-        for (start, end, quote), form in sorted(found, key=lambda each: each[0].start):
-            self._change(text, start, end, self._values.attribute(text[start:end], quote, form))
+        for attribute, form in sorted(found, key=lambda each: each[0].start):
+            start, end, quote = attribute
+            new = self._values.attribute(text[start:end], quote, form)
+            self._change(text, start, end, new)
+            if form is Form.PICTURE and attribute is attributes.get("src") and new != text[start:end]:
+                self._add_attributes(attribute, self._values.read(text[start:end]), value)
+
+    def _add_attributes(self, src: Attribute, link: str, value: Callable[[str], str | None]) -> None:
+        """Add attributes to an `<img>` behind its `src`, which has a new link."""
+        if self._values.page.has_pictures and (new := self._values.new_attributes(link, value)):
+            end = src.end + len(src.quote)
+            self._edits.append(Edit(end, end, new))
 
     def _note_name(self, name: str, *, is_end: bool) -> None:
         if not is_end:

@@ -14,12 +14,14 @@ class Form(Enum):
     """The form of a value with links."""
 
     LINK = auto()
+    PICTURE = auto()
+    """The link of an `<img>`."""
     SRCSET = auto()
     CSS = auto()
     JSON_LD = auto()
 
 
-_IMG: Final = {"src": Form.LINK, "data-src": Form.LINK, "srcset": Form.SRCSET, "data-srcset": Form.SRCSET}
+_IMG: Final = {"src": Form.PICTURE, "data-src": Form.PICTURE, "srcset": Form.SRCSET, "data-srcset": Form.SRCSET}
 _BACKGROUND: Final = {"background": Form.LINK}
 
 # `image` is `img` to the tree builder, outside of SVG.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from urllib.parse import quote
 
 from imgkeep.core.errors import SourceRejected
@@ -25,12 +25,14 @@ from imgkeep.core.signing import signed_path
 from imgkeep.core.source_url import own_path, read_img_query, read_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
     from imgkeep.core.identity import ProviderRules
     from imgkeep.core.policy import Policy
     from imgkeep.core.records import Source
+    from imgkeep.core.rewrite.pictures import Pictures
+    from imgkeep.core.source_url import Parameters
 
 Linker: TypeAlias = "Callable[[str], str | None]"
 """A function from an absolute http(s) URL without fragment to the link to write; `None`: the link stays."""
@@ -89,6 +91,7 @@ class ImgLinks:
         public_url: Prefix of imgkeep's paths, as `server.public_url`; empty: none, for pages on the same server.
         key: The first of `security.signing_keys`, if any: the linker signs links, without an expiry.
         policy: The policy of imgkeep, if known; links that it refuses stay.
+        pictures: Settings for derived pictures; `None`: all links are to originals.
 
     Raises:
         SourceRejected: `public_url` is neither empty nor an http(s) URL.
@@ -98,6 +101,7 @@ class ImgLinks:
     public_url: str = ""
     key: str | None = field(default=None, repr=False)
     policy: Policy | None = None
+    pictures: Pictures | None = None
     _public: Source | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -112,7 +116,15 @@ class ImgLinks:
             return None
         if (self.policy is not None and judge(source, self.policy) is not None) or not self.chosen(source):
             return None
-        path = f"/img?src={quote(url, safe='')}" if self.key is None else signed_path(self.key, url)
+        return self.link(url)
+
+    def link(self, url: str, options: Parameters = ()) -> str:
+        """Return the link to a picture of any URL, or to the original."""
+        if self.key is not None:
+            path = signed_path(self.key, url, options=options)
+        else:
+            given = "".join(f"&{name}={quote(value, safe='')}" for name, value in options)
+            path = f"/img?src={quote(url, safe='')}{given}"
         return self.public_url.rstrip("/") + path
 
 
@@ -145,6 +157,26 @@ class SourceLinks:
             return None
 
 
+class PictureLinker(NamedTuple):
+    """
+    A writer of links to derived pictures.
+
+    Attributes:
+        pictures: The settings.
+        link: Returns the link to a picture of a URL that was chosen, or to its original.
+    """
+
+    pictures: Pictures
+    link: Callable[[str, Parameters], str]
+
+
+def picture_linker(linker: Linker) -> PictureLinker | None:
+    """Return what writes the links to derived pictures; `None`: the linker writes none."""
+    if isinstance(linker, ImgLinks):
+        return None if linker.pictures is None else PictureLinker(linker.pictures, linker.link)
+    return getattr(linker, "picture_linker", None)
+
+
 def undoes(linker: Linker) -> bool:
     """Return whether a linker also decides about imgkeep's own links, unresolved."""
     return bool(getattr(linker, "undoes", False))
@@ -166,6 +198,12 @@ class Page:
         self._base = self._url
         self.query_codec = query_codec
         self._base_is_told = False
+        self._pictures = picture_linker(linker)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Return whether links to images get options, or elements attributes."""
+        return self._pictures is not None
 
     def note_base(self, text: str) -> None:
         """Set the base URL by the first `<base href>`, and ignore any other."""
@@ -173,27 +211,53 @@ class Page:
             self._base_is_told = True
             self._base = resolve.read_base(text, self._url)
 
-    def replacement(self, text: str) -> str | None:
-        """Return the new link in printable ASCII; `None`: the link stays."""
+    def replacement(self, text: str, *, is_picture: bool = False) -> str | None:
+        """
+        Return the new link in printable ASCII; `None`: the link stays.
+
+        Args:
+            text: The link as it stands in the page.
+            is_picture: Whether it is that of an `<img>`, so it gets the options of derived pictures.
+        """
         trimmed = resolve.trimmed(text)
         if undoes(self._linker):
             return self._written(text, trimmed if trimmed.startswith(IMG) else resolve.resolve(text, self._base))
+        url = self._readable(text, trimmed)
+        return self._written(text, url, is_picture=is_picture)
+
+    def attributes(self, text: str, given: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
+        """Yield attributes for an `<img>` whose link, `text`, was rewritten, and their values in printable ASCII."""
+        url = self._readable(text, resolve.trimmed(text))
+        if self._pictures is None or url is None or "#" in url:
+            return
+        settings, link = self._pictures
+        yield from settings.attributes(
+            self._in_query_codec(url), given, lambda url, options: _encode_illegal(link(url, options))
+        )
+
+    def _readable(self, text: str, trimmed: str) -> str | None:
+        """Return the absolute URL of a link that is none of imgkeep's own; `None`: there is none."""
         if trimmed.startswith(OWN_PATHS):
             return None
         url = resolve.resolve(text, self._base)
-        return None if url is None or self._is_ours(url) else self._written(text, url)
+        return None if url is None or self._is_ours(url) else url
 
-    def _written(self, text: str, url: str | None) -> str | None:
+    def _in_query_codec(self, url: str) -> str:
+        return url if self.query_codec is None or url.isascii() else resolve.with_query_in(url, self.query_codec)
+
+    def _written(self, text: str, url: str | None, *, is_picture: bool = False) -> str | None:
         if url is None or _UNREADABLE.search(url):
             return None
-        if self.query_codec is not None and not url.isascii():
-            url = resolve.with_query_in(url, self.query_codec)
-        address, mark, fragment = url.partition("#")
+        address, mark, fragment = self._in_query_codec(url).partition("#")
         made = self._linker(address)
+        if made is not None and is_picture and self._pictures is not None:
+            settings, link = self._pictures
+            options = settings.link_options_of(address)
+            made = link(address, options) if options else made
         if made is None:
             return None
         try:
-            written = _ILLEGAL.sub(lambda found: quote(found[0], safe=""), made + mark + fragment)
+            written = _encode_illegal(made + mark + fragment)
         except UnicodeEncodeError:
             return None
         return None if written == text else written
@@ -203,3 +267,8 @@ class Page:
             return False
         origin = f"{self._url.scheme}://{self._url.authority}"
         return url.startswith(tuple(origin + path for path in OWN_PATHS))
+
+
+def _encode_illegal(link: str) -> str:
+    """Percent-encode what a link must not contain. Raises: UnicodeEncodeError."""
+    return _ILLEGAL.sub(lambda found: quote(found[0], safe=""), link)

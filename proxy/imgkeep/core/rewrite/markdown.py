@@ -121,14 +121,14 @@ class _Page(Page):
         self.images: dict[str, _Image] = {}
         self.shown: dict[str, str | None] = {}
 
-    def replacement(self, text: str) -> str | None:
+    def replacement(self, text: str, *, is_picture: bool = False) -> str | None:
         image = self.images.get(text)
         if image is None:
-            return super().replacement(text)
+            return super().replacement(text, is_picture=is_picture)
         if text not in self.shown:
             source = image.destination
             link = unescapeAll(source[1:-1] if source.startswith("<") else source)
-            self.shown[text] = super().replacement(_as_rendered(link))
+            self.shown[text] = super().replacement(_as_rendered(link), is_picture=is_picture)
         return None
 
 

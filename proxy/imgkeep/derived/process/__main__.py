@@ -12,6 +12,7 @@ import msgspec
 from imgkeep.derived.messages import DeriveJob, ProcessLimits, Ready, Unusable
 from imgkeep.derived.process.connection import Connection
 from imgkeep.derived.process.limits import allow_processor_time, set_limits
+from imgkeep.derived.process.memory import Memory
 
 if TYPE_CHECKING:
     from imgkeep.derived.messages import Answer, Job
@@ -36,6 +37,7 @@ def main(arguments: list[str]) -> int:
             writes=tuple(each.name for each in library.writable()),
         )
     )
+    memory = Memory(limits.memory_bytes_max)
     for job, descriptors in connection.jobs():
         allow_processor_time(limits.cpu_s)
         try:
@@ -44,6 +46,8 @@ def main(arguments: list[str]) -> int:
             for descriptor in descriptors:
                 os.close(descriptor)
         connection.send(answer)
+        if memory.is_worn:
+            break
     return 0
 
 

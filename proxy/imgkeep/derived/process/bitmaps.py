@@ -70,10 +70,14 @@ def _read_icon(body: Body, dib: Dib, pixels_max: int) -> pyvips.Image:
     image = _read_rows(body, dib, rows_at, pixels_max, has_alpha=True)
     if image.hasalpha() and image[3].max() > 0:
         return image
+    image = image.extract_band(0, n=3)
+    mask_at = rows_at + dib.row_bytes * dib.height
     mask = dib._replace(depth=1)
-    bits = _take_rows(body, mask, rows_at + dib.row_bytes * dib.height)
+    if mask_at + mask.row_bytes * mask.height > body.size:
+        return image
+    bits = _take_rows(body, mask, mask_at)
     opaque = pyvips.Image.new_from_memory(bits, dib.width, dib.height, 1, "uchar").flipver() == 0
-    return image.extract_band(0, n=3).bandjoin(opaque)
+    return image.bandjoin(opaque)
 
 
 def _read_rows(body: Body, dib: Dib, at: int, pixels_max: int, *, has_alpha: bool = False) -> pyvips.Image:

@@ -60,5 +60,6 @@ def refused_by(deadline: Deadline) -> Iterator[None]:
 
 
 def _readable(text: str) -> str:
-    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
-    return line[:_DETAIL_CHARS_MAX]
+    """Return the last line of a text, which says what went wrong; those above say how it was noticed."""
+    line = (text.strip().splitlines() or ["it does not say why"])[-1]
+    return "".join(each if each.isprintable() else "?" for each in line)[:_DETAIL_CHARS_MAX]

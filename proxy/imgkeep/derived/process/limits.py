@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def set_limits(limits: ProcessLimits) -> None:
     _lower(resource.RLIMIT_NOFILE, OPEN_FILES_MAX)
     _lower(resource.RLIMIT_FSIZE, PICTURE_BYTES_MAX)
     if sys.platform == "linux":  # macOS refuses a limit of the address space
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS_MAX)
+        with suppress(AttributeError):  # not every C library has it
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS_MAX)
         _lower(resource.RLIMIT_AS, limits.memory_bytes_max)
     os.nice(limits.niceness)
     if limits.idle and hasattr(os, "SCHED_IDLE"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from imgkeep.core.records import Format
-from imgkeep.derived.process.png_chunks import SIGNATURE_BYTES, chunks
+from imgkeep.derived.process.chunks import PNG_SIGNATURE_BYTES, png_chunks, webp_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,8 +105,8 @@ def _jpeg_end(data: bytes | mmap, at: int) -> int:
 
 
 def _png(data: bytes | mmap, orientation: int) -> Iterator[bytes]:
-    yield data[:SIGNATURE_BYTES]
-    for chunk in chunks(data):
+    yield data[:PNG_SIGNATURE_BYTES]
+    for chunk in png_chunks(data):
         if chunk.type in _PNG_KEPT:
             yield data[chunk.start : chunk.end]
         if chunk.type == b"IHDR" and orientation != 1:
@@ -117,22 +117,17 @@ def _png_chunk(type_: bytes, body: bytes) -> bytes:
     return pack(">I", len(body)) + type_ + body + pack(">I", crc32(type_ + body))
 
 
-def _webp(data: bytes | mmap, orientation: int) -> bytes | None:
-    """Return the chunks that stay (RFC 9649, 2.5)."""
+def _webp(data: bytes | mmap, orientation: int) -> bytes:
+    """Return a file of the chunks that stay (RFC 9649, 2.7)."""
     kept = []
-    at = 12
-    end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
-    while at + 8 <= end:
-        size = int.from_bytes(data[at + 4 : at + 8], "little")
-        next_at = at + 8 + size + size % 2
-        chunk = bytes(data[at:next_at])
-        if chunk[:4] == b"VP8X":
+    for each in webp_chunks(data):
+        chunk = data[each.start : each.end]
+        if each.type == b"VP8X":
             flags = chunk[8] & ~_WEBP_HAS_XMP
             flags = flags & ~_WEBP_HAS_EXIF if orientation == 1 else flags | _WEBP_HAS_EXIF
             chunk = chunk[:8] + bytes((flags,)) + chunk[9:]
-        if chunk[:4] not in _WEBP_DROPPED:
+        if each.type not in _WEBP_DROPPED:
             kept.append(chunk)
-        at = next_at
     if orientation != 1:
         block = _exif(orientation)
         kept.append(b"EXIF" + pack("<I", len(block)) + block)

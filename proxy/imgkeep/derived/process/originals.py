@@ -16,8 +16,8 @@ import pyvips
 from imgkeep.core.derived.plan import turned
 from imgkeep.core.records import Format, PixelSize
 from imgkeep.derived.process import bitmaps, library
-from imgkeep.derived.process.png_chunks import count_frames
-from imgkeep.derived.process.refusals import Refusal, require_pixels
+from imgkeep.derived.process.chunks import count_frames, without_long_texts
+from imgkeep.derived.process.refusals import Refusal, require_frames, require_pixels
 
 if TYPE_CHECKING:
     from imgkeep.derived.messages import Job
@@ -26,7 +26,6 @@ ANIMATED: Final = (Format.GIF, Format.WEBP)
 """Formats whose pages are frames, and are read and written all together."""
 
 _BITMAPS: Final = (Format.BMP, Format.ICO, Format.CUR)
-_FAIL_ON: Final = "truncated"
 _GREY: Final = ("b-w", "grey16")
 _COLOURS: Final = ("srgb", "rgb16", "rgb", "scrgb", *_GREY)
 """Colour spaces whose pixels can be scaled as they are, and converted after it."""
@@ -49,7 +48,7 @@ class Original:
         bitmap: The image, if libvips cannot read the file itself.
     """
 
-    data: mmap.mmap
+    data: bytes | mmap.mmap
     format: Format
     size: PixelSize
     orientation: int
@@ -75,9 +74,10 @@ class Original:
             options["output_profile"] = "srgb"
         if self.bitmap is not None:
             return _to_srgb(self.bitmap.thumbnail_image(size.width, **options))
-        options["option_string"] = f"[page={page},n={count}]" if self.pages > 1 else ""
+        pages = f",page={page},n={count}" if self.pages > 1 else ""
+        options["option_string"] = f"[fail_on=truncated{pages}]"  # its parameter `fail_on` has no effect (8.18)
         source = pyvips.Source.new_from_memory(self.data)
-        return _to_srgb(pyvips.Image.thumbnail_source(source, size.width, fail_on=_FAIL_ON, **options))
+        return _to_srgb(pyvips.Image.thumbnail_source(source, size.width, **options))
 
 
 def open_original(descriptor: int, job: Job) -> Original:
@@ -88,18 +88,23 @@ def open_original(descriptor: int, job: Job) -> Original:
         Refusal: It is no file of this format, a page has too many pixels, or this installation cannot read the format.
     """
     format_ = Format[job.original_format]
-    data = _map(descriptor)
+    data: bytes | mmap.mmap = _map(descriptor)
     if format_ is Format.SVG and not job.rasterise_svg:
         raise Refusal("unsupported", "SVG images are not drawn; derive.svg = true allows it")
     if format_ not in library.readable():
         raise Refusal("unsupported", f"libvips {library.version()} of this installation reads no {format_.name}")
     library.allow_svg(is_allowed=job.rasterise_svg)
     bitmap = bitmaps.read(format_, data, job.pixels_max) if format_ in _BITMAPS else None
+    frames = count_frames(format_, data) if format_ in (Format.WEBP, Format.APNG) else 1
+    if format_ is Format.WEBP:
+        require_frames(frames, job.frames_max)
+    if format_ in (Format.PNG, Format.APNG):
+        data = without_long_texts(data)
     image = _header(data, format_) if bitmap is None else bitmap
     require_pixels(PixelSize(image.width, image.height), 1, job.pixels_max)
     orientation = image.get("orientation") if image.get_typeof("orientation") else 1
     orientation = orientation if 1 <= orientation <= 8 else 1
-    pages = image.get_n_pages()
+    pages = image.get("n-pages") if image.get_typeof("n-pages") else 1
     size = PixelSize(image.width, image.height)
     return Original(
         data=data,
@@ -107,7 +112,7 @@ def open_original(descriptor: int, job: Job) -> Original:
         size=turned(size) if orientation >= 5 else size,
         orientation=orientation,
         pages=pages,
-        frames=pages if format_ in ANIMATED else count_frames(data) if format_ is Format.APNG else 1,
+        frames=pages if format_ is Format.GIF else frames,
         colours=image.interpretation,
         has_profile=bool(image.get_typeof("icc-profile-data")),
         has_alpha=image.hasalpha(),
@@ -122,7 +127,7 @@ def _map(descriptor: int) -> mmap.mmap:
         raise Refusal("unreadable", "the original is empty") from None
 
 
-def _header(data: mmap.mmap, format_: Format) -> pyvips.Image:
+def _header(data: bytes | mmap.mmap, format_: Format) -> pyvips.Image:
     """Return an image of the first page whose pixels are not decoded yet."""
     image = pyvips.Image.new_from_source(pyvips.Source.new_from_memory(data), "", access="sequential")
     if image.get("vips-loader") != library.loader_of(format_):

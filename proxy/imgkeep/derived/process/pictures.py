@@ -21,7 +21,7 @@ from imgkeep.derived.process.encoders import HAS_ALPHA, HAS_GREY, encode
 from imgkeep.derived.process.frames import Frames
 from imgkeep.derived.process.metadata_removal import without_metadata
 from imgkeep.derived.process.originals import ANIMATED, Original, open_original
-from imgkeep.derived.process.refusals import Refusal, require_pixels
+from imgkeep.derived.process.refusals import Refusal, require_frames, require_pixels
 from imgkeep.derived.process.upright_metadata import state_upright
 
 if TYPE_CHECKING:
@@ -112,8 +112,7 @@ def _pages(original: Original, options: PictureOptions, format_: Format, job: De
         return options.page, 1
     if original.frames == 1 or original.format not in ANIMATED or format_ not in ANIMATED:
         return 0, 1
-    if original.frames > job.frames_max:
-        raise Refusal("too_large", f"{original.frames} frames are more than the {job.frames_max} of derive.frames_max")
+    require_frames(original.frames, job.frames_max)
     require_pixels(original.size, original.frames, job.pixels_max)
     return 0, original.frames
 
@@ -145,11 +144,11 @@ def _change(work: _Work, deadline: Deadline) -> Frames:
 def _fill(frames: Frames, work: _Work) -> None:
     """Fill up what the options, or the format, do not leave transparent."""
     colour = _colour(work.options.background)
+    if colour is not None:
+        frames.lay_on(colour)
     if work.sizes.canvas != frames.size:
         otherwise = _TRANSPARENT if work.format in HAS_ALPHA else _WHITE
         frames.pad(work.sizes.canvas, work.options.gravity, colour or otherwise)
-    if colour is not None:
-        frames.lay_on(colour)
     if work.format not in HAS_ALPHA:
         frames.flatten()
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from imgkeep.derived.messages import Refused
 
 if TYPE_CHECKING:
     from imgkeep.core.records import PixelSize
+
+FRAMES_MAX: Final = 9_999
+"""Maximum number of frames, whatever the settings: libvips takes a file with more for a single one."""
 
 
 class Refusal(Exception):
@@ -23,3 +26,11 @@ def require_pixels(size: PixelSize, frames: int, pixels_max: int) -> None:
     if size.pixels * frames > pixels_max:
         what = f"{size.width} x {size.height} pixels" + (f" in {frames} frames" if frames > 1 else "")
         raise Refusal("too_large", f"{what} are more than the {pixels_max} of derive.pixels_max")
+
+
+def require_frames(frames: int, frames_max: int) -> None:
+    """Raise `Refusal` for more frames than allowed."""
+    if frames > min(frames_max, FRAMES_MAX):
+        raise Refusal(
+            "too_large", f"{frames} frames are more than the {min(frames_max, FRAMES_MAX)} of derive.frames_max"
+        )

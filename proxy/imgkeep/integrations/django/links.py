@@ -28,14 +28,15 @@ def configured() -> LinkRewriter:
         raise ImproperlyConfigured(f"IMGKEEP: {error}") from error
 
 
-def img_url(url: str) -> str:
+def img_url(url: str, options: str = "") -> str:
     """
-    Return imgkeep's link for any link to an image.
+    Return imgkeep's link for any link to an image; `options` are those of a derived picture, as `preset=thumb`.
 
     Raises:
+        ValueError: An option is malformed.
         ImproperlyConfigured: `IMGKEEP` is missing or invalid.
     """
-    return configured().img_url(url) if url else url
+    return configured().img_url(url, options) if url else url
 
 
 def _forget(*, setting: str, **_: object) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from imgkeep.cluster.workers.peers import WorkerPeers
     from imgkeep.core.records import Record
     from imgkeep.database import ImageIndex
+    from imgkeep.derived.facts import FactsFinder
     from imgkeep.health import Health
     from imgkeep.images.failure_history import RecentFailure
     from imgkeep.images.inspect import Inspector
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
     from imgkeep.images.upload import Saver
     from imgkeep.jobs.runner import JobRunner
     from imgkeep.page_rewriting import LinkSelection, RewriteService
+
+
+@dataclass(frozen=True, slots=True)
+class Rewriting:
+    """What rewrites documents, and the rules for their links."""
+
+    service: RewriteService
+    link_selection: LinkSelection
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +56,10 @@ class ApiContext:
     saver: Saver
     remover: Remover
     refetcher: Refetcher
+    facts: FactsFinder
     jobs: JobRunner
     list_failures: Callable[[], Awaitable[Sequence[Sequence[RecentFailure]]]]
-    link_selection: LinkSelection
-    rewrite_service: RewriteService
+    rewriting: Rewriting
     health: Health
     relay_peers: WorkerPeers | None = None
 
@@ -71,8 +80,13 @@ def api_context(request: web.Request) -> ApiContext:
 
 
 def image_facts(request: web.Request, record: Record) -> ImageFacts:
-    """Return the facts of a record, whatever the store."""
+    """Return the facts in a record, whatever the store."""
     return request.app[API].image_service.describe(record, base=request[ADMISSION].base)
+
+
+async def describe_images(request: web.Request, records: Sequence[Record]) -> list[ImageFacts]:
+    """Return the facts of records, with what their pixels tell where that is known."""
+    return [image_facts(request, record) for record in await request.app[API].facts.add_to(records)]
 
 
 def json_response(

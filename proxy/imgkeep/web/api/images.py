@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from aiohttp import web
 
-from imgkeep.core.errors import InvalidRequest
+from imgkeep.core.errors import DeriveFailed, InvalidRequest
+from imgkeep.core.placeholder import placeholder_url
 from imgkeep.core.records import Digest, Key, Wanted
 from imgkeep.core.source_url import read_source
+from imgkeep.core.thumbhash import InvalidThumbHash
 from imgkeep.web.api import schemas
-from imgkeep.web.api.api_services import API, api_context, image_facts, json_response, read_query
+from imgkeep.web.api.api_services import API, api_context, describe_images, json_response, read_query
 from imgkeep.web.api.paging import make_cursor, read_cursor, read_limit
 from imgkeep.web.request_body import BODIES, has_body
 from imgkeep.web.request_state import REQUEST_LOG
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from imgkeep.images.operator_refetch import Refetched
     from imgkeep.images.removal import Restored
 
+_NOT_STORED: Final = "no image is stored under this key"
 _FORCE: Final = "force=true makes sure that none ever will be"
 
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
@@ -64,7 +68,7 @@ async def list_images(request: web.Request) -> web.Response:
     page = await context.image_index.page(limit=limit + 1, after=after, wanted=wanted)
     shown = page[:limit]
     following = make_cursor(shown[-1].stored_at, shown[-1].key) if len(page) > limit else None
-    return json_response(schemas.Images(images=[image_facts(request, record) for record in shown], next=following))
+    return json_response(schemas.Images(images=await describe_images(request, shown), next=following))
 
 
 async def show_image(request: web.Request) -> web.Response:
@@ -72,8 +76,33 @@ async def show_image(request: web.Request) -> web.Response:
     context = api_context(request)
     record = await context.image_service.find(_read_key(request))
     if record is None:
-        raise web.HTTPNotFound(text="no image is stored under this key")
-    return json_response(schemas.show_image(schemas.ShownImage, image_facts(request, record)))
+        raise web.HTTPNotFound(text=_NOT_STORED)
+    (facts,) = await describe_images(request, [record])
+    return json_response(schemas.show_image(schemas.ShownImage, facts))
+
+
+async def show_placeholder(request: web.Request) -> web.Response:
+    """Show the placeholder of an image; what its pixels tell is found now if it is not known."""
+    context = api_context(request)
+    record = await context.image_service.find(_read_key(request))
+    if record is None:
+        raise web.HTTPNotFound(text=_NOT_STORED)
+    facts = await context.facts.find(record)
+    try:
+        url = await asyncio.to_thread(placeholder_url, facts.thumbhash)
+    except InvalidThumbHash:
+        raise DeriveFailed("the stored ThumbHash is damaged: `imgkeep reindex` deletes it") from None
+    return json_response(
+        schemas.Placeholder(
+            key=record.key,
+            digest=record.digest,
+            placeholder=url,
+            thumbhash=facts.thumbhash,
+            colour=f"#{facts.colour}",
+            width=facts.width,
+            height=facts.height,
+        )
+    )
 
 
 async def remove_image(request: web.Request) -> web.Response:
@@ -144,7 +173,7 @@ async def refetch_image(request: web.Request) -> web.Response:
     source = None if url is None else read_source(url)
     if source is not None:
         request[REQUEST_LOG].host = source.host
-    return _show_refetched(request, await context.refetcher.refetch(key, source))
+    return await _show_refetched(request, await context.refetcher.refetch(key, source))
 
 
 async def refetch(request: web.Request) -> web.Response:
@@ -153,14 +182,14 @@ async def refetch(request: web.Request) -> web.Response:
     body = await request.app[BODIES].read_json(request, Refetch)
     source = read_source(body.url)
     _log_source(request, source)
-    return _show_refetched(request, await context.refetcher.refetch_source(source))
+    return await _show_refetched(request, await context.refetcher.refetch_source(source))
 
 
-def _show_refetched(request: web.Request, refetched: Refetched | None) -> web.Response:
+async def _show_refetched(request: web.Request, refetched: Refetched | None) -> web.Response:
     if refetched is None:
-        raise web.HTTPNotFound(text="no image is stored under this key")
+        raise web.HTTPNotFound(text=_NOT_STORED)
     request[REQUEST_LOG].outcome = "stored" if refetched.replaced else "hit"
-    facts = image_facts(request, refetched.record)
+    (facts,) = await describe_images(request, [refetched.record])
     return json_response(schemas.show_image(schemas.RefetchedImage, facts, replaced=refetched.replaced))
 
 

@@ -16,13 +16,17 @@ from imgkeep.core.jobs import JobState
 from imgkeep.jobs.job_json import describe_job
 from imgkeep.jobs.runner import ITEMS_MAX
 from imgkeep.web.api import schemas
-from imgkeep.web.api.api_services import API, api_context, image_facts, json_response, read_query
+from imgkeep.web.api.api_services import API, api_context, describe_images, json_response, read_query
 from imgkeep.web.api.paging import make_cursor, read_cursor, read_limit
 from imgkeep.web.request_body import BODIES, has_body
 from imgkeep.web.request_state import ADMISSION
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from imgkeep.core.jobs import Job, JobResult
+    from imgkeep.core.records import Key
+    from imgkeep.images.record_json import ImageFacts
 
 WAIT_MAX_S: Final = 300
 """Maximum time that a request with `wait` waits; the job goes on without it."""
@@ -180,10 +184,12 @@ async def _find(request: web.Request) -> Job:
 
 async def _with_results(request: web.Request, job: Job, *, after: int, limit: int) -> schemas.JobWithResults:
     results = await request.app[API].jobs.results(job.id, after=after, limit=limit)
-    return schemas.JobWithResults(**describe_job(job), results=[_result(request, result) for result in results])
+    records = [result.record for result in results if result.record is not None]
+    images = {image.key: image for image in await describe_images(request, records)}
+    return schemas.JobWithResults(**describe_job(job), results=[_result(result, images) for result in results])
 
 
-def _result(request: web.Request, result: JobResult) -> schemas.Result:
+def _result(result: JobResult, images: Mapping[Key, ImageFacts]) -> schemas.Result:
     failure = result.failure
     return schemas.Result(
         index=result.number,
@@ -191,7 +197,7 @@ def _result(request: web.Request, result: JobResult) -> schemas.Result:
         host=result.host or UNSET,
         key=UNSET if result.key is None else result.key,
         created=result.created if result.state == "saved" else UNSET,
-        image=UNSET if result.record is None else image_facts(request, result.record),
+        image=UNSET if result.record is None else images[result.record.key],
         error=UNSET if failure is None else schemas.LinkFailure(code=failure.code, detail=failure.detail),
     )
 

@@ -120,8 +120,8 @@ async def _rewrite(
     if options.url is not None:
         check_page_url(options.url)
     which: LinkChoice = tuple(options.which) if isinstance(options.which, list) else options.which
-    linker = context.link_selection.linker(which, request[ADMISSION].base)
-    rewritten = await context.rewrite_service.rewrite(data, form, linker, url=options.url, charset=charset)
+    linker = context.rewriting.link_selection.linker(which, request[ADMISSION].base)
+    rewritten = await context.rewriting.service.rewrite(data, form, linker, url=options.url, charset=charset)
     request[REQUEST_LOG].outcome = "rewritten"
     return rewritten
 

@@ -16,7 +16,7 @@ from imgkeep.core.records import Wanted
 from imgkeep.core.source_url import own_path, read_source
 from imgkeep.images.upload import Saved
 from imgkeep.web.api import schemas
-from imgkeep.web.api.api_services import API, api_context, image_facts, json_response
+from imgkeep.web.api.api_services import API, api_context, describe_images, json_response
 from imgkeep.web.request_body import BODIES, JSON, LARGE_BODY_BYTES, read_file, read_pieces, unsupported_media_type
 from imgkeep.web.request_state import ADMISSION, REQUEST_LOG
 
@@ -59,7 +59,7 @@ async def save_image(request: web.Request) -> web.Response:
             saved = await _save_data(context, body.data)
     request[REQUEST_LOG].key = saved.record.key
     request[REQUEST_LOG].outcome = "stored" if saved.created else "hit"
-    facts = image_facts(request, saved.record)
+    (facts,) = await describe_images(request, [saved.record])
     response = schemas.show_image(schemas.SavedImage, facts, created=saved.created)
     return json_response(response, status=201 if saved.created else 200)
 

@@ -63,6 +63,19 @@ class Images(Struct, kw_only=True):
     next: Cursor
 
 
+class Placeholder(Struct, kw_only=True):
+    """A small blurred picture that a page shows until the image is there."""
+
+    success: Literal[True] = True
+    key: ImageKey
+    digest: ObjectDigest
+    placeholder: Annotated[str, Meta(description="`data:` URL of a PNG with at most 32 pixels a side.")]
+    thumbhash: Annotated[str, Meta(description="ThumbHash of the first frame, in base64.")]
+    colour: Annotated[str, Meta(pattern="^#[0-9a-f]{6}$", description="Dominant colour.")]
+    width: Annotated[int, Meta(ge=1, description="Width of the image in pixels, with its orientation applied.")]
+    height: Annotated[int, Meta(ge=1, description="Likewise.")]
+
+
 class Removed(Struct, kw_only=True):
     """The removal of an image by its key or by its digest."""
 
@@ -227,6 +240,7 @@ RESPONSES: Final[tuple[type[Struct], ...]] = (
     SavedImage,
     RefetchedImage,
     Images,
+    Placeholder,
     Removed,
     Restored,
     Job,

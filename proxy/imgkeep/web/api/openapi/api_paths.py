@@ -253,6 +253,16 @@ _IMAGE_PATHS: Final[dict[str, Any]] = {
             parameters=[*KEY_IN_PATH, _FORCE],
         ),
     },
+    "/api/images/{key}/placeholder": {
+        "get": api_operation(
+            "Show the placeholder of an image",
+            {"200": json_content("Placeholder", "The placeholder.")},
+            description="A small blurred picture, and the dominant colour. What the pixels tell is found now if it is "
+            "not known. 501 where imgkeep[derive] is not installed or the format cannot be decoded, 422 if the pixels "
+            "cannot be decoded within the limits.",
+            parameters=KEY_IN_PATH,
+        )
+    },
     "/api/images/{key}/refetch": {
         "post": api_operation(
             "Fetch a stored image again",
