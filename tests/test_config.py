@@ -504,7 +504,7 @@ def test_denied_bucket_is_denied_at_all_endpoints(pattern: str) -> None:
 def test_options_are_open_where_no_other_machine_can_ask(server: dict[str, Any], allow: str, resolved: str) -> None:
     policy = load({"server": server, "derive": {"allow": allow, "presets": {"thumb": "w=320"}}}, {}).derive_policy()
     assert (policy.allow, policy.side_max) == (resolved, 8192)
-    assert policy.widths[:3] == (64, 128, 256)
+    assert policy.widths[:3] == (16, 32, 48)
     assert policy.presets == {"thumb": PictureOptions(320)}
 
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+import tomllib
 from typing import TYPE_CHECKING
 
 import aiohttp
+import pytest
 
+from imgkeep.config import load
+from imgkeep.core.derived.compatibility.imageproxy import read_imageproxy
+from imgkeep.core.derived.compatibility.thumbor import read_thumbor
+from imgkeep.core.errors import NotSupported
 from tests.support.checkout import Shell
 from tests.support.images import make_image
 from tests.support.page_links import SIGNED
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
 
     from tests.support.origins import FakeOrigin
 
+SOURCE = "https://example.com/a.jpg"
 PAGE = (ROOT / "docs/migrating.md").read_text("utf-8")
 
 
@@ -67,6 +74,40 @@ async def test_each_command_does_what_the_page_says(
         await shell.run("imgkeep verify", "verify")
         await shell.run(undo, "undo")
         assert page.read_text().replace("&amp;", "&") == f'<img src="{link}">'
+
+
+@pytest.mark.parametrize("server", ["imageproxy", "thumbor", "Next.js"])
+def test_configuration_of_a_mount_is_valid(server: str) -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", section(server), re.DOTALL)
+    derive = load(tomllib.loads(block), {}).derive
+    assert getattr(derive, server.lower().replace(".", "")) in {"/", "/_next/image"}
+
+
+@pytest.mark.parametrize(("server", "prefix"), [("imageproxy", ""), ("thumbor", "unsafe/")])
+def test_options_of_another_server_are_what_the_page_says(server: str, prefix: str) -> None:
+    text = section(server)
+    rows = re.findall(r"^\| `(.+)` \| `(w=.+)` \|$", text, re.MULTILINE)
+    assert len(rows) >= 11
+    for options, expected in rows:
+        assert parameters(server, f"{prefix}{options}/{SOURCE}") == expected
+    (refused,) = re.findall(r"^These are 501 `not_supported`: (.*?)\.\n\n", text, re.MULTILINE | re.DOTALL)
+    names = re.findall(r"`(.+?)`", refused)
+    assert len(names) >= 10
+    for options in names:
+        with pytest.raises(NotSupported):
+            parameters(server, f"{prefix}{options}/{SOURCE}")
+
+
+def section(server: str) -> str:
+    (text,) = re.findall(rf"^## From {re.escape(server)}\n(.*?)^## ", PAGE, re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+def parameters(server: str, path: str) -> str:
+    """Return the options of `/img` that a URL asks for."""
+    request = {"imageproxy": read_imageproxy, "thumbor": read_thumbor}[server](path, None, "")
+    assert request is not None
+    return "&".join(f"{name}={value}" for name, value in request.parameters)
 
 
 def without(program: str, block: str) -> str:

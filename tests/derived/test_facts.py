@@ -357,5 +357,5 @@ def test_batch_fits_into_the_queue() -> None:
 
 
 def _doubted(name: str) -> dict[str, object]:
-    record = record_of(b"", name=name).with_doubts(frozenset({Doubt.UNSIGNED}))
+    record = record_of(b"", name=name).with_doubts(frozenset({Doubt.SIGNATURE}))
     return {"key": record.key, "identity": record.identity, "trust": record.trust}

@@ -11,7 +11,7 @@ import pytest
 
 from imgkeep.core.rewrite import ImgLinks, every, rewrite_html
 from imgkeep.core.rewrite.links import Page
-from imgkeep.core.signing import signed_path
+from imgkeep.core.signing import signed_images_path, signed_path
 from imgkeep.core.source_url import read_img_query, read_source
 from tests.support.host_globs import GLOBS
 from tests.support.node import calling, copy_module
@@ -302,3 +302,65 @@ def test_unknown_options_of_signing_are_reported(js: Call) -> None:
 def test_link_that_the_policy_denies_stays(js: Call, link: str, options: Any, rewritten: bool) -> None:  # noqa: FBT001
     made = js("imgUrl", link, options)
     assert (made != link) is rewritten
+
+
+PICTURE = {"page": 0, "format": "auto", "w": 640, "preset": "a b&c'"}
+
+
+def test_options_of_a_picture_are_parameters_sorted_by_name(js: Call) -> None:
+    expected = f"{ours(H)}&format=auto&page=0&preset=a%20b%26c%27&w=640"
+    assert js("imgUrl", H, PICTURE) == expected
+    assert js("imgUrl", f"{H}#a", {"publicUrl": OURS, **PICTURE}) == f"{OURS}{expected}#a"
+    assert js("imgUrl", expected, PICTURE) == expected
+    assert js("imgUrl", H, {"w": None}) == ours(H)
+    assert js("srcset", f"{H} 1x, {H} 2x", {"w": "64"}) == f"{ours(H)}&w=64 1x, {ours(H)}&w=64 2x"
+    query = read_img_query(expected.partition("?")[2])
+    assert dict(query.picture) == {name: str(value) for name, value in PICTURE.items()}
+
+
+def test_stored_image_gets_options_too(js: Call) -> None:
+    path = "/images/0a1b.png"
+    assert js("imgUrl", path, {"w": 64}) == f"{path}?w=64"
+    assert js("imgUrl", f"{path}?w=64", {"w": 32}) == f"{path}?w=64"
+    assert js("imgUrl", path) == path
+    assert js("imgUrl", f"{OURS}{path}", {"publicUrl": OURS, "w": 64}) == f"{OURS}{path}?w=64"
+    assert js("srcset", path, [64, 128]) == f"{path}?format=auto&w=64 64w, {path}?format=auto&w=128 128w"
+
+
+def test_srcset_names_each_width(js: Call) -> None:
+    assert js("srcset", H, [320, 640], {"publicUrl": OURS, "q": 80}) == ", ".join(
+        f"{OURS}{ours(H)}&format=auto&q=80&w={w} {w}w" for w in (320, 640)
+    )
+    assert js("srcset", H, [320], {"format": "webp", "w": 5}) == f"{ours(H)}&format=webp&w=320 320w"
+    assert js("srcset", H, [320], {"format": None}) == f"{ours(H)}&w=320 320w"
+    assert js("srcset", f"{H}#a,,", [320]) == f"{ours(H)}&format=auto&w=320#a,%2C 320w"
+    assert js("srcset", None, [320]) is None
+    assert js("srcset", H, []) == ""
+
+
+def test_link_that_stays_makes_no_srcset(js: Call) -> None:
+    for link in ("data:image/png;base64,AAAA", "a.png", "/images/a.png?w=64"):
+        assert js("srcset", link, [320, 640]) == js("signedSrcset", link, [320], {"key": KEY}) == ""
+
+
+def test_options_of_a_picture_are_under_the_signature(js: Call) -> None:
+    options = [(name, str(value)) for name, value in PICTURE.items()]
+    path = js("signedPath", KEY, H, 1_800_000_000, PICTURE)
+    assert path == signed_path(KEY, H, expires=1_800_000_000, options=options)
+    assert js("signedImgUrl", H, {"key": KEY, "expires": 1_800_000_000, **PICTURE}) == path
+    stored = signed_images_path(KEY, "/images/a.png", options=[("w", "64")])
+    assert js("signedImgUrl", "/images/a.png", {"key": KEY, "w": 64}) == stored
+    signed = [js("signedPath", KEY, H, None, {"w": w, "format": "auto"}) for w in (320, 640)]
+    assert js("signedSrcset", H, [320, 640], {"key": KEY}) == f"{signed[0]} 320w, {signed[1]} 640w"
+
+
+def test_malformed_widths_and_options_are_refused(js: Call) -> None:
+    for widths in ([0], [1.5], ["320"], [-1], [None]):
+        with pytest.raises(ValueError, match="TypeError: widths: whole numbers"):
+            js("srcset", H, widths)
+    values: list[Any] = [[], {}, True]
+    for value in values:
+        with pytest.raises(ValueError, match="TypeError: w: a text or a number"):
+            js("imgUrl", H, {"w": value})
+    with pytest.raises(ValueError, match="TypeError: width: no option"):
+        js("imgUrl", H, {"width": 64})

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from imgkeep.core.derived.names import DERIVED, PictureName
 from imgkeep.core.errors import Removed, StorageError
-from imgkeep.core.records import Doubt, Key, Tombstone
+from imgkeep.core.layout import OBJECTS, object_path
+from imgkeep.core.records import Digest, Doubt, Format, Key, Tombstone
 from imgkeep.core.store_url import S3Bucket
 from imgkeep.storage.bucket.store import BucketStore
 from imgkeep.storage.disk_cache import DiskCache
 from imgkeep.storage.local.disk import HASHED_BYTES_MAX
+from imgkeep.storage.local.store import LocalStore
 from imgkeep.storage.memory import MemorySpool
 from imgkeep.storage.s3 import S3Client
 from tests.support.remote_services import SERVERS
@@ -382,6 +385,51 @@ async def test_object_is_found_without_its_extension(store: Store) -> None:
     assert not await store.has_object(record.digest)
     assert await store.fetch(record.object_name, None) is None
     assert await store.list_blocked() == set()
+
+
+async def put_picture(store: LocalStore | BucketStore, name: PictureName, data: bytes) -> None:
+    draft = await MemorySpool(len(data)).begin(len(data))
+    try:
+        await draft.write(data)
+        await store.pictures.put(draft, name)
+    finally:
+        await draft.aclose()
+
+
+async def fetch_picture(store: LocalStore | BucketStore, name: PictureName) -> bytes | None:
+    body = await store.pictures.fetch(name)
+    if body is None:
+        return None
+    try:
+        return await read_all(body)
+    finally:
+        await body.aclose()
+
+
+async def test_pictures_go_with_their_object_and_are_none(store: Store) -> None:
+    if isinstance(store, FakeStore):
+        pytest.skip("keeps no pictures")
+    assert isinstance(store, LocalStore | BucketStore)
+    record, other = await put_image(store, BODY), Digest("f" * 64)
+    one, two = (PictureName(record.digest, f"w{width}", Format.WEBP) for width in (320, 640))
+    assert (await fetch_picture(store, one), await store.pictures.has(one)) == (None, False)
+    for name in (one, two, replace(one, digest=other)):
+        await put_picture(store, name, BODY[:70_000])
+    assert await fetch_picture(store, two) == BODY[:70_000]
+    assert (await store.pictures.has(one), await store.pictures.count(record.digest, 64)) == (True, 2)
+    assert [path async for path, _ in store.walk(OBJECTS)] == [object_path(record.object_name)]
+    assert [path async for path, _ in store.walk(DERIVED)] == sorted(
+        [one.path, two.path, replace(one, digest=other).path]
+    )
+    for _ in range(2):
+        await store.delete_object(record.digest)
+    assert (await fetch_picture(store, one), await store.pictures.count(record.digest, 64)) == (None, 0)
+    assert await store.pictures.has(replace(one, digest=other))
+    await store.block(record.digest, NOON)
+    with pytest.raises(Removed):
+        await put_picture(store, one, BODY[:100])
+    assert not await store.pictures.has(one)
+    await store.delete_object(other)
 
 
 @LOGIC

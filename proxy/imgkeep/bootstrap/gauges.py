@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from imgkeep.database import Outbox
     from imgkeep.derived.facts import FactsFinder
     from imgkeep.derived.picture_cache import PictureCache
+    from imgkeep.derived.picture_store import PictureStore
     from imgkeep.derived.processes import DeriveProcesses
     from imgkeep.health import Health
     from imgkeep.images.format_checker import FormatChecker
@@ -116,6 +117,12 @@ def _watch_pictures(metrics: Metrics, cache: PictureCache) -> None:
     metrics.watch("derive_cache_bytes", "Bytes of derived pictures on the local disk", lambda: cache.bytes)
     metrics.watch_count("derive_cache_hits", "Lookups that found a derived picture there", lambda: cache.hits)
     metrics.watch_count("derive_cache_misses", "Lookups that found none", lambda: cache.misses)
+
+
+def watch_picture_store(metrics: Metrics, store: PictureStore) -> None:
+    """Show what becomes of the pictures that the store shall have."""
+    metrics.watch_count("derive_uploads", "Derived pictures that the store has taken", lambda: store.uploads)
+    metrics.watch_count("derive_uploads_failed", "Derived pictures that it has not taken", lambda: store.failures)
 
 
 def _watch_health(metrics: Metrics, health: Health) -> None:

@@ -13,6 +13,7 @@ from imgkeep.bootstrap.platform import SYSTEM, Platform
 from imgkeep.bootstrap.services import Services
 from imgkeep.web.app import make_app
 from imgkeep.web.http_server import Runner
+from imgkeep.web.mounts import foreign_mounts, legacy_mount
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from imgkeep.cluster.workers.worker_info import WorkerInfo
     from imgkeep.config import Config
     from imgkeep.web.app import AppContext
+    from imgkeep.web.mounts import Mount
 
 __all__ = ["BACKGROUND", "SERVICES", "Platform", "build", "make_runner"]
 
@@ -69,10 +71,24 @@ def build(
         open_app_context,
         has_pages=config.server.welcome,
         has_metrics=not config.server.metrics_address,
-        legacy_mounts=[names.mount for names in config.legacy],
+        mounts=_mounts(config),
         is_worker=worker is not None,
     )
     return app
+
+
+def _mounts(config: Config) -> list[Mount]:
+    derive = config.derive
+    return [
+        *(legacy_mount(names.mount) for names in config.legacy),
+        *foreign_mounts(
+            imageproxy=derive.imageproxy,
+            imageproxy_key=derive.imageproxy_key,
+            thumbor=derive.thumbor,
+            thumbor_key=derive.thumbor_key,
+            nextjs=derive.nextjs,
+        ),
+    ]
 
 
 def make_runner(

@@ -74,6 +74,8 @@ class RemoteStorage:
     """Returns the public URL of an object in the bucket; `None`: the configuration has no public URL."""
     objects_url: str | None
     """The prefix of these URLs."""
+    public_path: Callable[[str], str] | None
+    """Returns the public URL of a path in the bucket, as `public_url` does of an object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,22 +199,18 @@ async def open_storage(  # noqa: PLR0913 - all but one by keyword, in two places
         _check_store(config, database, adopting=adopting)
         remote = None
         if not isinstance(place, Folder):
-            remote = await _open_remote(
-                stack, config, place, local, database, memory, timer, sleep, observe, sharing, reading
-            )
-        pictures = await _open_picture_cache(stack, config, disk, sharing, reading=reading)
-        yield Storage(local, database, memory, pictures, remote)
+            remote = await _open_remote(stack, config, place, local, database, memory, timer, sleep, observe, sharing)
+        storage = Storage(local, database, memory, _make_picture_cache(stack, config, disk, sharing), remote)
+        if sharing.share is None and not reading:
+            await storage.open_caches()
+        yield storage
 
 
-async def _open_picture_cache(
-    stack: AsyncExitStack, config: Config, disk: Disk, sharing: StorageSharing, *, reading: bool
-) -> PictureCache:
+def _make_picture_cache(stack: AsyncExitStack, config: Config, disk: Disk, sharing: StorageSharing) -> PictureCache:
     pictures = PictureCache(
         disk, config.derive.cache_bytes_max, free_bytes_min=config.store.free_bytes_min, share=sharing.share
     )
     stack.push_async_callback(pictures.aclose)
-    if sharing.share is None and not reading:
-        await pictures.open()
     return pictures
 
 
@@ -266,7 +264,6 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     sleep: Sleep,
     observe: Callable[[str, str, float], None],
     sharing: StorageSharing,
-    reading: bool,  # noqa: FBT001 - as the others
 ) -> RemoteStorage:
     bucket = BucketStore(make_client(place, timeout_s=config.store.timeout_s, observe=observe))
     stack.push_async_callback(bucket.aclose)
@@ -288,8 +285,6 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
         node=_node_of(config),
     )
     stack.push_async_callback(cache.aclose)
-    if sharing.share is None and not reading:
-        await cache.open()
     stack.push_async_callback(tiered_store.aclose)
     public_path = _public_paths(config, place, bucket)
     public_url = None if public_path is None else lambda name: public_path(object_path(name))
@@ -303,8 +298,8 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
         presign_ttl_s=config.delivery.presign_ttl_s,
         timer=timer,
     )
-    prefix = objects_url(config, bucket)
-    return RemoteStorage(bucket, cache, breaker, tiered_store, object_urls, fallback, public_access, public_url, prefix)
+    urls = public_url, objects_url(config, bucket), public_path
+    return RemoteStorage(bucket, cache, breaker, tiered_store, object_urls, fallback, public_access, *urls)
 
 
 def objects_url(config: Config, bucket: BucketStore | None = None) -> str | None:

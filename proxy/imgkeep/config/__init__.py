@@ -4,6 +4,7 @@ from imgkeep.config.environment import PREFIX as ENVIRONMENT_PREFIX
 from imgkeep.config.errors import ConfigError
 from imgkeep.config.files import absolute, read_config_file
 from imgkeep.config.load import load
+from imgkeep.config.mount_rules import check_mount
 from imgkeep.config.schema import (
     EXPOSED_FILL_BYTES_PER_DAY,
     Config,
@@ -17,7 +18,6 @@ from imgkeep.config.schema import (
     Store,
 )
 from imgkeep.config.urls import data_folder, read_database_url, read_store_url
-from imgkeep.config.validate import check_mount
 
 __all__ = [
     "ENVIRONMENT_PREFIX",

@@ -35,9 +35,11 @@ def derive_rules(config: Config) -> Iterator[Rule]:
     )
     yield Rule(
         "derive.allow",
-        lambda: derive.allow != "signed" or bool(config.security.signing_keys),
+        lambda: (
+            derive.allow != "signed" or any((config.security.signing_keys, derive.imageproxy_key, derive.thumbor_key))
+        ),
         "'signed' needs security.signing_keys; `imgkeep token` makes one",
-        needs=("security.signing_keys",),
+        needs=("security.signing_keys", "derive.imageproxy_key", "derive.thumbor_key"),
     )
 
 

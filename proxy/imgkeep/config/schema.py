@@ -249,6 +249,16 @@ class Derive(Section, frozen=True):
     svg: bool = False
     facts: bool = True
     presets: dict[str, str] = {}
+    imageproxy: str = ""
+    imageproxy_key: str = ""
+    thumbor: str = ""
+    thumbor_key: str = ""
+    nextjs: str = ""
+
+    def __repr__(self) -> str:
+        """Return the settings without the keys."""
+        shown = (name for name in self.__struct_fields__ if not name.endswith("_key"))
+        return f"Derive({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
 
 class Legacy(Section, frozen=True):
@@ -264,7 +274,14 @@ class Log(Section, frozen=True):
 
 
 SECRETS: Final = frozenset(
-    {("security", "signing_keys"), ("security", "api_tokens"), ("database", "url"), ("cluster", "secret")}
+    {
+        ("security", "signing_keys"),
+        ("security", "api_tokens"),
+        ("database", "url"),
+        ("cluster", "secret"),
+        ("derive", "imageproxy_key"),
+        ("derive", "thumbor_key"),
+    }
 )
 """Settings with secrets: a variable with `_FILE` at its end names a file for each."""
 OLD_SECTIONS: Final = {"catalog": "database"}

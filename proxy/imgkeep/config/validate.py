@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from imgkeep.config.cluster_rules import cluster_rules
 from imgkeep.config.derive_rules import check_presets, derive_rules
 from imgkeep.config.errors import ConfigError
+from imgkeep.config.mount_rules import FOREIGN_MOUNTS, check_foreign_mounts, check_legacy_mounts, mount_rules
 from imgkeep.config.rule import Rule
 from imgkeep.config.urls import read_database_url, read_store_url
 from imgkeep.core.errors import SourceRejected
@@ -29,21 +30,6 @@ if TYPE_CHECKING:
 
 HOSTS_MAX: Final = 16
 """Maximum number of addresses to listen on: each costs every worker a socket."""
-OWN_PATHS: Final = frozenset(
-    {
-        "img",
-        "images",
-        "api",
-        "docs",
-        "login",
-        "healthz",
-        "readyz",
-        "metrics",
-        "openapi.json",
-        "imgkeep.js",
-        "imgkeep.d.ts",
-    }
-)
 
 
 def validate(config: Config, mistakes: list[str], failed: AbstractSet[str]) -> None:
@@ -86,8 +72,9 @@ def _checks(config: Config) -> Iterator[tuple[tuple[str, ...], Callable[[], obje
     yield ("store.url",), lambda: read_store_url("store.url", store.url)
     yield ("store.fallback",), lambda: _check_fallback(store.fallback)
     yield ("database.url",), lambda: read_database_url(config.database.url)
-    yield ("legacy",), lambda: _check_mounts(config)
+    yield ("legacy",), lambda: check_legacy_mounts(config)
     yield ("derive.presets", "derive.side_max"), lambda: check_presets(config.derive)
+    yield (*(f"derive.{name}" for name in FOREIGN_MOUNTS), "legacy"), lambda: check_foreign_mounts(config)
     for rule in _rules(config):
         yield (rule.setting, *rule.needs), partial(_require, rule)
 
@@ -127,6 +114,7 @@ def _rules(config: Config) -> Iterator[Rule]:
     yield from _delivery_rules(config)
     yield from cluster_rules(config)
     yield from derive_rules(config)
+    yield from mount_rules(config)
 
 
 def _store_rules(config: Config) -> Iterator[Rule]:
@@ -315,32 +303,6 @@ _NO_SECRET: Final = (
 def _are_secret(texts: Sequence[str]) -> bool:
     """Whether each can stand in a header field, and is too long to guess."""
     return all(re.fullmatch(rf"[!-~]{{{KEY_CHARS_MIN},}}", text) for text in texts)
-
-
-def check_mount(setting: str, mount: str) -> None:
-    """
-    Check the path before old file names.
-
-    Raises:
-        ConfigError: It is no path, or a path of imgkeep.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9_-][\w.-]*(/[A-Za-z0-9_-][\w.-]*)*", mount, re.ASCII):
-        raise ConfigError(
-            f"{setting}: expected a path like generated-images, without slashes at its ends, got {mount!r}"
-        )
-    if mount.partition("/")[0] in OWN_PATHS:
-        raise ConfigError(f"{setting}: /{mount} is a path of imgkeep's own")
-
-
-def _check_mounts(config: Config) -> None:
-    mistakes: list[str] = []
-    for legacy in config.legacy:
-        try:
-            check_mount("legacy.mount", legacy.mount)
-        except ConfigError as error:
-            mistakes += error.messages
-    if mistakes:
-        raise ConfigError(*mistakes)
 
 
 def _check_allowed(config: Config) -> None:

@@ -6,7 +6,8 @@ Rules:
   full is counted, and its facts are found when the API asks for them.
 - One image at a time, in a derive process of the lowest priority.
 - Facts belong to a digest. Records in a local folder get them as well, so that a reindex restores them. Records in a
-  bucket do not: this would be one more PUT for each image, and the pixels tell the facts again.
+  bucket do not: this would be one more PUT for each image, and the pixels tell the facts again. Nor does a record that
+  other links may change: another process could be about to write it.
 - An image whose pixels tell no facts is remembered, and not tried again before `FAILURE_TTL_S`.
 - A removed image has no facts: none are written after its block, and the block deletes those that are there.
 """
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from cachetools import LRUCache, TTLCache
 
+from imgkeep.core.confirmation import may_change
 from imgkeep.core.errors import Busy, DeriveFailed, ImgkeepError, NotSupported, Removed, StorageError
 from imgkeep.core.layout import REMOVED
 from imgkeep.core.picture_facts import PictureFacts, read_picture_facts
@@ -251,8 +253,8 @@ class FactsFinder:
     async def _put_into_record(self, record: Record, facts: PictureFacts) -> None:
         with suppress(ImgkeepError):  # removed, replaced, or the disk is full: the database has the facts
             current = await self._store.find(record.key)
-            # Another process may confirm a record with doubts at this moment.
-            if current is not None and current.digest == record.digest and not current.doubts:
+            # Another process may be about to write a record that other links change.
+            if current is not None and current.digest == record.digest and not may_change(current):
                 await self._store.put_record(add_facts(current, facts))
 
     async def _decode(self, record: Record) -> PictureFacts:

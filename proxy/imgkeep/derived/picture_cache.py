@@ -38,7 +38,7 @@ from imgkeep.storage.local import atomic_files, open_files
 from imgkeep.storage.memory import MemorySpool
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Callable, Container, Mapping
     from pathlib import Path
 
     from imgkeep.core.derived.names import PictureName
@@ -106,6 +106,10 @@ class PictureDraft:
             view, offset = view[written:], offset + written
         return offset
 
+    def clear(self) -> None:
+        """Make the file empty again."""
+        os.ftruncate(self.descriptor, 0)
+
     def read(self) -> Data:
         """Return the bytes that are in the file now; they stay valid after `aclose`."""
         size = os.fstat(self.descriptor).st_size
@@ -156,6 +160,7 @@ class PictureCache:
         self._digests: LRUCache[str, FileDigest] = LRUCache(DIGESTS_MAX)
         """The hashes of files, by path."""
         self._memory = MemorySpool(MEMORY_BYTES_MAX)
+        self._when_dropped: list[Callable[[Digest], None]] = []
         self._unstored: LRUCache[PictureName, tuple[Data, str]] = LRUCache(UNSTORED_BYTES_MAX, getsizeof=_weigh)
         """Pictures that no disk has taken, with their entity tags."""
 
@@ -221,7 +226,13 @@ class PictureCache:
         self._forget_all(digest)
         with suppress(StorageError):
             await self._disk.run(shutil.rmtree, self._disk.root / folder, True)
+        for call in self._when_dropped:
+            call(digest)
         self._forget_all(digest)  # for readers that opened one while it was still there
+
+    def when_dropped(self, call: Callable[[Digest], None]) -> None:
+        """Call `call` with the digest of each original whose pictures are dropped."""
+        self._when_dropped.append(call)
 
     async def count_announced(self, pictures: Mapping[str, int]) -> None:
         """Count pictures that another worker has made or used, by name and size."""

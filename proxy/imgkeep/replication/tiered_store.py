@@ -122,7 +122,7 @@ class TieredStore:
 
     async def quarantine_if_corrupt(self, name: str, digest: Digest) -> None:
         """Have the primary look at an object again that came as other bytes, of `digest`."""
-        await self._call_primary(partial(self.primary.quarantine_if_corrupt, name, digest))
+        await self.call_primary(partial(self.primary.quarantine_if_corrupt, name, digest))
         self._sightings.forget(name)
 
     async def find(self, key: Key) -> Record | None:
@@ -134,7 +134,7 @@ class TieredStore:
 
     async def read_again(self, key: Key) -> Record | None:
         """Return the record of the primary, by a request that begins now. Raises as `find`."""
-        return await self._call_primary(partial(self.primary.find, key))
+        return await self.call_primary(partial(self.primary.find, key))
 
     async def fetch(self, name: str, size: int | None) -> Body | None:
         body, fault = await self._fetch_locally(name, size)
@@ -179,7 +179,7 @@ class TieredStore:
         body, fault = None, None
         if size is not None or name not in self._sightings.absent:
             try:
-                body = await self._call_primary(partial(self.primary.fetch, name, size))
+                body = await self.call_primary(partial(self.primary.fetch, name, size))
                 self._sightings.note_answer(name, is_there=body is not None)
             except StorageError as error:
                 fault = error
@@ -196,7 +196,7 @@ class TieredStore:
         if name in self._sightings.present and self.breaker.reason is None:
             return True
         try:
-            if await self._call_primary(partial(self.primary.size_of, name)) == size:
+            if await self.call_primary(partial(self.primary.size_of, name)) == size:
                 self._sightings.note_answer(name, is_there=True)
                 return True
         except StorageError as error:
@@ -210,7 +210,7 @@ class TieredStore:
     async def put(self, draft: Draft, record: Record, replaces: Digest | None = None) -> Record:
         self._sightings.begin_put(record.object_name)
         try:
-            stored = await self._call_primary(partial(self.primary.put, draft, record, replaces))
+            stored = await self.call_primary(partial(self.primary.put, draft, record, replaces))
         except Removed:
             self._sightings.forget(record.object_name)  # the primary may have deleted it
             raise
@@ -232,18 +232,18 @@ class TieredStore:
             if self.fallback is None or await self.fallback.find(record.key) is None:
                 raise Conflict("the image was uploaded to the primary meanwhile, or waits on another node")
             return self._waiting(await self.fallback.put_record(record, replaces))
-        return await self._call_primary(partial(self.primary.put_record, record, replaces))
+        return await self.call_primary(partial(self.primary.put_record, record, replaces))
 
     async def put_tombstone(self, tombstone: Tombstone) -> None:
-        await self._call_primary(partial(self.primary.put_tombstone, tombstone))
+        await self.call_primary(partial(self.primary.put_tombstone, tombstone))
         if self.fallback is not None:
             await self.fallback.delete_record(tombstone.key)
 
     async def block(self, digest: Digest, removed_at: datetime, keys: Collection[Key] = ()) -> None:
-        await self._call_primary(partial(self.primary.block, digest, removed_at, keys))
+        await self.call_primary(partial(self.primary.block, digest, removed_at, keys))
 
     async def delete_object(self, digest: Digest) -> None:
-        await self._call_primary(partial(self.primary.delete_object, digest))
+        await self.call_primary(partial(self.primary.delete_object, digest))
         await self._forget_locally(digest)
 
     async def _forget_locally(self, digest: Digest) -> None:
@@ -252,32 +252,32 @@ class TieredStore:
             await self.fallback.delete_object(digest)
 
     async def list_blocked(self) -> Collection[Digest]:
-        return await self._call_primary(self.primary.list_blocked)
+        return await self.call_primary(self.primary.list_blocked)
 
     async def find_block(self, digest: Digest) -> Collection[Key] | None:
-        return await self._call_primary(partial(self.primary.find_block, digest))
+        return await self.call_primary(partial(self.primary.find_block, digest))
 
     async def unblock(self, digest: Digest) -> None:
-        await self._call_primary(partial(self.primary.unblock, digest))
+        await self.call_primary(partial(self.primary.unblock, digest))
 
     async def find_tombstone(self, key: Key) -> Tombstone | None:
         # A folder that was a store of its own before may hold tombstones.
         near, fault = await self._look_in_fallback(lambda fallback: fallback.find_tombstone(key))
         if near is not None:
             return near
-        found = await self._call_primary(partial(self.primary.find_tombstone, key))
+        found = await self.call_primary(partial(self.primary.find_tombstone, key))
         if found is None and fault is not None:
             raise fault
         return found
 
     async def delete_tombstone(self, tombstone: Tombstone) -> None:
-        await self._call_primary(partial(self.primary.delete_tombstone, tombstone))
+        await self.call_primary(partial(self.primary.delete_tombstone, tombstone))
         if self.fallback is not None:
             await self.fallback.delete_tombstone(tombstone)
 
     async def has_object(self, digest: Digest) -> bool:
         near, fault = await self._look_in_fallback(lambda fallback: _yes(fallback.has_object(digest)))
-        if near or await self._call_primary(partial(self.primary.has_object, digest)):
+        if near or await self.call_primary(partial(self.primary.has_object, digest)):
             return True
         if fault is not None:
             raise fault
@@ -311,7 +311,7 @@ class TieredStore:
         """Return a record of the fallback, marked as such."""
         return replace(record, waits_at=self._node)
 
-    async def _call_primary(self, verb: Callable[[], Awaitable[T]]) -> T:
+    async def call_primary(self, verb: Callable[[], Awaitable[T]]) -> T:
         """Call the primary, unless its circuit breaker is open."""
         if self.breaker.reason is not None:
             raise self._fault(f"the primary store is unavailable: {self.breaker.reason}", self.breaker.place)
@@ -355,7 +355,7 @@ class TieredStore:
     async def _check_primary(self, name: str) -> bool:
         """Ask the primary with one request whether it has an object; remember for `fetch` that it has not."""
         try:
-            is_there = await self._call_primary(partial(self.primary.has, name))
+            is_there = await self.call_primary(partial(self.primary.has, name))
         except StorageError:
             return False
         self._sightings.note_answer(name, is_there=is_there)
@@ -365,7 +365,7 @@ class TieredStore:
         near, fault = await self._look_in_fallback(lambda fallback: fallback.find(key))
         if near is not None:
             return self._waiting(near)
-        record = await self._call_primary(partial(self.primary.find, key))
+        record = await self.call_primary(partial(self.primary.find, key))
         if record is None and fault is not None:
             raise fault
         return record

@@ -194,7 +194,7 @@ class Store(Protocol):
 
     async def delete_object(self, digest: Digest) -> None:
         """
-        Delete an object, whatever its extension.
+        Delete an object, whatever its extension, and the derived pictures in this store that were made from it.
 
         Raises:
             StorageError: It may still be there.

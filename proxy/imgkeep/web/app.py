@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     from imgkeep.health import Health
     from imgkeep.web.images import Handler as ImageHandler
+    from imgkeep.web.mounts import Mount
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def make_app(
     *,
     has_pages: bool,
     has_metrics: bool,
-    legacy_mounts: Sequence[str],
+    mounts: Sequence[Mount],
     is_worker: bool,
 ) -> web.Application:
     """
@@ -104,15 +104,13 @@ def make_app(
         open_context: Opens what the handlers work with, from the start of the application to its end.
         has_pages: Whether the home page and the documentation are shown (`server.welcome`).
         has_metrics: Whether `/metrics` is on the public port, and not on an address of its own.
-        legacy_mounts: First parts of the paths of images that were imported under their old names.
+        mounts: Paths of images that the operator names; a later one may be part of an earlier one.
         is_worker: Whether this process is one of several workers.
     """
     relaying = (relay,) if is_worker else ()
     app = web.Application(middlewares=[access_log, problem_middleware, require_valid_host, admission, *relaying])
     _add_images(app.router, IMG_PATH, lambda handlers: handlers.serve_source)
     _add_images(app.router, IMAGES_PATH, lambda handlers: handlers.serve_object)
-    for mount in legacy_mounts:
-        _add_images(app.router, f"/{mount}/{{name:.+}}", partial(_legacy_handler, mount))
     if has_pages:
         app.router.add_get(home_page.PATH, home_page.home)
         app.router.add_get(documentation.INDEX, documentation.index)
@@ -127,6 +125,8 @@ def make_app(
     app.router.add_get("/readyz", probes.readyz)
     if has_metrics:
         app.router.add_get("/metrics", metrics)
+    for mount in mounts:
+        _add_images(app.router, mount.route, mount.find_handler)
 
     async def open_services(app: web.Application) -> AsyncIterator[None]:
         async with open_context() as context:
@@ -177,10 +177,6 @@ def add_api(router: web.UrlDispatcher) -> None:
 def _add_images(router: web.UrlDispatcher, path: str, find: Callable[[ImageHandlers], ImageHandler]) -> None:
     router.add_get(path, as_aiohttp_handler(find))
     router.add_options(path, preflight)
-
-
-def _legacy_handler(mount: str, handlers: ImageHandlers) -> ImageHandler:
-    return partial(handlers.serve_legacy, mount=mount)
 
 
 async def _set_server_header(_request: web.Request, response: web.StreamResponse) -> None:

@@ -104,11 +104,10 @@ class Auth:
 
         def authorize_fetch() -> None:
             if self.signature != "off":
-                self.signatures.judge(query.text, dict(query.options), self.clock().timestamp())
+                self._judge(query)
 
         if self.signature == "always":
-            end = self.signatures.judge(query.text, dict(query.options), self.clock().timestamp())
-            request.request_log.permitted_until = end
+            request.request_log.permitted_until = self._judge(query)
         return self.make_context(request, authorize_fetch)
 
     def make_context(self, request: ImageRequest, authorize_fetch: Callable[[], None] = allow_fetch) -> RequestContext:
@@ -120,6 +119,12 @@ class Auth:
             client=self.identify_client(request),
             wait=request.presence.wait,
         )
+
+    def _judge(self, query: ImgQuery) -> int | None:
+        """Return when the permission of a URL ends. Raises as `authorize_image`."""
+        if query.foreign is not None:
+            return query.foreign.ends
+        return self.signatures.judge(query.text, dict(query.options), self.clock().timestamp())
 
     def identify_client(self, request: ImageRequest) -> Client:
         """

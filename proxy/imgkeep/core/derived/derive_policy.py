@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from imgkeep.core.signing import Signatures
     from imgkeep.core.source_url import ImgQuery, PictureQuery
 
-DEFAULT_WIDTHS: Final = (64, 128, 256, 320, 480, 640, 750, 828, 960, 1080, 1200, 1440, 1920, 2048, 2560, 3840)
+DEFAULT_WIDTHS: Final = (
+    *(16, 32, 48, 64, 96, 128, 256, 320, 384, 480, 640),
+    *(750, 828, 960, 1080, 1200, 1440, 1920, 2048, 2560, 3840),
+)
 """Default of `derive.widths`: the ladder of Next.js, whose pages ask for these, and the steps between."""
 
 _DPRS: Final = frozenset({"1", "2", "3", "4"})

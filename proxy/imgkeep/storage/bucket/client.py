@@ -75,6 +75,8 @@ class Features:
     public_prefix: bool = True
 
 
+CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
+"""Of objects and pictures, whose names are never given to other bytes that matter."""
 PROBE_BYTES: Final = b"imgkeep was here to see whether this bucket works\n"
 """Always the same, and left in place: nodes that probe at the same time do not disturb each other."""
 

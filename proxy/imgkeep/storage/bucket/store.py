@@ -36,8 +36,9 @@ from imgkeep.core.layout import (
 from imgkeep.core.records import Digest, Format, Record, Tombstone
 from imgkeep.storage.bucket.blocked_digests import BucketBlockedDigests, delete_and_check
 from imgkeep.storage.bucket.body import PIECE_BYTES, BucketBody
-from imgkeep.storage.bucket.client import PROBE_BYTES, ObjectFields
+from imgkeep.storage.bucket.client import CACHE_CONTROL, PROBE_BYTES, ObjectFields
 from imgkeep.storage.bucket.errors import BucketError
+from imgkeep.storage.bucket.pictures import BucketPictures
 from imgkeep.storage.bucket.records import RECORD_FIELDS, BucketRecords, CorruptRecord
 from imgkeep.storage.local.open_files import check_all
 
@@ -62,7 +63,6 @@ IDLE_CHECK_S: Final = 30
 HASH_BYTES_MAX: Final = 1_073_741_824
 """Maximum size of an object that is read and hashed because its record has another size: a client waits for it."""
 
-CACHE_CONTROL: Final = "public, max-age=31536000, immutable"
 PROBE: Final = "v1/probe"
 
 
@@ -76,6 +76,7 @@ class BucketStore:
         self.client = client
         self._records = BucketRecords(client)
         self._blocks = BucketBlockedDigests(client)
+        self.pictures = BucketPictures(client, self._blocks)
         self._is_probed = False
 
     @property
@@ -244,6 +245,7 @@ class BucketStore:
         # Its extension is not known for sure, and deleting a missing object costs nothing.
         for name in object_names(digest):
             await self.client.delete(object_path(name))
+        await self.pictures.delete_all(digest)
 
     async def list_blocked(self) -> Collection[Digest]:
         return await self._blocks.list_all()

@@ -5,8 +5,9 @@ The assets of Cloudinary for paths of the stored layout.
   has no extension; the extension is the format that Cloudinary recognised.
 - An object of another format is a *raw* file, with the extension in its public ID. Cloudinary names some formats in
   another way than we do (an animated PNG is `png`), and a delivery URL with another extension is a conversion.
+- A derived picture is a *raw* file, too: nothing but imgkeep makes anything of it.
 - Everything else (records, blocks, the probe) is a raw file of type `authenticated`: no URL without a signature shows
-  it. Objects have type `upload`, which is public.
+  it. Objects and pictures have type `upload`, which is public.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from imgkeep.config import ConfigError
+from imgkeep.core.derived.names import DERIVED
 from imgkeep.core.layout import OBJECTS
 from imgkeep.core.records import Format
 
@@ -78,7 +80,7 @@ def asset_of(folder: CloudinaryFolder, path: str) -> Asset:
     """Return the asset for a path of the stored layout."""
     match = _OBJECT.fullmatch(path)
     if match is None:
-        return Asset(PRIVATE_FILES, folder.path(path))
+        return Asset(RAW_OBJECTS if path.startswith(f"{DERIVED}/") else PRIVATE_FILES, folder.path(path))
     if match[2] in _RAW_EXTENSIONS:
         return Asset(RAW_OBJECTS, folder.path(path))
     return Asset(IMAGES, folder.path(match[1]), match[2])
@@ -97,6 +99,8 @@ def kinds_below(prefix: str) -> list[AssetKind]:
     """Return the kinds of assets whose paths may begin with a prefix."""
     if prefix.startswith(f"{OBJECTS}/"):
         return [IMAGES, RAW_OBJECTS]
+    if prefix.startswith(f"{DERIVED}/"):
+        return [RAW_OBJECTS]
     return [IMAGES, RAW_OBJECTS, PRIVATE_FILES] if OBJECTS.startswith(prefix) else [PRIVATE_FILES]
 
 

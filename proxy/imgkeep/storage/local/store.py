@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from imgkeep.core.derived.names import DERIVED
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import (
     BLOCKED,
@@ -28,6 +29,7 @@ from imgkeep.core.records import Tombstone
 from imgkeep.storage.local.draft import LocalDraft
 from imgkeep.storage.local.group_commit import GroupCommit
 from imgkeep.storage.local.open_files import PIECE_BYTES
+from imgkeep.storage.local.pictures import LocalPictures
 from imgkeep.storage.local.store_files import DAMAGED, StoreFiles
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class LocalStore:
         self.disk = disk
         self._recover = recover
         self._files = StoreFiles(disk)
+        self.pictures = LocalPictures(disk, self._files)
         self._group_commit = GroupCommit(disk.root, disk.run, self._files.require_replaceable)
 
     async def open(self) -> None:
@@ -135,6 +138,7 @@ class LocalStore:
 
     async def delete_object(self, digest: Digest) -> None:
         await self.disk.delete_files(_object_paths(digest))
+        await self.pictures.delete_all(digest)
 
     async def move_out(self, record: Record, to: Path | None) -> bool:
         """
@@ -173,6 +177,10 @@ class LocalStore:
     async def walk(self, folder: str) -> AsyncIterator[tuple[str, int]]:
         # A folder of 256 at a time. One that cannot be read is a fault.
         await self.disk.run(self.disk.require_root)
+        if folder == DERIVED:
+            async for entry in self.pictures.walk():
+                yield entry
+            return
         is_whole = folder in {OBJECTS, RECORDS, BLOCKED}
         for part in await self.disk.run(self.disk.list_parts, folder) if is_whole else [folder]:
             for entry in await self.disk.run(self._files.list_folder, part):

@@ -12,7 +12,36 @@ type Nothing = null | undefined;
  */
 export type Which = "all" | readonly string[] | ((url: Instance<"URL">) => boolean);
 
-export interface Options {
+/** The options of a derived picture: parameters of `/img`. */
+export interface Picture {
+  /** A preset of `[derive.presets]`. */
+  preset?: string;
+  /** Width in CSS pixels. */
+  w?: number | string;
+  /** Height in CSS pixels. */
+  h?: number | string;
+  /** Device pixels for each CSS pixel, 1 to 4. */
+  dpr?: number | string;
+  /** `"inside"` by default, which never enlarges. */
+  fit?: "inside" | "contain" | "cover";
+  /** The part that stays: `"center"`, a point of the compass, or `"attention"`. */
+  gravity?: string;
+  /** `"auto"` is the best one that the browser takes; if left out, that of the original. */
+  format?: "auto" | "jpeg" | "png" | "webp" | "avif" | "jxl";
+  /** Quality, 1 to 100. */
+  q?: number | string;
+  /** Background, as `rrggbb`. */
+  bg?: string;
+  /** Clockwise, in degrees. */
+  rotate?: number | string;
+  /** Standard deviation in CSS pixels. */
+  blur?: number | string;
+  /** The only frame of an animation, counted from 0. */
+  page?: number | string;
+  metadata?: "strip" | "keep";
+}
+
+export interface Options extends Picture {
   /** Prefix of the paths of imgkeep, as `server.public_url`; empty for pages from the same server. */
   publicUrl?: string | Instance<"URL">;
   /** `"all"` by default. */
@@ -44,7 +73,16 @@ export function imgUrl<Src extends string | Instance<"URL"> | Nothing>(
   options?: Options,
 ): string | Extract<Src, Nothing>;
 
-/** Rewrites the links of a `srcset` in the same way; no other character of it changes. */
+/**
+ * Makes a `srcset` of one link in several widths, in CSS pixels, with `format: "auto"` unless the options name another
+ * one. It is empty for a link that the module leaves alone.
+ */
+export function srcset<Src extends string | Instance<"URL"> | Nothing>(
+  src: Src,
+  widths: readonly number[],
+  options?: Options,
+): string | Extract<Src, Nothing>;
+/** Rewrites the links of a `srcset` as `imgUrl` does; no other character of it changes. */
 export function srcset<Value extends string | Nothing>(
   value: Value,
   options?: Options,
@@ -57,13 +95,19 @@ export function signedImgUrl<Src extends string | Instance<"URL"> | Nothing>(
 ): Promise<string | Extract<Src, Nothing>>;
 
 /** As `srcset`, signed. */
+export function signedSrcset<Src extends string | Instance<"URL"> | Nothing>(
+  src: Src,
+  widths: readonly number[],
+  options: SigningOptions,
+): Promise<string | Extract<Src, Nothing>>;
+/** As `srcset`, signed. */
 export function signedSrcset<Value extends string | Nothing>(
   value: Value,
   options: SigningOptions,
 ): Promise<string | Extract<Value, Nothing>>;
 
-/** Returns the signed path of any source URL: `/img?src=...&exp=...&sig=...`. */
-export function signedPath(key: string, src: string, expires?: number | null): Promise<string>;
+/** Returns the signed path of any source URL, or of a stored image: `/img?src=...&w=...&exp=...&sig=...`. */
+export function signedPath(key: string, src: string, expires?: number | null, options?: Picture): Promise<string>;
 
 /**
  * Rewrites the links to images under `root`, by default the page, and from then on those that scripts insert or

@@ -14,8 +14,9 @@
 /** The policy of the server, which it writes here when it serves this file; `null` in a copy from elsewhere. */
 const SERVER = null;
 
-/** Options, and the functions that take them. */
-const OPTIONS = ["publicUrl", "which", "base", "allow", "deny"];
+/** Options of derived pictures, the parameters of `/img`, sorted; then all options, and those of functions that sign. */
+const PICTURE = "bg blur dpr fit format gravity h metadata page preset q rotate w".split(" ");
+const OPTIONS = ["publicUrl", "which", "base", "allow", "deny", ...PICTURE];
 const SIGNING_OPTIONS = [...OPTIONS, "key", "expires"];
 
 /** Maximum length of a link: the server refuses longer ones. */
@@ -28,6 +29,8 @@ const CHANGES_MAX = 50;
 const FAILED_MAX = 1000;
 
 const OWN_PATH = /^\/(?:img\?|images\/)/;
+/** Path of a stored image, without options. */
+const OWN_IMAGE = /^\/images\/[\da-z]+\.[a-z]+$/;
 const UNREADABLE = /[\0-\x1f\x7f]|\p{Cs}/u;
 const ABSOLUTE = /^https?:\/\/[^/?#\\@%]+(?:\/(?!\.|%2e)[^/?#\\]*)*(?:[?#].*)?$/is;
 const HOST = /^(?:[\w-]+(?:\.[\w-]+)*\.?|\[.+\])$/;
@@ -66,9 +69,14 @@ export function imgUrl(src, options) {
   return src == null ? src : rewriter(options)(String(src));
 }
 
-/** Rewrites the links of a `srcset` in the same way; no other character of it changes. */
-export function srcset(value, options) {
-  return value == null ? value : inSrcset(rewriter(options))(String(value));
+/**
+ * Makes a `srcset` of one link in several widths, in the best format that the browser takes. With options in the place
+ * of widths it rewrites the links of a `srcset` in the same way as `imgUrl`; no other character of it changes.
+ */
+export function srcset(value, widths, options) {
+  if (value == null) return value;
+  if (!Array.isArray(widths)) return inSrcset(rewriter(widths))(String(value));
+  return joined(value, checked(widths).map((w) => [w, imgUrl(value, { format: "auto", ...options, w })]));
 }
 
 /** As `imgUrl`, signed with `options.key`, until `options.expires` if that is given. For servers: a key is a secret. */
@@ -77,21 +85,28 @@ export async function signedImgUrl(src, options) {
 }
 
 /** As `srcset`, signed. */
-export async function signedSrcset(value, options) {
+export async function signedSrcset(value, widths, options) {
   if (value == null) return value;
+  if (Array.isArray(widths)) {
+    const sign = async (w) => [w, await signedImgUrl(value, { format: "auto", ...options, w })];
+    return joined(value, await Promise.all(checked(widths).map(sign)));
+  }
+  options = widths;
   return (await Promise.all(cutSrcset(String(value)).map(eachLink(signer(options))))).join("");
 }
 
-/** Returns the signed path of any source URL, as `signed_path` of docs/signing.md does. */
-export async function signedPath(key, src, expires) {
+/** Returns the signed path of any source URL, as `signed_path` of docs/signing.md does, with options of a picture. */
+export async function signedPath(key, src, expires, options) {
   const end = expires == null ? "" : String(expires);
   if (typeof key !== "string" || !key) throw new TypeError("key: the first of security.signing_keys");
   if (end && !/^[1-9][0-9]{0,11}$/.test(end)) throw new TypeError("expires: in seconds since 1970, or nothing");
+  const picture = pictureOf(options);
+  const signed = picture.map((each) => each.join("=")).join("&");
   const [subtle, text] = [await webCrypto(), new TextEncoder()];
   const secret = await subtle.importKey("raw", text.encode(key), { name: "HMAC", hash: "SHA-256" }, false, ["sign"]);
-  const mac = new Uint8Array(await subtle.sign("HMAC", secret, text.encode(`v1\n${end}\n\n${src}`)));
+  const mac = new Uint8Array(await subtle.sign("HMAC", secret, text.encode(`v1\n${end}\n${signed}\n${src}`)));
   const sig = btoa(String.fromCharCode(...mac)).replaceAll("+", "-").replaceAll("/", "_").replace("=", "");
-  return `${imgPath(src)}${end && `&exp=${end}`}&sig=${sig}`;
+  return `${pathOf(src, picture)}${end && `&exp=${end}`}&sig=${sig}`;
 }
 
 /**
@@ -237,10 +252,10 @@ function limiter() {
 /** Returns a function that rewrites one link. */
 function rewriter(options, isAllowed) {
   checkNames(options, OPTIONS);
-  const find = finder(options ?? {}, isAllowed);
+  const [find, picture] = [finder(options ?? {}, isAllowed), pictureOf(options)];
   return (text) => {
-    const found = find(text);
-    return found ? found.write(imgPath(found.address)) : text;
+    const found = find(text, picture.length > 0);
+    return found ? found.write(pathOf(found.address, picture)) : text;
   };
 }
 
@@ -249,8 +264,8 @@ function signer(options) {
   checkNames(options, SIGNING_OPTIONS);
   const find = finder(options ?? {});
   return async (text) => {
-    const found = find(text);
-    return found ? found.write(await signedPath(options?.key, found.address, options?.expires)) : text;
+    const found = find(text, pictureOf(options).length > 0);
+    return found ? found.write(await signedPath(options?.key, found.address, options?.expires, options)) : text;
   };
 }
 
@@ -274,8 +289,10 @@ function finder({ publicUrl = "", which = "all", base, allow, deny = [] }, isAll
     return OWN_PATH.test(target) && [page && location.origin, basis?.origin].includes(url.origin);
   };
 
-  return (text) => {
+  return (text, isPicture) => {
     if (text.length > LINK_CHARS_MAX) return null;
+    const own = text.startsWith(prefix) ? text.slice(prefix.length) : text;
+    if (isPicture && OWN_IMAGE.test(own)) return { address: own, write: (path) => prefix + path };
     const link = text.replace(/^[\0- ]+|[\0- ]+$/g, "").replace(/[\t\n\r]/g, "");
     if (!link || link.startsWith("#") || OWN_PATH.test(link) || UNREADABLE.test(link)) return null;
     if (!basis && !/^https?:/i.test(link)) return null;
@@ -397,9 +414,33 @@ function inPunycode(label) {
   return (isWhole && parse(`http://${label}.a`)?.hostname.slice(0, -".a".length)) || label;
 }
 
-function imgPath(address) {
+/** Returns the path of a source URL, or of a stored image, with options of a picture. */
+function pathOf(address, picture) {
   const escaped = (character) => `%${character.charCodeAt(0).toString(16).toUpperCase()}`;
-  return `/img?src=${encodeURIComponent(address).replace(/[!'()*]/g, escaped)}`;
+  const encoded = (text) => encodeURIComponent(text).replace(/[!'()*]/g, escaped);
+  const parameters = picture.map(([name, value]) => `${name}=${encoded(value)}`);
+  if (picture.length && OWN_IMAGE.test(address)) return `${address}?${parameters.join("&")}`;
+  return `/img?${[`src=${encoded(address)}`, ...parameters].join("&")}`;
+}
+
+/** Returns names and values of the options of a picture, sorted by name, as a signature covers them. */
+function pictureOf(options) {
+  const given = PICTURE.filter((name) => options?.[name] != null).map((name) => [name, options[name]]);
+  for (const [name, value] of given) {
+    if (!["string", "number"].includes(typeof value)) throw new TypeError(`${name}: a text or a number`);
+  }
+  return given;
+}
+
+function checked(widths) {
+  if (widths.every((w) => Number.isInteger(w) && w > 0)) return widths;
+  throw new TypeError("widths: whole numbers, as in [320, 640, 1280]");
+}
+
+/** Joins links and their widths to a `srcset`; one that the module leaves alone has no other width, and makes none. */
+function joined(value, made) {
+  const links = made.filter(([, link]) => link !== String(value));
+  return links.map(([w, link]) => `${link.replace(/,$/, "%2C")} ${w}w`).join(", ");
 }
 
 const inSrcset = (rewrite) => (value) => cutSrcset(value).map(eachLink(rewrite)).join("");

@@ -1,0 +1,1 @@
+"""URLs of other image servers, read as requests for derived pictures: imageproxy, thumbor and Next.js."""
