@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from imgkeep.core.derived.options import PictureOptions
     from imgkeep.core.records import Source, SourceInfo
     from imgkeep.core.source_url import ImgQuery, PictureQuery
+    from imgkeep.derived.picture_store import PictureStore
     from imgkeep.derived.pictures import DerivedPictures, Picture
     from imgkeep.images.request_context import RequestContext
     from imgkeep.images.service import ImageService
@@ -34,11 +35,13 @@ class PictureRequests:
     Opens the pictures that requests ask for.
 
     Attributes:
+        picture_store: Where clients can be sent for a picture.
         policy: Which options a client may ask for.
     """
 
     image_service: ImageService
     pictures: DerivedPictures
+    picture_store: PictureStore
     policy: DerivePolicy
     auth: Auth
 
@@ -86,7 +89,7 @@ class PictureRequests:
                 return None
             picture = await self.pictures.open(original, names, request_context)
             if picture is not None:
-                return self._deliver(picture, original, located)
+                return await self._deliver(request, picture, original, located)
         raise StorageError("the object of a record is not in the store")
 
     async def open_of_object(
@@ -107,12 +110,24 @@ class PictureRequests:
         picture = None
         if names:
             picture = await self.pictures.open(original, names, self.auth.make_context(request))
-        return None if picture is None else self._deliver(picture, original, None)
+        return None if picture is None else await self._deliver(request, picture, original, None)
 
-    def _deliver(self, picture: Picture, original: StoredOriginal, located: Located | None) -> Delivery:
-        """Return the delivery of an open picture."""
+    async def _deliver(
+        self, request: ImageRequest, picture: Picture, original: StoredOriginal, located: Located | None
+    ) -> Delivery | RedirectToObject:
+        """Return the delivery of an open picture, or the redirect to it in the store."""
         name = picture.name
         immutable = located is None or located.immutable
+        own_name = f"{original.object_name}?{query_of(name)}"
+        try:
+            address = await self.picture_store.url_of(name, head=request.head)
+        except BaseException:
+            await picture.body.aclose()
+            raise
+        if address is not None:
+            await picture.body.aclose()
+            permanent_url = None if address.private else address.url
+            return RedirectToObject(address, picture.etag, own_name, permanent_url, immutable)
         key = original.object_name if located is None else located.record.key
         status = CacheStatus.HIT if located is None else located.cache_status
         if status is CacheStatus.HIT and picture.is_new:
@@ -124,7 +139,7 @@ class PictureRequests:
             picture.etag,
             f"{key[:16]}-{name.stem}.{name.format.extension}",
             picture.body,
-            f"{original.object_name}?{query_of(name)}",
+            own_name,
             immutable=immutable,
             repeatable=located is None or located.repeatable,
             record=None if located is None else located.record,
