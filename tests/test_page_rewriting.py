@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from imgkeep.bootstrap.services import make_link_selection
 from imgkeep.config import load
 from imgkeep.core.errors import Busy, InvalidRequest
+from imgkeep.core.picture_facts import PictureFacts
+from imgkeep.core.records import Format, PixelSize
 from imgkeep.core.rewrite import every
 from imgkeep.core.rewrite.links import ImgLinks
 from imgkeep.images.inspect import make_inspector
@@ -23,7 +26,9 @@ from imgkeep.page_rewriting import (
     RewriteService,
     document_format_of,
     rewrite,
+    shown_size,
 )
+from tests.support.stores import record_of
 
 PAGE = b'<img src="https://a.example/1.png">'
 OBJECT = f"v1/objects/0a/{'0a' * 32}.png"
@@ -101,3 +106,20 @@ async def test_short_documents_overtake_long_ones_and_queue_is_bounded() -> None
         go.set()
         desk.close()
     assert counted == [("html", 1)] * (DOCUMENTS_MAX + 2)
+
+
+@pytest.mark.parametrize(
+    ("format_", "facts", "size"),
+    [
+        (Format.PNG, False, (64, 48)),
+        (Format.GIF, False, (64, 48)),
+        (Format.JPEG, False, None),  # its orientation may turn it
+        (Format.JPEG, True, (48, 64)),
+        (Format.SVG, False, None),
+    ],
+)
+def test_size_is_that_which_people_see(format_: Format, facts: bool, size: tuple[int, int] | None) -> None:  # noqa: FBT001
+    found = PictureFacts(48, 64, 1, has_alpha=False, orientation=6, colour="ffffff", thumbhash="") if facts else None
+    record = replace(record_of(b""), format=format_, pixel_size=PixelSize(64, 48, found))
+    shown = shown_size(record)
+    assert (None if shown is None else (shown.width, shown.height)) == size

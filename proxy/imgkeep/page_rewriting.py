@@ -12,12 +12,14 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from imgkeep.core.errors import Busy, InvalidRequest, SourceRejected
+from imgkeep.core.errors import Busy, InvalidOption, InvalidRequest, OptionsForbidden, SourceRejected
+from imgkeep.core.records import Format, PixelSize
 from imgkeep.core.rewrite import Hosts, HtmlStream, ImgLinks, every, rewrite_markdown
 from imgkeep.core.rewrite.commonmark import TooManySteps
 from imgkeep.core.rewrite.links import picture_linker, undoes
@@ -25,10 +27,11 @@ from imgkeep.core.rewrite.markdown import MARKDOWN_CHARS_MAX
 from imgkeep.core.source_url import own_path, read_source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
-    from imgkeep.core.records import Source
-    from imgkeep.core.rewrite import Choice, Linker
+    from imgkeep.core.derived.derive_policy import DerivePolicy
+    from imgkeep.core.records import Key, Record, Source
+    from imgkeep.core.rewrite import Choice, Linker, Pictures, PictureSettings
     from imgkeep.core.rewrite.links import PictureLinker
     from imgkeep.images.inspect import Inspector
 
@@ -78,14 +81,16 @@ class LinkSelection:
     Attributes:
         inspector: Tells what a link is.
         key: The first of `security.signing_keys`, if there are any.
+        derive_policy: Which derived pictures clients may ask for.
         objects: The base URL of a public bucket, if there is one.
     """
 
     inspector: Inspector
     key: str | None = field(repr=False)
+    derive_policy: DerivePolicy
     objects: Source | None = None
 
-    def linker(self, which: LinkChoice, base: str) -> ImgLinks:
+    def linker(self, which: LinkChoice, base: str, pictures: Pictures | None = None) -> ImgLinks:
         """
         Return the function that rewrites the chosen links; `base` stands before the paths of this server.
 
@@ -94,8 +99,32 @@ class LinkSelection:
         """
         chosen = self._choose(which)
         return ImgLinks(
-            lambda source: not self._leads_to_object(source) and chosen(source), base, self.key, self.inspector.policy
+            lambda source: not self._leads_to_object(source) and chosen(source),
+            base,
+            self.key,
+            self.inspector.policy,
+            pictures,
         )
+
+    def read_pictures(
+        self, settings: PictureSettings, sizes_of_images: Callable[[str], PixelSize | None] | None = None
+    ) -> Pictures | None:
+        """
+        Read settings for derived pictures; `None`: they ask for nothing.
+
+        Raises:
+            InvalidRequest: A setting is malformed, or the server would refuse pictures that it asks for.
+        """
+        policy = self.derive_policy
+        try:
+            pictures = settings.read(policy.widths, policy.presets, sizes_of_images)
+            for options in () if pictures is None else pictures.examples():
+                policy.require(options, is_signed=self.key is not None)
+        except ValueError as error:
+            raise InvalidRequest(re.sub("^rules:", "pictures:", str(error))) from None
+        except (InvalidOption, OptionsForbidden) as error:
+            raise InvalidRequest(f"pictures: {error}") from None
+        return pictures
 
     def _choose(self, which: LinkChoice) -> Choice:
         if which == "all":
@@ -111,6 +140,47 @@ class LinkSelection:
 
     def _leads_to_object(self, source: Source) -> bool:
         return self.objects is not None and own_path(source, self.objects) is not None
+
+
+LINKS_AT_A_TIME: Final = 64
+"""Number of links that are identified before other tasks run: identifying one takes some microseconds."""
+_UPRIGHT: Final = frozenset({Format.PNG, Format.APNG, Format.GIF, Format.BMP})
+"""Formats whose headers state the size at which people see an image: no orientation turns it."""
+
+
+def shown_size(record: Record) -> PixelSize | None:
+    """Return the size at which browsers show an image; `None`: unknown."""
+    if record.picture is not None:
+        return PixelSize(record.picture.width, record.picture.height)
+    return record.pixel_size if record.format in _UPRIGHT else None
+
+
+async def find_sizes(
+    links: Iterable[str],
+    inspector: Inspector,
+    find_all: Callable[[Collection[Key]], Awaitable[Mapping[Key, Record]]],
+    add_facts: Callable[[Sequence[Record]], Awaitable[Sequence[Record]]],
+) -> dict[str, PixelSize]:
+    """
+    Return the sizes at which browsers show the stored images behind links.
+
+    Args:
+        links: Links that were rewritten.
+        inspector: Tells what a link is.
+        find_all: Returns those of the records that are known.
+        add_facts: Returns records with the facts of their pictures, where these are known.
+
+    Raises:
+        StorageError: The image index cannot be read.
+    """
+    keys: dict[str, Key] = {}
+    for number, link in enumerate(dict.fromkeys(links)):
+        keys[link] = inspector.identify(read_source(link)).key
+        if number % LINKS_AT_A_TIME == 0:
+            await asyncio.sleep(0)
+    records = await find_all(frozenset(keys.values()))
+    sizes = {record.key: shown_size(record) for record in await add_facts(list(records.values()))}
+    return {link: size for link, key in keys.items() if (size := sizes.get(key)) is not None}
 
 
 def document_format_of(name: str) -> DocumentFormat | None:
@@ -208,12 +278,20 @@ class RewriteService:
         self, document: bytes | bytearray, form: DocumentFormat, linker: Linker, *, url: str | None, charset: str | None
     ) -> Rewritten:
         """
-        Rewrite a document, as the function `rewrite` does.
+        Rewrite a document, as the function `rewrite` does, and count its links.
 
         Raises:
             InvalidRequest: Markdown is too long, or takes too many steps.
             Busy: Too many documents wait.
         """
+        rewritten = await self.try_out(document, form, linker, url=url, charset=charset)
+        self._counted(form, len(rewritten.links))
+        return rewritten
+
+    async def try_out(
+        self, document: bytes | bytearray, form: DocumentFormat, linker: Linker, *, url: str | None, charset: str | None
+    ) -> Rewritten:
+        """Rewrite a document to learn its links. Raises as `rewrite`."""
         if self._waiting >= DOCUMENTS_MAX:
             raise Busy("too many documents are being rewritten", retry_after_s=2)
         self._waiting += 1
@@ -221,13 +299,11 @@ class RewriteService:
             async with AsyncExitStack() as stack:
                 if len(document) > SHORT_DOCUMENT_BYTES_MAX:
                     await stack.enter_async_context(self._long_document)
-                rewritten = await asyncio.get_running_loop().run_in_executor(
+                return await asyncio.get_running_loop().run_in_executor(
                     self._threads, lambda: rewrite(document, form, linker, url=url, charset=charset)
                 )
         finally:
             self._waiting -= 1
-        self._counted(form, len(rewritten.links))
-        return rewritten
 
     def close(self) -> None:
         """Stop the threads once they have finished what they are doing."""

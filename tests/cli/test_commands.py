@@ -226,6 +226,9 @@ async def test_forbidden_sources_from_standard_input(folder: Path) -> None:
 
 async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     records = await stock(folder, 5)
+    for place, size in (("derived/aa", 1000), ("v1/derived", 10)):  # pictures are none of the images
+        (folder / place / ("a" * 64)).mkdir(parents=True)
+        (folder / place / ("a" * 64) / "w320.webp").write_bytes(bytes(size))
     status, out, err = await run_here(folder, "list")
     assert (status, out) == (2, "")
     assert "`imgkeep reindex` makes one" in err, "an empty list must not pass for an empty store"
@@ -244,6 +247,7 @@ async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     assert {fact["url"] for fact in facts} == {f"/images/{record.object_name}" for record in records}
     stats = json.loads(totals[1])
     assert (stats["images"], stats["objects"], stats["object_bytes"]) == (5, 5, sum(r.size for r in records))
+    assert stats["picture_bytes"] == 1000
     assert stats["image_index_complete"] is True
     assert stats["hosts"] == {"images.example": 5}
     assert re.search(r"^hosts +images\.example \(5\)$", plain[1], re.MULTILINE)

@@ -123,6 +123,41 @@ def test_options_choose_links_and_base(command: Command) -> None:
     assert STAYS.encode() in out
 
 
+def test_img_gets_options_and_attributes_when_asked(command: Command) -> None:
+    page = f'<img src="{DIES}"><img width=100 src="{STAYS}">'.encode()
+    status, out, _ = command(
+        *(
+            "-",
+            "--all",
+            "--pictures",
+            "other.example/* format=auto",
+            "--pictures",
+            "preset=thumb",
+            "--widths",
+            "200,100",
+        ),
+        "--lazy",
+        stdin=page,
+        derive__presets="thumb=w=320",
+    )
+    first, second = out.decode().split("><")
+    assert status == 0
+    assert first.endswith('&amp;preset=thumb" loading="lazy"')
+    assert "&amp;w=100&amp;format=auto 100w, " in second
+    assert second.endswith('200w" sizes="(max-width: 100px) 100vw, 100px" loading="lazy">')
+
+
+async def test_img_gets_the_size_of_its_stored_image(command: Command, site: Path, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", make_image())
+    page = f'<img src="{url}"><img src="{DIES}">'.encode()
+    (site / "a.html").write_bytes(f'<img src="{url}">'.encode())
+    arguments = ("--all", "--dimensions", "--save", "--lazy", "--in-place", "site/a.html")
+    assert (await asyncio.to_thread(command, *arguments))[0] == 0
+    assert b' width="64" height="48" loading="lazy">' in (site / "a.html").read_bytes()
+    status, out, _ = await asyncio.to_thread(command, "-", "--all", "--dimensions", stdin=page)
+    assert (status, out.count(b' width="64" height="48"'), out.count(b"width=")) == (0, 1, 1)
+
+
 # --- compared
 
 
@@ -342,6 +377,11 @@ def test_local_base_gets_a_warning(command: Command, site: Path, base: str, says
         ("--undo --all site/a.html", "not allowed with"),
         ("--undo --save --in-place site", "--save"),
         ("--base nonsense site/a.html", "--base"),
+        ("--undo --lazy site/a.html", "--undo: takes no options of derived pictures"),
+        ("--server http://127.0.0.1:1 --dimensions site/a.html", "--dimensions"),
+        ("--pictures w=0 site/a.html", "--pictures: w: expected"),
+        ("--pictures https://a=w=1 site/a.html", "--pictures: https://a is not an option"),
+        ("--widths 1,x site/a.html", "--widths: expected auto"),
         ("--token abcdefghijklmnop site/a.html", "--server"),
     ],
 )

@@ -81,7 +81,7 @@ async def test_stats_tell_what_waits_on_each_node(database: Database) -> None:
     query(database, MEMBER.format("a", 2))
     query(database, MEMBER.format("b", 60))
     out = io.StringIO()
-    assert await stats(database, now=NOON, as_json=True, out=out) == 0
+    assert await stats(database, now=NOON, picture_bytes=0, as_json=True, out=out) == 0
     told = json.loads(out.getvalue())
     assert (told["waiting"], told["waiting_since"], told["last_error"]) == (2, "2026-11-22T11:59:00Z", "refused")
     nodes = {each["node"]: each for each in told["nodes"]}
@@ -92,7 +92,7 @@ async def test_stats_tell_what_waits_on_each_node(database: Database) -> None:
     assert (member["id"], member["version"], member["live"]) == ("a/1", "1.2.3", True)
     assert not nodes["b"]["members"][0]["live"]
     out = io.StringIO()
-    await stats(database, now=NOON, as_json=False, out=out)
+    await stats(database, now=NOON, picture_bytes=0, as_json=False, out=out)
     (line,) = [line for line in out.getvalue().splitlines() if line.startswith("nodes")]
     assert "a (1 live of 1.2.3, " in line
     assert "b (not live)" in line

@@ -209,6 +209,24 @@ async def test_verify_deletes_removed_bytes_that_came_back(removed: ServingNode)
     assert await removed.store.fetch(record_of(GOOD).object_name, None) is not None
 
 
+async def test_removal_deletes_pictures_and_verify_those_that_it_has_left() -> None:
+    node = ServingNode("one", MemoryBucket())
+    await node.fill(GOOD, name="good")
+    objects, good = node.client.bucket.objects, record_of(GOOD)
+    removed, kept = (f"v1/derived/{digest}/w320.webp" for digest in (good.digest, "f" * 64))
+    objects[removed] = objects[kept] = b"picture"
+    assert await node.remover.remove_digest(good.digest)
+    assert removed not in objects
+    objects[removed] = b"carried out by the service after its node had died"
+
+    async def note(record: Record) -> None:
+        raise AssertionError(f"{record} is whole")
+
+    found = [finding async for finding in verify(node.store, note) if finding is not None]
+    assert found == [Finding("removed", removed)]
+    assert (removed in objects, kept in objects) == (False, True)
+
+
 async def test_verify_leaves_bytes_whose_removal_was_undone(removed: ServingNode) -> None:
     bucket = removed.client.bucket
     listed = await removed.store.list_blocked()

@@ -24,6 +24,7 @@ import pytest
 from yarl import URL
 
 from imgkeep.__main__ import main
+from tests.support.prepared import PR_SET_PTRACER, PreparedProcess, start_prepared
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
 ROOT = Path(__file__).parents[2]
-PR_SET_PTRACER = 0x59616D61
 _ALONE = Lock()
 """CacheEntry by the command that runs in this process."""
 START_TIMEOUT_S = 30
@@ -92,7 +92,7 @@ class Answer:
 class Program:
     """A running `imgkeep serve`."""
 
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | PreparedProcess
     session: aiohttp.ClientSession
     """It shows the API a token."""
     folder: Path
@@ -157,18 +157,7 @@ async def serving(
     **settings: str,
 ) -> AsyncGenerator[Program]:
     """Run `python -m imgkeep serve` until the end of the block, `under` another program where that is given."""
-    process = await asyncio.create_subprocess_exec(
-        *under,
-        interpreter,
-        "-m",
-        "imgkeep",
-        "serve",
-        cwd=folder.parent,
-        env=environment(folder, **settings),
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=lambda: _prepare(prepare),
-    )
+    process = await _start(folder, under, interpreter, prepare, settings)
 
     async def show_token(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
         if request.url.path.startswith(("/api/", "/readyz")) and "Authorization" not in request.headers:
@@ -190,6 +179,28 @@ async def serving(
             await following
 
 
+async def _start(
+    folder: Path,
+    under: Sequence[str],
+    interpreter: str,
+    prepare: Callable[[], None] | None,
+    settings: Mapping[str, str],
+) -> asyncio.subprocess.Process | PreparedProcess:
+    """Start a server: by a fork of a process with its imports, unless it is started in a way of its own."""
+    variables = environment(folder, **settings)
+    is_plain = not under and interpreter == sys.executable and prepare is None
+    if is_plain and not any(name.startswith(("PYTHON", "LANG", "LC_", "TZ")) for name in settings):
+        return await start_prepared(["serve"], folder=folder.parent, variables=variables, new_session=True)
+    return await asyncio.create_subprocess_exec(
+        *(*under, interpreter, "-m", "imgkeep", "serve"),
+        cwd=folder.parent,
+        env=variables,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: _prepare(prepare),
+    )
+
+
 def _prepare(prepare: Callable[[], None] | None) -> None:
     # Where Yama guards processes (ptrace_scope 1), one that is no child may be traced only if it says so itself.
     ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(-1))
@@ -199,16 +210,8 @@ def _prepare(prepare: Callable[[], None] | None) -> None:
 
 async def run(folder: Path, *arguments: str, stdin: bytes = b"", **settings: str) -> tuple[int, str, str]:
     """Run one command to its end; return exit status, standard output and standard error."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "imgkeep",
-        *arguments,
-        cwd=folder.parent,
-        env=environment(folder, **settings),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    process = await start_prepared(
+        arguments, folder=folder.parent, variables=environment(folder, **settings), has_stdin=True, has_stdout=True
     )
     out, err = await process.communicate(stdin)
     assert process.returncode is not None

@@ -15,6 +15,7 @@ from yarl import URL
 from imgkeep.bootstrap.server import SERVICES
 from imgkeep.core.signing import signed_path
 from tests.support.api_calls import job_done
+from tests.support.image_requests import store_image
 from tests.support.images import make_image
 from tests.support.page_links import DIES, SIGNED, STAYS
 from tests.support.raw_http import port_of, target_of
@@ -161,6 +162,57 @@ async def test_string_comes_back_in_json(imgkeep: Imgkeep) -> None:
 async def test_long_string_comes_back_whole(imgkeep: Imgkeep) -> None:
     page = f"<p>{'ä' * 70_000}<img src='{DIES}'>"
     assert (await tell(imgkeep, html=page))["html"] == page.replace(DIES, ours(imgkeep, DIES))
+
+
+# --- derived pictures
+
+
+async def test_img_gets_options_and_attributes_when_asked(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    url = origin.gives("/a.png", make_image())
+    await store_image(imgkeep, url)
+    page = f'<img src="{url}"><img src="{DIES}">'
+    asked = {"which": "all", "widths": "auto", "lazy": "true", "dimensions": "true", "pictures": "format=auto"}
+    answer = unescape(await (await post(imgkeep, page.encode(), **asked)).text())
+    first, _, second = answer.partition("><")
+    assert first.endswith('" width="64" height="48" loading="lazy"')
+    assert (
+        "srcset" not in answer
+    )  # an image of 64 pixels needs no other width, and the size of the other one is unknown
+    assert answer.count("&w=3840&format=auto") == 2
+    assert second.endswith('" loading="lazy">')
+    body = {"html": page, "which": "all", "pictures": {"127.0.0.1/*": "w=32"}, "widths": [16, 32], "sizes": "50vw"}
+    reply = unescape((await tell(imgkeep, **body))["html"])
+    assert f'{target_of(url)}&w=32"><img' in reply
+    assert f'&w=16 16w, {ours(imgkeep, DIES)}&w=32 32w" sizes="50vw">' in reply
+
+
+async def test_pictures_that_the_server_would_refuse_are_not_written(start: Start) -> None:
+    derive = {"allow": "presets", "presets": {"thumb": "w=32"}, "widths": [64, 128]}
+    imgkeep = await start(derive=derive)
+    for asked, says in (
+        ({"pictures": "w=31"}, "pictures: derive.allow does not permit"),
+        ({"pictures": {"*": "format=webp"}}, "pictures: derive.allow does not permit"),
+        ({"pictures": "preset=other"}, "pictures: preset: there is no preset"),
+        ({"pictures": {"https://a": "w=1"}}, "pictures: 'https://a' can match no"),
+        ({"widths": [65]}, "pictures: derive.allow does not permit"),
+        ({"widths": []}, "widths: expected auto"),
+        ({"sizes": "\n"}, "sizes: expected"),
+    ):
+        response = await imgkeep.client.post("/api/rewrite", json={"html": "<img>", **asked})
+        reply = await response.json()
+        assert (response.status, reply["code"], reply["detail"][: len(says)]) == (400, "invalid_request", says)
+    for query in ({"widths": "1,x"}, {"widths": "999999"}, {"lazy": "often"}):
+        response = await post(imgkeep, b"<img>", **query)
+        assert (response.status, (await response.json())["code"]) == (400, "invalid_request")
+    asked = {"pictures": "format=webp", "widths": "128,64", "sizes": "1em", "which": "all"}
+    page = unescape(await (await post(imgkeep, f'<img src="{DIES}">'.encode(), **asked)).text())
+    assert page.count("format=webp") == 3
+
+
+async def test_links_to_pictures_are_signed(start: Start) -> None:
+    imgkeep = await start(derive={"allow": "signed"}, security={"signing_keys": [KEY]})
+    reply = await tell(imgkeep, html=f"<img src='{DIES}'>", pictures="w=31")
+    assert signed_path(KEY, DIES, options=[("w", "31")]) in unescape(reply["html"])
 
 
 # --- what is written

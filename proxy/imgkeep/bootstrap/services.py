@@ -359,4 +359,9 @@ def make_link_selection(config: Config, inspector: Inspector, storage: Storage |
     remote = None if storage is None else storage.remote
     objects = objects_url(config) if remote is None else remote.objects_url
     keys = config.security.signing_keys
-    return LinkSelection(inspector, keys[0] if keys else None, None if objects is None else read_source(objects))
+    return LinkSelection(
+        inspector,
+        keys[0] if keys else None,
+        config.derive_policy(),
+        None if objects is None else read_source(objects),
+    )

@@ -52,7 +52,13 @@ async def _run_list(invocation: Invocation) -> int:
 
 async def _run_stats(invocation: Invocation) -> int:
     async with open_to_read(invocation.config) as storage:
-        return await stats(storage.database, now=read_clock(), as_json=invocation.arguments.json, out=sys.stdout)
+        return await stats(
+            storage.database,
+            now=read_clock(),
+            picture_bytes=await storage.picture_cache.measure(),
+            as_json=invocation.arguments.json,
+            out=sys.stdout,
+        )
 
 
 async def images_in_store(
@@ -102,8 +108,8 @@ async def list_images(images: AsyncIterable[Mapping[str, Any]], *, as_json: bool
     return 0
 
 
-async def stats(database: Database, *, now: datetime, as_json: bool, out: TextIO) -> int:
-    """Print how much is stored, and which images may be placeholders."""
+async def stats(database: Database, *, now: datetime, picture_bytes: int, as_json: bool, out: TextIO) -> int:
+    """Print how much is stored, which images may be placeholders, and the size of the pictures on this disk."""
     image_index = database.image_index
     totals = await image_index.count()
     suspects = await image_index.suspects(since=now - timedelta(seconds=PERIOD_S), identities_min=IDENTITIES_MIN)
@@ -114,6 +120,7 @@ async def stats(database: Database, *, now: datetime, as_json: bool, out: TextIO
         "images": totals.images,
         "objects": totals.objects,
         "object_bytes": totals.object_bytes,
+        "picture_bytes": picture_bytes,
         "estimated": totals.is_estimate,
         "oldest": totals.oldest,
         "newest": totals.newest,
@@ -129,6 +136,7 @@ async def stats(database: Database, *, now: datetime, as_json: bool, out: TextIO
         print_json(out, facts)
         return 0
     facts["object_bytes"] = readable_bytes(totals.object_bytes)
+    facts["picture_bytes"] = readable_bytes(picture_bytes)
     if nodes:
         facts["nodes"] = "; ".join(map(_tell_node, nodes))
     facts["hosts"] = ", ".join(f"{host or '-'} ({number})" for host, number in totals.hosts) or None

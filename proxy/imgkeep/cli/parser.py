@@ -271,6 +271,7 @@ def _add_rewrite(commands: Commands) -> None:
     which.add_argument("--undo", action="store_true", help="put the source URLs back that links of imgkeep hold")
     rewriting.add_argument("--url", help="the page's own, or the folder's, for relative links")
     rewriting.add_argument("--base", metavar="URL", help="what new links begin with; wins over server.public_url")
+    _add_picture_options(rewriting)
     way = rewriting.add_mutually_exclusive_group()
     way.add_argument("--in-place", action="store_true", help="replace files (default: print one document)")
     way.add_argument("--diff", action="store_true", help="print what would change; exit status 1 if something would")
@@ -279,6 +280,21 @@ def _add_rewrite(commands: Commands) -> None:
     )
     add_server(rewriting, "a running imgkeep that tells what it would refuse and, with --save, stores the images")
     add_json(rewriting, "with --in-place: one JSON object a file")
+
+
+def _add_picture_options(rewriting: argparse.ArgumentParser) -> None:
+    group = rewriting.add_argument_group("derived pictures (docs/derived.md)")
+    group.add_argument(
+        "--pictures",
+        action="append",
+        metavar="[PATTERN ]OPTIONS",
+        help="options in the links of <img>, as 'preset=thumb'; with a pattern, as '*.example.com/photos/* w=640', "
+        "for those of these hosts and paths; may be given often, and the first that matches counts",
+    )
+    group.add_argument("--widths", metavar="auto|LIST", help="a srcset for each <img> without one, as 320,640,1280")
+    group.add_argument("--sizes", help="sizes of these; without, an <img> needs a width, or a stored image")
+    group.add_argument("--lazy", action="store_true", help='loading="lazy" for each <img> without loading')
+    group.add_argument("--dimensions", action="store_true", help="width and height for each <img> of a stored image")
 
 
 def _add_upkeep(commands: Commands) -> None:

@@ -12,6 +12,7 @@ from imgkeep.cli.documents import read_document, replace_document
 from imgkeep.cli.printing import as_line
 from imgkeep.cli.progress import progress
 from imgkeep.core.errors import InvalidRequest
+from imgkeep.core.rewrite.links import picture_linker
 from imgkeep.core.source_url import read_source
 from imgkeep.page_rewriting import rewrite
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from imgkeep.cli.documents import Document, FileVersion
     from imgkeep.cli.save import Target
     from imgkeep.core.rewrite import Linker
+    from imgkeep.core.rewrite.links import PictureLinker
     from imgkeep.page_rewriting import Rewritten
 
 
@@ -39,6 +41,21 @@ class Outcome:
     @property
     def links(self) -> Sequence[str]:
         return self.rewritten.links if self.rewritten else ()
+
+
+@dataclass(frozen=True, slots=True)
+class _WithoutLost:
+    """A linker that leaves the links whose images could not be stored, and asks another one about all others."""
+
+    linker: Linker
+    lost: frozenset[str]
+
+    def __call__(self, link: str) -> str | None:
+        return None if link in self.lost else self.linker(link)
+
+    @property
+    def picture_linker(self) -> PictureLinker | None:
+        return picture_linker(self.linker)
 
 
 class RewriteRun:
@@ -112,9 +129,13 @@ class RewriteRun:
                 bar.advance(1)
         lost = await _save(names, target, self._err)
         if lost:
-            linker = self._linker
-            self._linker = lambda link: None if link in lost else linker(link)
+            self._linker = _WithoutLost(self._linker, lost)
         return 1 if lost else 0
+
+    async def links(self) -> frozenset[str]:
+        """Return the links that are going to be rewritten."""
+        outcomes = [await asyncio.to_thread(self._try, document) for document in self._documents]
+        return frozenset(link for outcome in outcomes for link in outcome.links)
 
     def _try(self, document: Document) -> Outcome:
         try:

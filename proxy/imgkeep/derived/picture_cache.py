@@ -180,6 +180,10 @@ class PictureCache:
         """Wait until all pictures that were there at start are counted."""
         await self._index.wait_until_counted()
 
+    async def measure(self) -> int:
+        """Return the size of all pictures on the disk, whichever process counts them. Raises: StorageError."""
+        return await self._disk.run(_measure, self._disk.root / FOLDER)
+
     async def find(self, name: PictureName) -> FoundPicture | None:
         """Open a picture; `None`: it is not there, its original was removed, or the disk fails."""
         found = await self._find_on_disk(name) or self._find_unstored(name)
@@ -320,6 +324,15 @@ class UnstoredBody:
 
     async def aclose(self) -> None:
         self._memory.reserve(-len(self._data))
+
+
+def _measure(folder: Path) -> int:
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):  # it was evicted meanwhile
+                size += os.stat(f"{place}/{name}").st_size  # noqa: PTH116 - of each of many
+    return size
 
 
 def _key_of(name: PictureName) -> str:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
+from imgkeep.core.derived.names import DERIVED, read_path
 from imgkeep.core.errors import Conflict, StorageError
 from imgkeep.core.formats import HEAD_BYTES_MAX, Spent, sniff
 from imgkeep.core.formats import is_incomplete as lacks_bytes
@@ -35,7 +36,7 @@ class Finding:
     `orphan`: no record points at the object. `unreadable`: a record of a newer version, or an object that the disk
     cannot read. `incomplete`: by its format, bytes are missing and were missing when it came; `path` is the record's.
     `foreign`: the path is none of the stored layout, and what is there stays as it is: no defect.
-    `removed`: an operator removed these bytes, and they came back; deleted.
+    `removed`: an operator removed these bytes, and they came back, or a picture that was made from them; deleted.
     """
 
     kind: Literal["damaged", "missing", "orphan", "unreadable", "incomplete", "foreign", "removed"]
@@ -89,7 +90,8 @@ async def verify(store: ListableStore, note: Callable[[Record], Awaitable[None]]
 
     Damaged files are quarantined at once, so that no reader is served them. The record of an incomplete image says so
     from then on, and `note` is told of it: such an image is fetched again (`core/refetch_rules.py`).
-    Foreign files are neither read nor moved. Objects of blocked digests are deleted.
+    Foreign files are neither read nor moved. Objects of blocked digests are deleted, and pictures that were made from
+    them; other pictures are not read, because they can be made again.
     """
     wanted: set[str] = set()
     incomplete: set[str] = set()
@@ -100,6 +102,8 @@ async def verify(store: ListableStore, note: Callable[[Record], Awaitable[None]]
     if incomplete:
         async for finding in _mark_incomplete(store, incomplete, note):
             yield finding
+    async for finding in _delete_pictures(store):
+        yield finding
     refused = await store.list_blocked() if wanted else ()
     for path in sorted(wanted):
         if path.rpartition("/")[2].partition(".")[0] in refused:
@@ -142,6 +146,21 @@ async def _verify_objects(
             incomplete.add(path)  # its record is yielded later
             continue
         yield None if known else Finding("orphan", path)
+
+
+async def _delete_pictures(store: ListableStore) -> AsyncIterator[Finding]:
+    """Delete the derived pictures of blocked digests that a removal has left."""
+    blocked = await store.list_blocked()
+    found: dict[Digest, str] = {}
+    if blocked:
+        async for path, _ in store.walk(DERIVED):
+            name = read_path(path)
+            if name is not None and name.digest in blocked:
+                found.setdefault(name.digest, path)
+    for digest, path in found.items():
+        if await store.find_block(digest) is not None:  # and the removal was not undone since
+            await store.delete_object(digest)
+            yield Finding("removed", path)
 
 
 def _lacks_bytes(body: Buffer) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from imgkeep.core.signing import Signatures
-    from imgkeep.core.source_url import ImgQuery, PictureQuery
+    from imgkeep.core.source_url import ImgQuery, Parameters, PictureQuery
 
 DEFAULT_WIDTHS: Final = (
     *(16, 32, 48, 64, 96, 128, 256, 320, 384, 480, 640),
@@ -109,6 +109,22 @@ class DerivePolicy:
         if self.allow == "presets" or not given.get("sig"):
             raise OptionsForbidden(self._explain())
         return Permission(options, signatures.judge(query.text, given, now_s))
+
+    def require(self, picture: Parameters, *, is_signed: bool) -> None:
+        """
+        Require that a client may ask for a picture by a link that imgkeep writes.
+
+        Args:
+            picture: The options of the link.
+            is_signed: Whether imgkeep signs it.
+
+        Raises:
+            InvalidOption: As `read`.
+            OptionsForbidden: The server would refuse the link.
+        """
+        options = self.read(picture)
+        if not (self.allow == "any" or (self.allow == "signed" and is_signed) or self._is_open(dict(picture), options)):
+            raise OptionsForbidden(self._explain())
 
     def _is_open(self, given: Mapping[str, str], options: PictureOptions) -> bool:
         """Return whether any client may ask for these options."""

@@ -97,6 +97,12 @@ class Pictures:
         )
         return next((rule.options for rule in found), ())
 
+    def examples(self) -> Iterator[Parameters]:
+        """Yield the options that links can have, of each kind one."""
+        yield from (self._of_link(rule.options) for rule in self.rules)
+        free = [rule.options for rule in self.rules if not any(name in _SIZED for name, _ in rule.options)]
+        yield from ((("w", str(width)), *options) for width in self.widths for options in [(), *free][:2])
+
     def link_options_of(self, url: str) -> Parameters:
         """
         Return the options for the link of an `<img>`.
@@ -104,7 +110,9 @@ class Pictures:
         Where there are widths and the options choose no size, it is the largest width, which leaves most images as
         they are: `derive.allow` opens the widths to any client, and a format alone to none.
         """
-        options = self.options_of(url)
+        return self._of_link(self.options_of(url))
+
+    def _of_link(self, options: Parameters) -> Parameters:
         is_sized = not options or any(name in _SIZED for name, _ in options)
         return options if is_sized or not self.widths else (("w", str(self.widths[-1])), *options)
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import os
 import socket
+import traceback
 from queue import SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from imgkeep.derived.messages import LENGTH_BYTES, MESSAGE_BYTES_MAX, decode_job, encode
 
@@ -48,6 +51,8 @@ class Connection:
             while (received := self._receive()) is not None:
                 self._jobs.put(received)
             status = 0
+        except (OSError, EOFError, ValueError, msgspec.MsgspecError):
+            traceback.print_exc()
         finally:
             os._exit(status)
 

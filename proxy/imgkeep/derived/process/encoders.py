@@ -34,16 +34,18 @@ _SETTINGS: Final[Mapping[Format, tuple[str, Mapping[str, object]]]] = {
     Format.GIF: ("gifsave_target", {"effort": 3}),
     Format.JXL: ("jxlsave_target", {"effort": 4}),
 }
-_ANIMATED: Final[Mapping[Format, Mapping[str, object]]] = {Format.WEBP: {"effort": 2}}
-"""Settings of animations, whose frames are many."""
+_QUICK: Final[Mapping[Format, Mapping[str, object]]] = {Format.WEBP: {"effort": 2}, Format.AVIF: {"effort": 1}}
+"""Settings of many pixels: a third of the time, for 5 % more bytes."""
+_QUICK_FROM_PIXELS: Final = 3_000_000
+"""Number of pixels, in all frames together, from which a picture of the usual settings would take seconds."""
 
 
 def encode(image: pyvips.Image, format_: Format, options: PictureOptions, descriptor: int) -> None:
     """Write an image into a file."""
     saver, settings = _SETTINGS[format_]
     chosen = dict(settings)
-    if image.height > image.get_page_height():
-        chosen |= _ANIMATED.get(format_, {})
+    if image.width * image.height > _QUICK_FROM_PIXELS or image.height > image.get_page_height():
+        chosen |= _QUICK.get(format_, {})
     if format_ in _QUALITY:
         chosen["Q"] = options.quality or _QUALITY[format_]
     chosen["keep"] = _KEEP_EXIF_XMP_IPTC if options.keep_metadata else _KEEP_NOTHING

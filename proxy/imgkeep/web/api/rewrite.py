@@ -18,9 +18,10 @@ import msgspec
 from aiohttp import web
 
 from imgkeep.core.errors import InvalidRequest
+from imgkeep.core.rewrite import PictureSettings
 from imgkeep.jobs.job_json import describe_job
 from imgkeep.jobs.runner import ITEMS_MAX
-from imgkeep.page_rewriting import MARKDOWN_BYTES_MAX, check_page_url
+from imgkeep.page_rewriting import MARKDOWN_BYTES_MAX, check_page_url, find_sizes
 from imgkeep.web.api import schemas
 from imgkeep.web.api.api_services import API, api_context, json_response, read_query
 from imgkeep.web.request_body import (
@@ -36,12 +37,13 @@ from imgkeep.web.request_state import ADMISSION, REQUEST_LOG
 
 if TYPE_CHECKING:
     from imgkeep.core.jobs import Job
+    from imgkeep.core.records import PixelSize
     from imgkeep.page_rewriting import DocumentFormat, LinkChoice, Rewritten
 
 FORMS: Final[dict[str, DocumentFormat]] = {"text/html": "html", "text/markdown": "markdown"}
 REWRITTEN: Final = "Imgkeep-Rewritten"
 """Header field of a response that is the document itself: the number of rewritten links."""
-PARAMETERS: Final = ("which", "url", "save")
+PARAMETERS: Final = ("which", "url", "save", "pictures", "widths", "sizes", "lazy", "dimensions")
 
 HEADERS: Final = {
     "Cache-Control": "no-store",
@@ -50,6 +52,7 @@ HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
 }
 
+_WIDTH: Final = re.compile(r"[0-9]{1,5}")
 _CHARSET: Final = re.compile(r"[A-Za-z0-9][\w.:-]{0,39}", re.ASCII)
 
 
@@ -59,6 +62,11 @@ class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     which: Literal["temporary", "all"] | list[str] = "temporary"
     url: str | None = None
     save: bool = False
+    pictures: str | dict[str, str] = ""
+    widths: Literal["auto"] | list[int] | None = None
+    sizes: str = ""
+    lazy: bool = False
+    dimensions: bool = False
 
 
 class Document(Options, forbid_unknown_fields=True, kw_only=True):
@@ -120,7 +128,15 @@ async def _rewrite(
     if options.url is not None:
         check_page_url(options.url)
     which: LinkChoice = tuple(options.which) if isinstance(options.which, list) else options.which
-    linker = context.rewriting.link_selection.linker(which, request[ADMISSION].base)
+    selection, base = context.rewriting.link_selection, request[ADMISSION].base
+    settings = PictureSettings(options.pictures, options.widths, options.sizes, is_lazy=options.lazy)
+    sizes: dict[str, PixelSize] = {}
+    linker = selection.linker(which, base, selection.read_pictures(settings, sizes.get if options.dimensions else None))
+    if options.dimensions:
+        found = await context.rewriting.service.try_out(data, form, linker, url=options.url, charset=charset)
+        if len(frozenset(found.links)) > ITEMS_MAX:
+            raise InvalidRequest(f"dimensions: the document has more than {ITEMS_MAX} links")
+        sizes |= await find_sizes(found.links, context.inspector, context.image_index.find_all, context.facts.add_to)
     rewritten = await context.rewriting.service.rewrite(data, form, linker, url=options.url, charset=charset)
     request[REQUEST_LOG].outcome = "rewritten"
     return rewritten
@@ -140,7 +156,12 @@ def _read_options(request: web.Request) -> Options:
     which = query.get("which")
     if isinstance(which, str) and which not in {"temporary", "all"}:
         query["which"] = which.split(",")
+    widths = query.get("widths")
+    if isinstance(widths, str) and widths != "auto":
+        query["widths"] = [int(width) if _WIDTH.fullmatch(width) else width for width in widths.split(",")]
     try:
         return msgspec.convert(query, Options, strict=False)
     except msgspec.ValidationError:
-        raise InvalidRequest("save has to be true or false") from None
+        raise InvalidRequest(
+            "save, lazy and dimensions have to be true or false; widths auto, or whole numbers with commas between them"
+        ) from None

@@ -39,6 +39,14 @@ _FORCE: Final = query(
 )
 _WHICH: Final = "`temporary` (links that die; the default), `all`, or host globs as in `sources.allow`."
 _PAGE_URL: Final = "URL of the page, for relative links."
+_PICTURES: Final = "Options of derived pictures for the links of `<img>`, as `preset=thumb` or `w=400&format=auto`."
+_WIDTHS: Final = (
+    "An `<img>` without `srcset` gets one with these widths, if the size at which it is shown is known; `auto`: those "
+    "of `derive.widths` that this size needs."
+)
+_SIZES: Final = "The `sizes` of such a `srcset`; without it, the size is that of `width`, or of the image."
+_LAZY: Final = 'An `<img>` without `loading` gets `loading="lazy"`.'
+_DIMENSIONS: Final = "An `<img>` gets the `width` and `height` that it lacks, if its image is stored."
 _SAVE: Final = "Whether a job saves the images at once."
 _REFETCH: Final = (
     "The new image replaces the stored one only if it is whole and differs; no failure changes the stored image, and "
@@ -130,6 +138,11 @@ _SAVE_PATHS: Final[dict[str, Any]] = {
                 query("which", f"{_WHICH} Commas separate globs.", TEXT),
                 query("url", _PAGE_URL, {"type": "string", "format": "uri"}),
                 query("save", _SAVE, _BOOLEAN),
+                query("pictures", _PICTURES, TEXT),
+                query("widths", f"{_WIDTHS} Commas separate widths.", TEXT),
+                query("sizes", _SIZES, TEXT),
+                query("lazy", _LAZY, _BOOLEAN),
+                query("dimensions", _DIMENSIONS, _BOOLEAN),
             ],
             requestBody=body(
                 {
@@ -147,8 +160,25 @@ _SAVE_PATHS: Final[dict[str, Any]] = {
                                 },
                                 "url": {"type": ["string", "null"], "description": _PAGE_URL},
                                 "save": {**_BOOLEAN, "default": False, "description": _SAVE},
+                                "pictures": {
+                                    "anyOf": [TEXT, {"type": "object", "additionalProperties": TEXT}],
+                                    "default": "",
+                                    "description": f"{_PICTURES} An object has them by patterns of hosts and paths, of "
+                                    "which the first that matches counts.",
+                                },
+                                "widths": {
+                                    "anyOf": [
+                                        {"type": "string", "enum": ["auto"]},
+                                        {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 1},
+                                        {"type": "null"},
+                                    ],
+                                    "description": _WIDTHS,
+                                },
+                                "sizes": {"type": "string", "default": "", "description": _SIZES},
+                                "lazy": {**_BOOLEAN, "default": False, "description": _LAZY},
+                                "dimensions": {**_BOOLEAN, "default": False, "description": _DIMENSIONS},
                             },
-                            optional=("which", "url", "save"),
+                            optional=("which", "url", "save", "pictures", "widths", "sizes", "lazy", "dimensions"),
                         )
                         for form in ("html", "markdown")
                     ]

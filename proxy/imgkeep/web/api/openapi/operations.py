@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from imgkeep.core.derived.options import BLUR_MAX, DPR_MAX, PAGE_MAX, SIDE_MAX, Fit, Gravity, PictureFormat
 from imgkeep.images.record_json import HASH
 from imgkeep.web.api.schemas import JOB_ID
 
+if TYPE_CHECKING:
+    from enum import Enum
+
+_COLOUR: Final = "^(?:[0-9A-Fa-f]{3}|[0-9A-Fa-f]{6}|[0-9A-Fa-f]{8})$"
 KEY: Final = {"type": "string", "pattern": HASH}
 TIME: Final = {"type": "string", "format": "date-time"}
 TEXT: Final = {"type": "string"}
@@ -37,6 +42,33 @@ def text_content(media_type: str, description: str) -> dict[str, Any]:
 def query(name: str, description: str, schema: dict[str, Any], *, required: bool = False) -> dict[str, Any]:
     """Return a parameter of the query."""
     return {"name": name, "in": "query", "description": description, "required": required, "schema": schema}
+
+
+def picture_parameters() -> list[dict[str, Any]]:
+    """Return the options of a derived picture (`docs/derived.md`), as parameters of a query."""
+    side = {"type": "integer", "minimum": 1, "maximum": SIDE_MAX}
+    return [
+        query("w", "Width of a derived picture in CSS pixels; without options the answer is the original.", side),
+        query("h", "Height in CSS pixels; without it the height follows from the width.", side),
+        query("dpr", "Device pixels for a CSS pixel.", {"type": "number", "minimum": 1, "maximum": DPR_MAX}),
+        query("fit", "What becomes of a picture of another shape than `w` and `h`.", _words(Fit, "inside")),
+        query("gravity", "The part that `fit=cover` keeps; `attention`: the salient one.", _words(Gravity, "center")),
+        query("format", "Format; `auto`: the best of those that the client accepts.", _words(PictureFormat)),
+        query("q", "Quality of a lossy format.", {"type": "integer", "minimum": 1, "maximum": 100}),
+        query("bg", "Background: `rgb`, `rrggbb` or `rrggbbaa`.", {"type": "string", "pattern": _COLOUR}),
+        query("rotate", "Degrees, clockwise.", {"type": "integer", "enum": [0, 90, 180, 270], "default": 0}),
+        query("blur", "Standard deviation in CSS pixels.", {"type": "number", "minimum": 0, "maximum": BLUR_MAX}),
+        query(
+            "page", "The only frame to keep, counted from 0.", {"type": "integer", "minimum": 0, "maximum": PAGE_MAX}
+        ),
+        query("metadata", "Whether EXIF and the like stay.", {"type": "string", "enum": ["strip", "keep"]}),
+        query("preset", "Options of `derive.presets`; those beside it take precedence.", TEXT),
+    ]
+
+
+def _words(kind: type[Enum], default: str = "") -> dict[str, Any]:
+    words = {"type": "string", "enum": [each.value for each in kind]}
+    return {**words, "default": default} if default else words
 
 
 def body(schema: dict[str, Any], example: object, **more: Any) -> dict[str, Any]:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from imgkeep.web.api.openapi.operations import IN_PATH, SRC, TEXT, operation, query, ref, text_content
+from imgkeep.web.api.openapi.operations import (
+    IN_PATH,
+    SRC,
+    TEXT,
+    operation,
+    picture_parameters,
+    query,
+    ref,
+    text_content,
+)
 
 _EXP: Final = query("exp", "End of `sig`, in epoch seconds.", TEXT)
 _SIG: Final = query("sig", "Signature of this server, where `security.signature` requires one.", TEXT)
@@ -51,8 +60,9 @@ PATHS: Final[dict[str, Any]] = {
             "Show the image behind a link, for ever",
             {"200": _IMAGE, "206": _PART, "302": _REDIRECT, "304": _NOT_MODIFIED},
             description="The first request fetches, streams and stores the image; the store answers all later ones. "
-            "`src` may stand unencoded at the end, if it contains `://` and, after a `?`, a `=`.",
-            parameters=[SRC, _EXP, _SIG],
+            "`src` may stand unencoded at the end, if it contains `://` and, after a `?`, a `=`. With options the "
+            "answer is a picture that imgkeep makes of the image, in another size or format.",
+            parameters=[SRC, *picture_parameters(), _EXP, _SIG],
         ),
         "options": _PREFLIGHT,
     },
@@ -60,7 +70,7 @@ PATHS: Final[dict[str, Any]] = {
         "get": operation(
             "Show an image under its permanent URL",
             {"200": _IMAGE, "206": _PART, "302": _REDIRECT},
-            parameters=[_NAME_IN_PATH],
+            parameters=[_NAME_IN_PATH, *picture_parameters(), _EXP, _SIG],
         ),
         "options": {**_PREFLIGHT, "parameters": [_NAME_IN_PATH]},
     },
