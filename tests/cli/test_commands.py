@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,16 +109,24 @@ def test_secrets_are_never_printed(command: Command) -> None:
 
 # --- check
 
+PICTURES = (
+    r"derived pictures: as jpeg, png, webp, avif(, jxl)?, gif, by libvips [\d.]+(; it cannot write jxl)?\n"
+    if find_spec("pyvips")
+    else r"derived pictures: none: .*pip install 'imgkeep\[server,derive\]'\n"
+)
+
 
 def test_check_creates_nothing(command: Command, folder: Path) -> None:
-    assert command("check") == (0, "configuration: valid\n", "")
+    status, out, err = command("check")
+    assert (status, err) == (0, "")
+    assert re.fullmatch(rf"configuration: valid\n{PICTURES}", out)
     assert not folder.exists()
 
 
 async def test_check_live_probes_every_part(folder: Path) -> None:
     status, out, _ = await run_here(folder, "check", "--live")
     assert status == 0
-    assert re.fullmatch(r"configuration: valid\nstore: works, [\d.]+ \w+ free\ndatabase: works\n", out)
+    assert re.fullmatch(r"configuration: valid\nstore: works, [\d.]+ \w+ free\ndatabase: works\n" + PICTURES, out)
 
 
 async def test_check_live_names_the_failing_part(folder: Path) -> None:

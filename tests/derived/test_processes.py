@@ -103,6 +103,8 @@ async def test_library_that_is_missing_is_not_supported() -> None:
         for _ in range(2):
             with pytest.raises(NotSupported, match="libvips is missing: install it"):
                 await pool.run("done")
+        with pytest.raises(NotSupported):
+            pool.processes.require_room(client(1))
         assert pool.count("jobs", format="webp", outcome="not_supported") == 2
 
 
@@ -130,6 +132,9 @@ async def test_full_queue_is_busy_and_serves_clients_in_turn() -> None:
             await until(lambda: pool.processes.running)
             many = [asyncio.create_task(ask(f"many{number}", 1)) for number in range(5)]
             await until(lambda: pool.processes.waiting == 4)
+            with pytest.raises(Busy):
+                pool.processes.require_room(client(1))
+            pool.processes.require_room(client(2))
             one = asyncio.create_task(ask("one", 2))
             with pytest.raises(Busy) as refused:
                 await many[4]
@@ -140,7 +145,7 @@ async def test_full_queue_is_busy_and_serves_clients_in_turn() -> None:
             original.flush()
             await asyncio.gather(running, one, *many[:3])
         assert order == ["first", "many0", "one", "many1", "many2"]
-        assert pool.metrics.registry.get_sample_value("imgkeep_refused_total", {"limit": "derive_queue"}) == 2
+        assert pool.metrics.registry.get_sample_value("imgkeep_refused_total", {"limit": "derive_queue"}) == 3
 
 
 async def test_job_that_waits_too_long_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:

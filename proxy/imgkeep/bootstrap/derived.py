@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imgkeep.bootstrap.gauges import watch_derive_processes, watch_facts, watch_picture_store
+from imgkeep.bootstrap.platform import SYSTEM
 from imgkeep.core.derived.names import read_path
 from imgkeep.derived.facts import FactsFinder, FactsLimits
 from imgkeep.derived.picture_sharing import PictureSharing
@@ -15,6 +16,7 @@ from imgkeep.derived.pictures import DerivedPictures
 from imgkeep.derived.processes import DeriveProcesses
 from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.observability.derive_metrics import DeriveMetrics
+from imgkeep.observability.metrics import Metrics
 from imgkeep.replication.primary_pictures import PrimaryPictures
 
 if TYPE_CHECKING:
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     from imgkeep.bootstrap.platform import Platform
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
+    from imgkeep.derived.messages import Ready
     from imgkeep.images.blocked_digests import BlockedDigests
-    from imgkeep.observability.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +52,7 @@ def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
 ) -> DerivedServices:
     """Return the services, which end with `stack`."""
     settings = config.derive
-    processes = DeriveProcesses(
-        settings,
-        os.environ,  # noqa: TID251 - from which its processes get what an interpreter needs, and no more
-        DeriveMetrics(metrics),
-        workers=config.server.workers,
-        command=platform.derive_command,
-        verbose=config.log.level == "debug",
-    )
+    processes = _make_processes(config, platform, metrics)
     stack.push_async_callback(processes.aclose)
     watch_derive_processes(metrics, processes)
     fetch_from_node = None if parts.node_peers is None else parts.node_peers.fetch_picture
@@ -119,3 +114,29 @@ def _open_picture_store(
         timer=platform.timer,
     )
     return store
+
+
+async def check_derive_process(config: Config, platform: Platform = SYSTEM) -> Ready:
+    """
+    Start a derive process, end it, and return what it can do.
+
+    Raises:
+        Busy: It does not start.
+        NotSupported: The extra is not installed, or its library cannot be used.
+    """
+    processes = _make_processes(config, platform, Metrics())
+    try:
+        return await processes.check()
+    finally:
+        await processes.aclose()
+
+
+def _make_processes(config: Config, platform: Platform, metrics: Metrics) -> DeriveProcesses:
+    return DeriveProcesses(
+        config.derive,
+        os.environ,  # noqa: TID251 - from which its processes get what an interpreter needs, and no more
+        DeriveMetrics(metrics),
+        workers=config.server.workers,
+        command=platform.derive_command,
+        verbose=config.log.level == "debug",
+    )

@@ -1,4 +1,4 @@
-"""`check`: whether the configuration is valid and, with `--live`, whether the configured stores work."""
+"""`check`: whether the configuration is valid, pictures can be derived and, with `--live`, the stores work."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from functools import partial
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, TextIO
 
+from imgkeep.bootstrap.derived import check_derive_process
 from imgkeep.bootstrap.preflight import check_machine, require_owner
 from imgkeep.bootstrap.storage import open_storage
 from imgkeep.cli.printing import print_json, readable_bytes
 from imgkeep.clock import read_clock
 from imgkeep.cluster.nodes.upkeep import compare_secret
 from imgkeep.config import data_folder
-from imgkeep.core.errors import StorageError
+from imgkeep.core.derived.names import FORMATS
+from imgkeep.core.errors import Busy, NotSupported, StorageError
 from imgkeep.storage.bucket.live_check import check_bucket
 from imgkeep.storage.local.node_id import read_node_id
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from imgkeep.bootstrap.storage import RemoteStorage, Storage
     from imgkeep.cli.invocation import Invocation
+    from imgkeep.config import Config
     from imgkeep.health import Checkable
     from imgkeep.storage.bucket.live_check import Step
 
@@ -32,8 +35,34 @@ if TYPE_CHECKING:
 
 
 async def run(invocation: Invocation) -> int:
+    await check_machine(invocation.config)
+    status = await _check_parts(invocation)
+    await _report_derived(invocation.config, as_json=invocation.arguments.json)
+    return status
+
+
+async def _report_derived(config: Config, *, as_json: bool) -> None:
+    """Report whether pictures can be derived. No check fails without: images are stored and served all the same."""
+    try:
+        ready = await check_derive_process(config)
+    except (Busy, NotSupported) as fault:
+        if as_json:
+            print_json(sys.stdout, {"part": "derived pictures", "works": False, "error": str(fault)})
+        else:
+            sys.stdout.write(f"derived pictures: none: {fault}\n")
+        return
+    written = [each.name.lower() for each in FORMATS if each.name in ready.writes]
+    missing = [each.name.lower() for each in FORMATS if each.name not in ready.writes]
+    if as_json:
+        facts = {"error": None, "libvips": ready.version, "formats": written, "missing": missing}
+        print_json(sys.stdout, {"part": "derived pictures", "works": True, **facts})
+    else:
+        lack = f"; it cannot write {', '.join(missing)}" if missing else ""
+        sys.stdout.write(f"derived pictures: as {', '.join(written)}, by libvips {ready.version}{lack}\n")
+
+
+async def _check_parts(invocation: Invocation) -> int:
     arguments, config = invocation.arguments, invocation.config
-    await check_machine(config)
     if not arguments.live:
         return await check({}, as_json=arguments.json, out=sys.stdout)
     await asyncio.to_thread(partial(require_owner, config, server_helps=False))

@@ -37,7 +37,7 @@ class WaitingJob:
     __slots__ = ("granted", "name", "network")
 
     def __init__(self, client: Client, granted: asyncio.Future[None]) -> None:
-        self.name = OWN_CLIENT if client.own else LOCAL_CLIENT if not client.networks else client.networks[-1]
+        self.name = _name_of(client)
         self.network = client.networks[0] if client.networks and not client.own else ""
         self.granted = granted
 
@@ -58,19 +58,28 @@ class JobQueue:
     def __len__(self) -> int:
         return self._size
 
+    def has_room(self, client: Client) -> bool:
+        """Return whether a job of a client would find a place: a free one, or that of another job."""
+        return self._size < self._size_max or self._find_displaceable(_name_of(client)) is not None
+
     def add(self, job: WaitingJob) -> WaitingJob | None:
         """Add a job, and return the one that has no place then: another one, or this job itself."""
         displaced = None
         if self._size >= self._size_max:
-            longest = max(self._clients.values(), key=len)
-            own = self._clients.get(job.name)
-            if len(longest) < (0 if own is None else len(own)) + 2:
+            longest = self._find_displaceable(job.name)
+            if longest is None:
                 return job
             displaced = longest.pop_newest()
             self._size -= 1
         self._clients.setdefault(job.name, _ClientJobs()).add(job)
         self._size += 1
         return displaced
+
+    def _find_displaceable(self, name: str) -> _ClientJobs | None:
+        """Return the client whose newest job makes room for one of the client of this name; `None`: there is none."""
+        longest = max(self._clients.values(), key=len)
+        own = self._clients.get(name)
+        return longest if len(longest) >= (0 if own is None else len(own)) + 2 else None
 
     def pop(self) -> WaitingJob | None:
         """Remove and return the next job; `None`: no job waits."""
@@ -90,6 +99,10 @@ class JobQueue:
             self._size -= 1
             if not jobs:
                 del self._clients[job.name]
+
+
+def _name_of(client: Client) -> str:
+    return OWN_CLIENT if client.own else LOCAL_CLIENT if not client.networks else client.networks[-1]
 
 
 class _ClientJobs:

@@ -248,6 +248,10 @@ class DerivedPictures:
             await picture.body.aclose()  # a marker
         raise DeriveFailed("no picture was made of the image")
 
+    async def require_usable(self) -> None:
+        """Raise `NotSupported` where this installation makes no pictures."""
+        await self._processes.require_usable()
+
     async def aclose(self) -> None:
         await self.running.aclose()
 
@@ -261,6 +265,8 @@ class DerivedPictures:
             return Picture(name, found.body, found.etag, is_new=False)
         self.failed.require_none(name)
         client = request_context.client
+        if name not in self.running and not self._settings.store:
+            self._processes.require_room(client)  # nothing is looked up for a job that would be refused
         call, starts = self.running.join(name, lambda: DeriveCall(lambda: self._make_once(original, name, client)))
         made = await call.follow(request_context)
         if made is None:
@@ -290,6 +296,7 @@ class DerivedPictures:
 
     async def _make(self, original: StoredOriginal, name: PictureName, client: Client) -> FoundPicture:
         """Make a picture, and put it into the disk cache."""
+        self._processes.require_room(client)
         body = await self._originals.fetch(original.object_name, original.size)
         if body is None:
             raise _OriginalGoneError

@@ -17,6 +17,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import Busy, DeriveFailed, NotSupported
+from imgkeep.core.records import OWN
 from imgkeep.derived.derive_process import Ending, ProcessEnded, StartFailed, spawn
 from imgkeep.derived.job_queue import JobQueue, WaitingJob
 
@@ -111,6 +112,34 @@ class ProcessPool:
         finally:
             self._leave()
 
+    async def check(self) -> Ready:
+        """
+        Start a process where none is free, and return what it can do.
+
+        Raises:
+            Busy, NotSupported: As `run`.
+        """
+        await self._enter(OWN)
+        try:
+            process = await self._take()
+            self._keep(process)
+            return process.ready
+        finally:
+            self._leave()
+
+    def require_room(self, client: Client) -> None:
+        """
+        Raise what `run` would raise at once for a job of this client.
+
+        Raises:
+            Busy: The queue has no place for it, or no process starts at the moment.
+            NotSupported: No process can ever start.
+        """
+        self._require_start()
+        if self._running >= self._processes_max and not self._queue.has_room(client):
+            self._refused()
+            raise self._make_busy()
+
     async def aclose(self) -> None:
         """End all processes; jobs that run or wait are `Busy`."""
         self._closing = True
@@ -132,9 +161,7 @@ class ProcessPool:
         displaced = self._queue.add(waiting)
         if displaced is not None:
             self._refused()
-            _refuse(
-                displaced, Busy("too many pictures wait to be made: retry later", retry_after_s=self._retry_after_s())
-            )
+            _refuse(displaced, self._make_busy())
         try:
             await asyncio.wait_for(waiting.granted, WAIT_S_MAX)
         except TimeoutError:
@@ -157,6 +184,9 @@ class ProcessPool:
                 waiting.granted.set_result(None)
                 return
         self._running -= 1
+
+    def _make_busy(self) -> Busy:
+        return Busy("too many pictures wait to be made: retry later", retry_after_s=self._retry_after_s())
 
     def _retry_after_s(self) -> int:
         seconds = (len(self._queue) + 1) * self._mean_s / self._processes_max
@@ -190,8 +220,7 @@ class ProcessPool:
             if process.idle_timer is not None:
                 process.idle_timer.cancel()
             return process
-        if self._start_fault is not None and asyncio.get_running_loop().time() < self._start_fault[1]:
-            raise self._explain(self._start_fault[0])
+        self._require_start()
         task = asyncio.create_task(self._start())
         self._starting.add(task)
         task.add_done_callback(self._starting.discard)
@@ -215,6 +244,11 @@ class ProcessPool:
             raise
         self.ready = process.ready
         return process
+
+    def _require_start(self) -> None:
+        """Raise the last failure of a start, as long as it is remembered."""
+        if self._start_fault is not None and asyncio.get_running_loop().time() < self._start_fault[1]:
+            raise self._explain(self._start_fault[0])
 
     def _note_fault(self, fault: StartFailed) -> None:
         if not self._closing:

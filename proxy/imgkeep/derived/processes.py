@@ -122,7 +122,8 @@ class DeriveProcesses:
         began = asyncio.get_running_loop().time()
         outcome = "given_up"
         try:
-            pool = await self._open(job)
+            pictures, facts = await self._open_pools()
+            pool = facts if isinstance(job, FactsJob) else pictures
             descriptors = [source] if output is None else [source, output]
             timeout_s = self._settings.timeout_s * (FACTS_PATIENCE if isinstance(job, FactsJob) else 1)
             answer = await pool.run(job, descriptors, client, timeout_s)
@@ -135,6 +136,36 @@ class DeriveProcesses:
         finally:
             seconds = asyncio.get_running_loop().time() - began
             self._metrics.answered(job.format.lower() if isinstance(job, DeriveJob) else "facts", outcome, seconds)
+
+    async def require_usable(self) -> None:
+        """
+        Raise `NotSupported` where the extra is not installed. A missing library is found by the first job.
+
+        Raises:
+            NotSupported: See above.
+        """
+        await self._open_pools()
+
+    def require_room(self, client: Client) -> None:
+        """
+        Raise what a job for a picture would raise at once, before its caller prepares it.
+
+        Raises:
+            Busy: The queue has no place for a job of this client, or no process starts at the moment.
+            NotSupported: The library of the extra cannot be used.
+        """
+        if self._pictures is not None:
+            self._pictures.require_room(client)
+
+    async def check(self) -> Ready:
+        """
+        Start a process where none is free, and return what it can do.
+
+        Raises:
+            Busy: It does not start.
+            NotSupported: The extra is not installed, or its library cannot be used.
+        """
+        return await (await self._open_pools())[0].check()
 
     def sample_memory(self) -> None:
         """Take a sample of the memory of the processes. Blocks."""
@@ -150,23 +181,22 @@ class DeriveProcesses:
     def _pools(self) -> list[ProcessPool]:
         return [pool for pool in (self._pictures, self._facts) if pool is not None]
 
-    async def _open(self, job: Job) -> ProcessPool:
-        """Return the pool for a job."""
+    async def _open_pools(self) -> tuple[ProcessPool, ProcessPool]:
+        """Return the pools for pictures and for facts."""
         if self._pictures is None or self._facts is None:
             async with self._opening:
                 if self._pictures is None or self._facts is None:
-                    await self._make_pools()
-        pool = self._facts if isinstance(job, FactsJob) else self._pictures
-        assert pool is not None
-        return pool
+                    return await self._make_pools()
+        return self._pictures, self._facts
 
-    async def _make_pools(self) -> None:
+    async def _make_pools(self) -> tuple[ProcessPool, ProcessPool]:
         run = partial(asyncio.get_running_loop().run_in_executor, self._threads)
         if self._command is COMMAND and await run(find_spec, "pyvips") is None:
             raise NotSupported(REMEDY)
         number = self._settings.processes or max(1, await run(count_cores) // self._workers)
         self._pictures = self._make_pool(number, self._settings.queue_max, PICTURES_NICENESS)
         self._facts = self._make_pool(1, FACTS_QUEUE_MAX, FACTS_NICENESS, idle=True)
+        return self._pictures, self._facts
 
     def _make_pool(self, number: int, queue_max: int, niceness: int, *, idle: bool = False) -> ProcessPool:
         settings = self._settings

@@ -79,6 +79,7 @@ class PictureRequests:
         Raises:
             ImgkeepError: As `ImageService.locate`, and `DerivedPictures.open`.
         """
+        await self.pictures.require_usable()  # before an original is fetched in vain
         for checked in (False, True):
             located = await self.image_service.locate(source, info, request_context, checked=checked)
             if isinstance(located, RedirectToSource):
@@ -105,6 +106,7 @@ class PictureRequests:
         original = StoredOriginal.named(name)
         if original is None:
             return None
+        await self.pictures.require_usable()
         await self.image_service.stored.learn_removal(original.digest)
         names = self.pictures.find_names(original, options, read_accept(request.field("Accept")))
         picture = None
