@@ -17,12 +17,14 @@ from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
     from tests.support.cluster_clients import Client
     from tests.support.cluster_nodes import Node, Nodes, Surroundings
     from tests.support.counted_origin import CountedOrigin
 
 LARGE = 5 * 2**20
+DERIVATIONS = r'imgkeep_derive_jobs_total\{.*outcome="done"'
 JOB_HOST_MAX = 4
 """Maximum number of links of jobs that are fetched from one host at once."""
 
@@ -82,6 +84,24 @@ async def test_node_without_the_record_adopts_that_of_the_store(client: Client, 
     assert [answer.status for answer in answers] == [200] * 3
     assert len({answer.headers["ETag"] for answer in answers}) == 1
     assert origin.asked["/later.png"] == 1
+
+
+async def test_picture_is_made_once_for_all_nodes_and_removed_from_all(client: Client, origin: CountedOrigin) -> None:
+    nodes = client.nodes.members
+    url = origin.gives("/picture.png")
+    target = f"/img?src={quote(url, safe='')}&w=64&format=webp"
+    answers = await asyncio.gather(*(client.ask(target, node) for node in nodes * 3))
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer.headers["ETag"] for answer in answers}) == 1
+    assert sum([await client.metric(DERIVATIONS, node) for node in nodes]) == 1
+    assert [len(pictures_of(node)) for node in nodes] == [1] * 3
+    assert (await client.remove(url, nodes[0])).status == 200
+    assert [(await client.ask(target, node)).status for node in nodes] == [410] * 3
+    assert [pictures_of(node) for node in nodes] == [[]] * 3
+
+
+def pictures_of(node: Node) -> list[Path]:
+    return list((node.folder / "derived").rglob("*.webp"))
 
 
 async def test_dead_link_is_one_fetch(client: Client, origin: CountedOrigin) -> None:

@@ -74,6 +74,13 @@ async def test_several_workers_are_one_server(tmp_path: Path, origin: FakeOrigin
         assert [origin.asked(f"/{n}.png") for n in range(20)] == [1] * 20
         assert await metric_sum(program, r'imgkeep_job_links_total\{outcome="saved"') == 20
 
+        # One derivation of a picture, whichever worker is asked for it.
+        picture = f"{target_of(links[0])}&w=32&format=webp"
+        pictures = await asyncio.gather(*(program.get(picture) for _ in range(ASKED)))
+        assert {(answer.status, answer.headers["Content-Type"]) for answer in pictures} == {(200, "image/webp")}
+        assert len({answer.headers["ETag"] for answer in pictures}) == 1
+        assert await metric_sum(program, r'imgkeep_derive_jobs_total\{.*outcome="done"') == 1
+
         # No worker shows a removed image from then on.
         assert {answer.cache_status for answer in await ask_all(program, links[0])} == {"imgkeep; hit"}
         name = (await program.img(links[0])).headers["Content-Location"]
@@ -82,6 +89,8 @@ async def test_several_workers_are_one_server(tmp_path: Path, origin: FakeOrigin
         ) as removal:
             assert removal.status == 200
         assert {answer.status for answer in await ask_all(program, links[0])} == {410}
+        assert {(await program.get(picture)).status for _ in range(10)} == {410}
+        assert not list((tmp_path / "data" / "derived").rglob("*.webp"))
         assert {(await program.get(name)).status for _ in range(10)} == {410}
         assert [line for line in program.log if json.loads(line)["level"] not in {"info", "debug"}] == []
 
