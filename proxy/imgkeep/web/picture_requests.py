@@ -9,15 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgkeep.core.derived.names import query_of
+from imgkeep.core.derived.names import parameters_of
 from imgkeep.core.derived.negotiation import read_accept, varies
 from imgkeep.core.derived.options import ORIGINAL
-from imgkeep.core.errors import StorageError
+from imgkeep.core.errors import InvalidOption, OptionsForbidden, StorageError
 from imgkeep.derived.pictures import StoredOriginal
 from imgkeep.images.request_context import CacheStatus, Delivery, Located, RedirectToObject, RedirectToSource
 
 if TYPE_CHECKING:
     from imgkeep.core.derived.derive_policy import DerivePolicy
+    from imgkeep.core.derived.names import PictureName
     from imgkeep.core.derived.options import PictureOptions
     from imgkeep.core.records import Source, SourceInfo
     from imgkeep.core.source_url import ImgQuery, PictureQuery
@@ -120,7 +121,6 @@ class PictureRequests:
         """Return the delivery of an open picture, or the redirect to it in the store."""
         name = picture.name
         immutable = located is None or located.immutable
-        own_name = f"{original.object_name}?{query_of(name)}"
         try:
             address = await self.picture_store.url_of(name, head=request.head)
         except BaseException:
@@ -129,7 +129,7 @@ class PictureRequests:
         if address is not None:
             await picture.body.aclose()
             permanent_url = None if address.private else address.url
-            return RedirectToObject(address, picture.etag, own_name, permanent_url, immutable)
+            return RedirectToObject(address, picture.etag, self._own_name(original, name), permanent_url, immutable)
         key = original.object_name if located is None else located.record.key
         status = CacheStatus.HIT if located is None else located.cache_status
         if status is CacheStatus.HIT and picture.is_new:
@@ -141,8 +141,18 @@ class PictureRequests:
             picture.etag,
             f"{key[:16]}-{name.stem}.{name.format.extension}",
             picture.body,
-            own_name,
+            self._own_name(original, name),
             immutable=immutable,
             repeatable=located is None or located.repeatable,
             record=None if located is None else located.record,
         )
+
+    def _own_name(self, original: StoredOriginal, name: PictureName) -> str | None:
+        """Return the last part of a picture's own URL; `None`: this server refuses that URL without a signature."""
+        parameters = parameters_of(name)
+        try:
+            self.policy.require(parameters, is_signed=False)
+        except (OptionsForbidden, InvalidOption):
+            return None
+        query = "&".join(f"{parameter}={value}" for parameter, value in parameters)
+        return f"{original.object_name}?{query}"
