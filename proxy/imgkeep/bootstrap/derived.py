@@ -61,6 +61,7 @@ def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
     pictures = DerivedPictures(
         processes=processes,
         cache=storage.picture_cache,
+        picture_store=store,
         sharing=sharing,
         originals=storage.store,
         spool=storage.spool,
