@@ -313,6 +313,7 @@ def test_options_of_thumbor_are_translated(options: str, expected: str) -> None:
         ("-x", "a size with a minus sign: flips"),
         ("origx200", "orig"),
         ("300x200/filters:no_upscale()", "no_upscale"),
+        ("fit-in/300x200/filters:fill(f00):no_upscale()", "no_upscale"),
         ("fit-in/300x200/filters:upscale()", "upscale"),
         ("filters:watermark(https://h.example/w.png,10,-10,50)", "watermark"),
         ("filters:quality(80):grayscale()", "grayscale"),
