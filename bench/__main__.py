@@ -15,11 +15,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import bucket_rows, cluster, derive, origin_client, report, rows, sweep
+from bench import bucket_rows, cluster, derive, origin_client, picture_rows, report, rows, sweep
 from bench.rows import Plan, tidy_up
 from bench.servers import dump, find, versions
 
-ROWS = {**rows.ROWS, **bucket_rows.ROWS}
+ROWS = {**rows.ROWS, **bucket_rows.ROWS, **picture_rows.ROWS}
 
 
 def main() -> int:

@@ -177,6 +177,9 @@ def test_filters() -> None:
     assert img_url(LINK) == NEW_LINK
     assert img_url("") == ""
     assert rendered("{{ html|safe|imgkeep }}", html=html) == html.replace(LINK, NEW_LINK)
+    assert rendered("{{ url|img_url:'preset=thumb' }}", url=LINK) == f"{NEW_LINK}&amp;preset=thumb"
+    assert rendered("{{ url|img_url:'w=5' }}", url=mark_safe(LINK)) == f"{NEW_LINK}&amp;w=5"
+    assert img_url(LINK, "w=5") == f"{NEW_LINK}&w=5"
     assert rendered("{{ missing|img_url }}{{ missing|imgkeep }}") == ""
 
 

@@ -9,13 +9,15 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from imgkeep.core.rewrite import Hosts
-from imgkeep.integrations.jinja import install
+from imgkeep.core.signing import signed_path
+from imgkeep.integrations.jinja import img_url, install
 from imgkeep.integrations.links import LinkRewriter
 from tests.support.pages import LINK, NEW_LINK
 from tests.support.tables import table
 
 if TYPE_CHECKING:
     from imgkeep.core.records import Source
+    from imgkeep.integrations.links import PictureDict
 
 HTML = f'<img src="{LINK}">'
 REWRITTEN = f'<img src="{NEW_LINK}">'
@@ -54,6 +56,33 @@ def test_nothing_becomes_safe() -> None:
 
 def test_empty_link_stays_empty() -> None:
     assert rendered("{{ missing|img_url }}{{ missing|imgkeep }}") == ""
+
+
+def test_link_to_a_picture() -> None:
+    assert rendered('{{ url|img_url("w=400&format=auto") }}', url=LINK) == f"{NEW_LINK}&amp;format=auto&amp;w=400"
+    assert rendered('{{ url|img_url("preset=thumb") }}', url=Markup(LINK)) == f"{NEW_LINK}&amp;preset=thumb"
+    key = "a-key-that-signs-links"
+    signed = img_url(LINK, "w=5", public_url="https://k.example", signing_key=key)
+    assert signed == f"https://k.example{signed_path(key, LINK, options=[('w', '5')])}"
+    for wrong in ("w=0", "width=1", "="):
+        with pytest.raises(ValueError, match="rules: "):
+            img_url(LINK, wrong)
+
+
+def test_html_gets_pictures_when_asked() -> None:
+    env = Environment(autoescape=True)
+    pictures: PictureDict = {
+        "rules": {"h.example/*": "format=auto"},
+        "widths": [100, 200],
+        "sizes": "50vw",
+        "lazy": True,
+    }
+    install(env, public_url="https://k.example", which=["h.example"], pictures=pictures)
+    made = env.from_string("{{ html|safe|imgkeep }}").render(html=HTML)
+    assert made == (
+        f'<img src="{NEW_LINK}&amp;w=200&amp;format=auto" srcset="{NEW_LINK}&amp;w=100&amp;format=auto 100w, '
+        f'{NEW_LINK}&amp;w=200&amp;format=auto 200w" sizes="50vw" loading="lazy">'
+    )
 
 
 # --- what options mean
@@ -120,6 +149,11 @@ def test_failing_function_leaves_the_link(caplog: pytest.LogCaptureFixture) -> N
         ({"public_url": "https://k.example", "allow": "ask"}, 'allow: "ask" needs a token'),
         ({"public_url": "", "allow": "ask", "token": "t"}, "allow: to ask, imgkeep's absolute"),
         ({"public_url": "", "save": "127.0.0.1:8080"}, "save: is not an absolute"),
+        ({"public_url": "", "pictures": {"width": 1}}, "pictures: width is unknown; there are rules, widths"),
+        ({"public_url": "", "pictures": {"rules": "w=0"}}, "pictures: rules: w: expected a whole number"),
+        ({"public_url": "", "pictures": {"rules": {"https://a": "w=1"}}}, "pictures: rules: 'https://a' can match no"),
+        ({"public_url": "", "pictures": {"widths": "640"}}, "pictures: widths: expected auto"),
+        ({"public_url": "", "pictures": {"sizes": "\n"}}, "pictures: sizes: expected"),
     ],
 )
 def test_invalid_option_is_reported(options: Any, message: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from imgkeep.integrations.content_encoding import PIECE_BYTES_MAX
 from imgkeep.integrations.links import LinkRewriter
-from imgkeep.integrations.response_body import Body, CutShort, Streamed, Unaltered, Whole
+from imgkeep.integrations.response_body import SRCSET_STEP_BYTES, Body, CutShort, Streamed, Unaltered, Whole
 from imgkeep.integrations.responses import Plan
 from tests.support.pages import LINK, NEW_LINK, PAGE, PLAIN, WANTED, rewriter
 from tests.support.tables import table
@@ -50,6 +50,15 @@ def sent(body: Body, pieces: Iterable[bytes]) -> bytes:
 
 def cut(data: bytes, size: int) -> list[bytes]:
     return [data[at : at + size] for at in range(0, len(data), size)]
+
+
+@table("size", [1, 100, 5000])
+def test_images_of_a_page_get_a_srcset_in_small_steps(size: int) -> None:
+    links = LinkRewriter(public_url="", which="all", allow=["*"], pictures={"widths": [1, 2], "sizes": "1em"})
+    given = Body(Plan(has_body=True, length=None, coding="identity", charset=None), links.of_page("http://h.example/"))
+    came = sent(given, cut(b"<img src=//a.example>" * 100, size))
+    assert came.count(b'2w" sizes="1em">') == 100
+    assert given.step_bytes_max == SRCSET_STEP_BYTES
 
 
 @table("size", [1, 7, 1000, 1 << 20])

@@ -11,7 +11,9 @@ from urllib.parse import quote, urlencode
 import pytest
 from yarl import URL
 
+from imgkeep.bootstrap.platform import Platform
 from tests.support.images import make_image
+from tests.support.picture_program import COMMAND, picture_of
 from tests.support.raw_http import port_of, request, split, talk
 from tests.support.signing_vectors import KEY
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from tests.support.server import Imgkeep
 
 MOUNTS = {"imageproxy": "/ip", "thumbor": "/", "nextjs": "/_next/image"}
+PLATFORM = Platform(derive_command=COMMAND)
 FOREIGN_KEY = "a-key-of-the-other-server"
 
 
@@ -133,6 +136,43 @@ async def test_signature_of_the_other_server_counts_as_ours(
     assert await code_of(imgkeep, f"/{thumbor}/1{rest}") == (403, "signature_invalid")
     for target in (f"/unsafe/{rest}", f"/ip/0x0/{source}", f"/_next/image?{urlencode({'url': source, 'w': 640})}"):
         assert await code_of(imgkeep, target) == (403, "signature_required")
+
+
+@pytest.mark.parametrize(
+    ("target", "stem", "format_"),
+    [
+        ("/ip/30x20,q80/{}", "w30-h20-cover-q80", "PNG"),
+        ("/ip/30x20,fit,jpeg/{}", "w30-h20", "JPEG"),
+        ("/unsafe/30x20/left/filters:rotate(90):format(webp)/{}", "w20-h30-cover-south-r270", "WEBP"),
+        ("/_next/image?url={}&w=64&q=75", "w64", "AVIF"),
+    ],
+)
+async def test_options_of_the_other_server_make_a_picture(
+    start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin, target: str, stem: str, format_: str
+) -> None:
+    imgkeep = await start(platform=PLATFORM, derive=MOUNTS)
+    target = target.format(origin.gives("/a.png", make_image()))
+    for _ in range(2):
+        response = await get(imgkeep, target, headers={"Accept": "image/avif,*/*"})
+        assert (response.status, await response.read()) == (200, picture_of(stem, format_))
+        assert response.headers.get("Vary") == ("Accept" if "_next" in target else None)
+    assert origin.asked("/a.png") == 1
+
+
+async def test_rights_are_those_of_img(start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin) -> None:
+    keys = {"imageproxy_key": FOREIGN_KEY, "thumbor_key": FOREIGN_KEY}
+    imgkeep = await start(platform=PLATFORM, derive={"allow": "signed", **MOUNTS, **keys})
+    source, secret = origin.gives("/a.png", make_image()), FOREIGN_KEY.encode()
+    for target in (f"/ip/64x/{source}", f"/unsafe/fit-in/64x0/{source}", f"/_next/image?url={source}&w=640&q=75"):
+        assert (await get(imgkeep, target)).status == 200
+    of_source = urlsafe_b64encode(digest(secret, source.encode(), sha256)).decode()
+    for target in (f"/ip/30x20/{source}", f"/ip/30x20,s{of_source}/{source}", f"/unsafe/30x20/{source}"):
+        assert await code_of(imgkeep, target) == (403, "options_forbidden")
+    of_all = urlsafe_b64encode(digest(secret, f"{source}#30x20".encode(), sha256)).decode()
+    thumbor = urlsafe_b64encode(digest(secret, f"30x20/{source}".encode(), sha1)).decode()
+    for target in (f"/ip/30x20,s{of_all}/{source}", f"/{thumbor}/30x20/{source}"):
+        assert (await get(imgkeep, target)).status == 200
+    assert await code_of(imgkeep, f"/ip/99999x/{source}") == (400, "invalid_option")
 
 
 async def test_url_of_imageproxy_has_an_end(start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin) -> None:

@@ -16,7 +16,7 @@ from contextvars import copy_context
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from imgkeep.integrations.response_body import GATHERED_BYTES, STEP_BYTES
+from imgkeep.integrations.response_body import GATHERED_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator
@@ -70,7 +70,7 @@ async def _next(body: Body, steps: Iterator[T]) -> T | None:
         return next(steps, None)
     if not body.is_heavy:
         made = next(steps, None)
-        if body.step_bytes >= STEP_BYTES:
+        if body.step_bytes >= body.step_bytes_max:
             body.step_bytes = 0
             await asyncio.sleep(0)
         return made

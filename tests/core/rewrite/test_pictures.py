@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from imgkeep.core.derived.options import Fit, PictureOptions
 from imgkeep.core.records import PixelSize
 from imgkeep.core.rewrite import ImgLinks, PictureSettings, every, rewrite_html, rewrite_markdown
+from imgkeep.core.rewrite.links import ADDED_CHARS_MAX
 from imgkeep.core.rewrite.pictures import RULES_MAX, SIZES_CHARS_MAX, WIDTHS_MAX
 from imgkeep.core.signing import Signatures
 from imgkeep.core.source_url import read_img_query
@@ -195,6 +196,16 @@ def test_links_to_pictures_are_signed() -> None:
         assert query.text == A
         assert dict(query.picture)["q"] == "80"
         Signatures([key]).judge(query.text, dict(query.options), 0)
+
+
+def test_page_of_many_images_grows_by_a_bounded_length() -> None:
+    linker = ImgLinks(every, key="an-example-key-of-32-characters!", pictures=pictures(widths="auto", sizes="1em"))
+    page = f"<img src=//a?{'%' * 2000}>" * 200
+    made = rewrite_html(page, linker, url="https://h.example/")
+    added = len(made) - len(rewrite_html(page, ImgLinks(every, key=linker.key), url="https://h.example/"))
+    assert ADDED_CHARS_MAX <= added < ADDED_CHARS_MAX * 1.5
+    assert made.count("<img") == 200
+    assert 10 < made.count("srcset") < 100
 
 
 def test_attributes_come_in_any_encoding() -> None:

@@ -44,6 +44,12 @@ IMG: Final = "/img?"
 OWN_PATHS: Final = (IMG, "/images/")
 """Prefixes of imgkeep's own links without a server."""
 
+ADDED_CHARS_MAX: Final = 1 << 20
+"""
+Maximum length of the attributes that a page gets; behind them only links change. A thousand images with eight widths
+each take as much, while a page of a megabyte could hold eighty thousand.
+"""
+
 _UNREADABLE: Final = re.compile(r"[\ud800-\udfff]")
 """Bytes that the page's encoding cannot decode."""
 
@@ -199,6 +205,7 @@ class Page:
         self.query_codec = query_codec
         self._base_is_told = False
         self._pictures = picture_linker(linker)
+        self._chars_left = ADDED_CHARS_MAX
 
     @property
     def has_pictures(self) -> bool:
@@ -228,12 +235,14 @@ class Page:
     def attributes(self, text: str, given: Callable[[str], str | None]) -> Iterator[tuple[str, str]]:
         """Yield attributes for an `<img>` whose link, `text`, was rewritten, and their values in printable ASCII."""
         url = self._readable(text, resolve.trimmed(text))
-        if self._pictures is None or url is None or "#" in url:
+        if self._pictures is None or url is None or "#" in url or self._chars_left <= 0:
             return
         settings, link = self._pictures
-        yield from settings.attributes(
+        for name, value in settings.attributes(
             self._in_query_codec(url), given, lambda url, options: _encode_illegal(link(url, options))
-        )
+        ):
+            self._chars_left -= len(name) + len(value)
+            yield name, value
 
     def _readable(self, text: str, trimmed: str) -> str | None:
         """Return the absolute URL of a link that is none of imgkeep's own; `None`: there is none."""
