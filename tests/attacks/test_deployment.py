@@ -11,8 +11,10 @@ import shutil
 import struct
 import subprocess
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from tests.support.images import make_image
 from tests.support.program import ROOT, cannot, serving
@@ -122,7 +124,7 @@ async def test_service_runs_in_its_sandbox(tmp_path: Path, origin: FakeOrigin) -
         cannot("the numbers of the system calls are not known: linux-libc-dev for x86-64 is not installed")
     numbers = {name: int(n) for name, n in re.findall(r"#define __NR_(\w+) (\d+)", NUMBERS.read_text())}
     calls = allowed()
-    assert not calls & {"ptrace", "mount", "chroot", "setuid", "bpf", "init_module", "reboot", "setpriority"}
+    assert not calls & {"ptrace", "mount", "chroot", "setuid", "bpf", "init_module", "reboot", "mbind"}
     program = ctypes.create_string_buffer(program_of(numbers[name] for name in sorted(calls) if name in numbers))
     prepare = partial(wall_in, ctypes.CDLL(None), program)
     async with serving(tmp_path / "data", prepare=prepare, server__workers="2") as running:
@@ -130,6 +132,9 @@ async def test_service_runs_in_its_sandbox(tmp_path: Path, origin: FakeOrigin) -
         for _ in range(3):
             answer = await running.img(url)
             assert (answer.status, answer.body) == (200, IMAGE)
+        if find_spec("pyvips") is not None:
+            picture = await running.get(f"/img?src={quote(url, safe='')}&w=8&format=webp")
+            assert (picture.status, picture.headers["Content-Type"]) == (200, "image/webp"), picture.body
         status = await asyncio.to_thread(Path(f"/proc/{running.process.pid}/status").read_text)
         assert "Seccomp:\t2" in status
         assert "NoNewPrivs:\t1" in status

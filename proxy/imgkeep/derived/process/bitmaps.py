@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pyvips
 
-from imgkeep.core.formats.binary_reader import Body, Budget, Cut, steps_max
+from imgkeep.core.formats.binary_reader import Body, Budget, Cut, Spent, steps_max
 from imgkeep.core.formats.bmp import colours_end, read_dib
 from imgkeep.core.formats.ico import read_entries, size_of
 from imgkeep.core.formats.png import SIGNATURE
@@ -51,8 +51,8 @@ def read(format_: Format, data: Buffer, pixels_max: int) -> pyvips.Image:
             return image
         dib = _dib(body, entry.start)
         return _read_icon(body, dib._replace(height=dib.height // 2), pixels_max)
-    except Cut:
-        raise Refusal("unreadable", "the original ends before its last row") from None
+    except (Cut, Spent):
+        raise Refusal("unreadable", "the bitmap ends before its last row, or its directory is damaged") from None
 
 
 def _dib(body: Body, at: int) -> Dib:

@@ -48,7 +48,9 @@ def refused_by(deadline: Deadline) -> Iterator[None]:
         text = str(error.detail or error.message)
         if deadline.has_passed:
             refusal = Refusal("too_slow", "the picture takes longer than derive.timeout_s; ask for a smaller one")
-        elif re.search(r"memory|too (?:large|big)|exceeds? .*limit", text, re.IGNORECASE):
+        elif re.search(r"too (?:large|big)|exceeds? ", text, re.IGNORECASE):
+            refusal = Refusal("too_large", f"the image is larger than libvips reads: {_readable(text)}")
+        elif re.search(r"memory", text, re.IGNORECASE):
             refusal = Refusal("too_large", "the picture needs more memory than derive.memory_bytes_max")
         elif re.search(r"unsupported|not supported", text, re.IGNORECASE):
             refusal = Refusal("unsupported", f"libvips cannot read this kind of image: {_readable(text)}")
@@ -60,6 +62,7 @@ def refused_by(deadline: Deadline) -> Iterator[None]:
 
 
 def _readable(text: str) -> str:
-    """Return the last line of a text, which says what went wrong; those above say how it was noticed."""
-    line = (text.strip().splitlines() or ["it does not say why"])[-1]
+    """Return the line of a text that says what went wrong: the first one of a decoder; others follow from it."""
+    lines = text.strip().splitlines()
+    line = next((each for each in lines if not each.startswith("source:")), "it does not say why")
     return "".join(each if each.isprintable() else "?" for each in line)[:_DETAIL_CHARS_MAX]

@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ OPEN_FILES_MAX: Final = 64
 """Maximum number of open files: libraries, the socket, and the two files of a job."""
 PICTURE_BYTES_MAX: Final = 536_870_912
 """Maximum size of a file that it writes: twice the pixels of the largest picture."""
+
+OUT_OF_MEMORY_SCORE: Final = Path("/proc/self/oom_score_adj")
+"""Where a process says how soon the kernel may kill it for want of memory: 1000, before all others."""
 
 _M_ARENA_MAX: Final = -8
 """Option of glibc's `mallopt`: each thread's arena would reserve 64 MiB of the address space."""
@@ -36,9 +40,13 @@ def set_limits(limits: ProcessLimits) -> None:
         with suppress(AttributeError):  # not every C library has it
             ctypes.CDLL(None).mallopt(_M_ARENA_MAX, _ARENAS_MAX)
         _lower(resource.RLIMIT_AS, limits.memory_bytes_max)
-    os.nice(limits.niceness)
+    with suppress(OSError):  # a sandbox may forbid it; then the process has the priority of its server
+        os.nice(limits.niceness)
     if limits.idle and hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        with suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with suppress(OSError):
+        OUT_OF_MEMORY_SCORE.write_text("1000", "ascii")
     os.chdir("/")
     # A terminal, or a service manager, sends these to all processes of the server; its own closes the connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -42,9 +42,7 @@ class Original:
         orientation: As in EXIF, 1 to 8.
         pages: Number of pages, whatever the format calls them.
         frames: Number of frames, if it is animated.
-        has_profile: Whether a colour profile is embedded.
         colours: Its colour space, as libvips calls it.
-        has_alpha: Whether it has an alpha channel.
         bitmap: The image, if libvips cannot read the file itself.
     """
 
@@ -55,8 +53,6 @@ class Original:
     pages: int
     frames: int
     colours: str
-    has_profile: bool
-    has_alpha: bool
     bitmap: pyvips.Image | None
 
     @property
@@ -114,8 +110,6 @@ def open_original(descriptor: int, job: Job) -> Original:
         pages=pages,
         frames=pages if format_ is Format.GIF else frames,
         colours=image.interpretation,
-        has_profile=bool(image.get_typeof("icc-profile-data")),
-        has_alpha=image.hasalpha(),
         bitmap=bitmap,
     )
 
