@@ -68,7 +68,7 @@ def test_picture_with_wrong_sides_has_no_hash(width: int, height: int, size: int
         encode(width, height, bytes(size))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 8), st.data())
 def test_hash_of_any_picture_can_be_decoded(width: int, height: int, data: st.DataObject) -> None:
     rgba = data.draw(st.binary(min_size=4 * width * height, max_size=4 * width * height))
@@ -79,6 +79,7 @@ def test_hash_of_any_picture_can_be_decoded(width: int, height: int, data: st.Da
     assert (picture.width > picture.height) <= (width > height)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=HASH_BYTES_MAX + 1))
 def test_any_bytes_are_a_hash_or_refused(data: bytes) -> None:
     try:

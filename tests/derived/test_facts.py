@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -212,6 +213,25 @@ async def test_images_that_the_api_shows_cost_a_bucket_no_request(tmp_path: Path
         record = await place.put(make_image())
         assert await place.finder.add_to([record]) == [record]
         assert place.finder.waiting == 0
+
+
+async def test_slow_database_delays_no_answer_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_place(tmp_path) as place:
+        record = await place.put(make_image())
+        await place.database.open()
+        held, release = threading.Event(), threading.Event()
+        monkeypatch.setattr(facts_module, "LOOKUP_TIMEOUT_S", 0.05)
+
+        def hold(_: object) -> None:
+            held.set()
+            release.wait()
+
+        busy = asyncio.create_task(place.database.engine.execute(hold))
+        await until(held.is_set)
+        assert await place.finder.add_to([record]) == [record]
+        release.set()
+        await busy
+        assert await place.known(record) is None, "a lookup that was given up does not make the database fail"
 
 
 async def test_setting_switches_the_idle_work_off_alone(tmp_path: Path) -> None:

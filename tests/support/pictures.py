@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from imgkeep.core.records import OWN
 from imgkeep.derived.messages import Derived, DeriveJob
 from imgkeep.derived.picture_cache import PictureCache
 from imgkeep.derived.picture_sharing import PictureSharing
+from imgkeep.derived.picture_store import PictureStore
 from imgkeep.derived.pictures import DerivedPictures
 from imgkeep.derived.processes import DeriveProcesses
 from imgkeep.observability.derive_metrics import DeriveMetrics
@@ -18,7 +20,6 @@ from imgkeep.observability.metrics import Metrics
 from tests.support.stores import local_store
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
@@ -71,6 +72,7 @@ class PictureWorld:
         self.pictures = DerivedPictures(
             processes=self.processes,
             cache=self.cache,
+            picture_store=PictureStore(None, self.cache, timer=timer, sleep=asyncio.sleep),
             sharing=PictureSharing(self.cache, None, None),
             originals=self.store,
             spool=self.store.disk,

@@ -220,3 +220,17 @@ async def test_provisional_original_has_provisional_pictures(imgkeep: Imgkeep, o
     picture = await ask(imgkeep, url, "w=40")
     assert picture.headers["Cache-Control"] == original.headers["Cache-Control"] != "no-store"
     assert "immutable" not in picture.headers["Cache-Control"]
+
+
+async def test_location_that_this_server_refuses_is_not_told(
+    start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
+) -> None:
+    presets = {"thumb": "w=32&h=32&fit=cover&format=webp"}
+    imgkeep = await start(platform=PLATFORM, derive={"allow": "presets", "widths": [64], "presets": presets})
+    url = origin.gives("/a.png", IMAGE)
+    assert "Content-Location" not in (await ask(imgkeep, url, "preset=thumb")).headers
+    open_to_all = await ask(imgkeep, url, "w=64&format=webp")
+    named = await imgkeep.client.get(URL(open_to_all.headers["Content-Location"], encoded=True))
+    assert (named.status, await named.read()) == (200, picture_of("w64", "WEBP"))
+    refused = await ask(imgkeep, url, "w=65")
+    assert (refused.status, (await refused.json())["code"]) == (403, "options_forbidden")

@@ -162,7 +162,8 @@ def _make_responses(
 def _make_images(
     config: Config, services: Services, auth: Auth, responses: ImageResponses, miss_limiter: MissLimiter | None
 ) -> ImageHandlers:
-    pictures = PictureRequests(services.image_service, services.derived.pictures, config.derive_policy(), auth)
+    derived = services.derived
+    pictures = PictureRequests(services.image_service, derived.pictures, derived.store, config.derive_policy(), auth)
     return ImageHandlers(services.image_service, auth, responses, pictures, services.inspector.public, miss_limiter)
 
 

@@ -27,15 +27,10 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Record
     from imgkeep.database.engine import DatabaseEngine
 
-FIND_TIMEOUT_S: Final = 1
-"""Timeout for one statement: an answer of the API goes out without these facts where the database takes longer."""
 FIND_MAX: Final = 500
 """Maximum number of digests in one statement; a page of the API has as many at most."""
-
-
 STALE_MAX: Final = 100_000
 """Maximum number of rows that one reindex deletes: a second or two."""
-
 
 _NAMES: Final = tuple(field.name for field in fields(PictureFacts))
 
@@ -51,7 +46,7 @@ class PictureFactsTable:
         wanted, found = sorted(set(digests)), {}
         for start in range(0, len(wanted), FIND_MAX):
             query = sa.select(picture_facts).where(picture_facts.c.digest.in_(wanted[start : start + FIND_MAX]))
-            for row in await self._engine.read(partial(_read_rows, query), timeout_s=FIND_TIMEOUT_S):
+            for row in await self._engine.read(partial(_read_rows, query)):
                 facts = read_picture_facts({name: getattr(row, name) for name in _NAMES})
                 if facts is not None:
                     found[Digest(row.digest)] = facts

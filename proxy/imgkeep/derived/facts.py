@@ -52,6 +52,8 @@ BATCH_MAX: Final = 50
 """Maximum number of images of which the database is asked at once whether their facts are known."""
 DELAY_S: Final = 0.5
 """Delay after a store, in which the answers of its fill go out."""
+LOOKUP_TIMEOUT_S: Final = 1
+"""Timeout for the lookup of the facts of one record, for an answer that goes out without them then."""
 BUSY_DELAY_S: Final = 5
 """Delay after a derive process was busy, or the database failed."""
 SETTLED_MAX: Final = 65_536
@@ -143,8 +145,13 @@ class FactsFinder:
         """
         Return records with their facts where these are known. Of a local store the other images come into the queue,
         as far as it has room; of a bucket each would be a request that is paid for.
+
+        One record does not wait long for the database, which what the caller tells of it does not need otherwise.
         """
-        complete = await self._table.add_to(records)
+        complete = list(records)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOKUP_TIMEOUT_S if len(records) == 1 else None):
+                complete = await self._table.add_to(records)
         if self._in_records:
             for record in complete[: QUEUE_MAX - len(self._queue)]:
                 if record.picture is None and record.digest not in self._failures:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Client, Digest, Record
     from imgkeep.derived.picture_cache import FoundPicture, PictureCache
     from imgkeep.derived.picture_sharing import PictureSharing
+    from imgkeep.derived.picture_store import PictureStore
     from imgkeep.derived.processes import DeriveProcesses
     from imgkeep.images.request_context import RequestContext
     from imgkeep.storage.interfaces import Body, Spool, Store
@@ -175,6 +176,7 @@ class DerivedPictures:
     Args:
         processes: The derive processes.
         cache: The pictures on the local disk.
+        picture_store: The pictures in the store, where they are kept there.
         sharing: Has each picture made once by all workers and nodes.
         originals: The store of the originals.
         spool: Takes originals that are in no local file.
@@ -188,6 +190,7 @@ class DerivedPictures:
         *,
         processes: DeriveProcesses,
         cache: PictureCache,
+        picture_store: PictureStore,
         sharing: PictureSharing,
         originals: Store,
         spool: Spool,
@@ -197,6 +200,7 @@ class DerivedPictures:
     ) -> None:
         self._processes = processes
         self._cache = cache
+        self._picture_store = picture_store
         self._sharing = sharing
         self._originals = originals
         self._spool = spool
@@ -244,6 +248,10 @@ class DerivedPictures:
             await picture.body.aclose()  # a marker
         raise DeriveFailed("no picture was made of the image")
 
+    async def require_usable(self) -> None:
+        """Raise `NotSupported` where this installation makes no pictures."""
+        await self._processes.require_usable()
+
     async def aclose(self) -> None:
         await self.running.aclose()
 
@@ -253,24 +261,42 @@ class DerivedPictures:
         self._require_not_removed(name)
         found = await self._cache.find(name)
         if found is not None:
+            self._picture_store.put_later(name)
             return Picture(name, found.body, found.etag, is_new=False)
         self.failed.require_none(name)
         client = request_context.client
+        if name not in self.running and not self._settings.store:
+            self._processes.require_room(client)  # nothing is looked up for a job that would be refused
         call, starts = self.running.join(name, lambda: DeriveCall(lambda: self._make_once(original, name, client)))
         made = await call.follow(request_context)
-        return None if made is None else Picture(name, *made, is_new=starts)
+        if made is None:
+            return None
+        self._picture_store.put_later(name)
+        return Picture(name, *made, is_new=starts)
 
     async def _make_once(self, original: StoredOriginal, name: PictureName, client: Client) -> FoundPicture | None:
         """Find a picture, or make it once for all workers and nodes; `None`: its original is gone."""
         try:
             return await self._sharing.make_once(
-                name, lambda: self._cache.find(name), lambda: self._make(original, name, client)
+                name, lambda: self._look_up(name), lambda: self._make(original, name, client)
             )
         except _OriginalGoneError:
             return None
 
+    async def _look_up(self, name: PictureName) -> FoundPicture | None:
+        """Look a picture up in the disk cache, then in the store."""
+        found = await self._cache.find(name)
+        if found is not None:
+            return found
+        draft = await self._cache.begin()
+        try:
+            return await self._cache.put(draft, name) if await self._picture_store.fetch_into(name, draft) else None
+        finally:
+            await draft.aclose()
+
     async def _make(self, original: StoredOriginal, name: PictureName, client: Client) -> FoundPicture:
         """Make a picture, and put it into the disk cache."""
+        self._processes.require_room(client)
         body = await self._originals.fetch(original.object_name, original.size)
         if body is None:
             raise _OriginalGoneError

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from imgkeep.core.confirmation import RecordUse, is_immutable_for, read_link
+from imgkeep.core.confirmation import RecordUse, fingerprint, is_immutable_for, read_link
 from imgkeep.core.errors import Busy, StorageError
 from imgkeep.images.request_context import (
     FOLLOW_ATTEMPTS_MAX,
@@ -109,7 +109,7 @@ class ImageLocator:
             elif joined is not None:
                 record, starts = joined
                 # The image of another link may not stand for this one.
-                if starts or not record.doubts:
+                if starts or not record.doubts or record.brought_by == fingerprint(source):
                     return self._describe_filled(source, found.info, record, starts=starts, is_new=starts)
         raise Busy("the fill of the image moved between workers too often: retry the request")
 

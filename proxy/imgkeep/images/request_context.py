@@ -144,7 +144,7 @@ class RedirectToObject:
 
     address: ObjectUrl
     etag: str
-    object_name: str
+    object_name: str | None
     permanent_url: str | None
     immutable: bool = True
 

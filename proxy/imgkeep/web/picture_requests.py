@@ -9,18 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgkeep.core.derived.names import query_of
+from imgkeep.core.derived.names import parameters_of
 from imgkeep.core.derived.negotiation import read_accept, varies
 from imgkeep.core.derived.options import ORIGINAL
-from imgkeep.core.errors import StorageError
+from imgkeep.core.errors import InvalidOption, OptionsForbidden, StorageError
 from imgkeep.derived.pictures import StoredOriginal
 from imgkeep.images.request_context import CacheStatus, Delivery, Located, RedirectToObject, RedirectToSource
 
 if TYPE_CHECKING:
     from imgkeep.core.derived.derive_policy import DerivePolicy
+    from imgkeep.core.derived.names import PictureName
     from imgkeep.core.derived.options import PictureOptions
     from imgkeep.core.records import Source, SourceInfo
     from imgkeep.core.source_url import ImgQuery, PictureQuery
+    from imgkeep.derived.picture_store import PictureStore
     from imgkeep.derived.pictures import DerivedPictures, Picture
     from imgkeep.images.request_context import RequestContext
     from imgkeep.images.service import ImageService
@@ -34,11 +36,13 @@ class PictureRequests:
     Opens the pictures that requests ask for.
 
     Attributes:
+        picture_store: Where clients can be sent for a picture.
         policy: Which options a client may ask for.
     """
 
     image_service: ImageService
     pictures: DerivedPictures
+    picture_store: PictureStore
     policy: DerivePolicy
     auth: Auth
 
@@ -76,6 +80,7 @@ class PictureRequests:
         Raises:
             ImgkeepError: As `ImageService.locate`, and `DerivedPictures.open`.
         """
+        await self.pictures.require_usable()  # before an original is fetched in vain
         for checked in (False, True):
             located = await self.image_service.locate(source, info, request_context, checked=checked)
             if isinstance(located, RedirectToSource):
@@ -86,7 +91,7 @@ class PictureRequests:
                 return None
             picture = await self.pictures.open(original, names, request_context)
             if picture is not None:
-                return self._deliver(picture, original, located)
+                return await self._deliver(request, picture, original, located)
         raise StorageError("the object of a record is not in the store")
 
     async def open_of_object(
@@ -102,17 +107,29 @@ class PictureRequests:
         original = StoredOriginal.named(name)
         if original is None:
             return None
+        await self.pictures.require_usable()
         await self.image_service.stored.learn_removal(original.digest)
         names = self.pictures.find_names(original, options, read_accept(request.field("Accept")))
         picture = None
         if names:
             picture = await self.pictures.open(original, names, self.auth.make_context(request))
-        return None if picture is None else self._deliver(picture, original, None)
+        return None if picture is None else await self._deliver(request, picture, original, None)
 
-    def _deliver(self, picture: Picture, original: StoredOriginal, located: Located | None) -> Delivery:
-        """Return the delivery of an open picture."""
+    async def _deliver(
+        self, request: ImageRequest, picture: Picture, original: StoredOriginal, located: Located | None
+    ) -> Delivery | RedirectToObject:
+        """Return the delivery of an open picture, or the redirect to it in the store."""
         name = picture.name
         immutable = located is None or located.immutable
+        try:
+            address = await self.picture_store.url_of(name, head=request.head)
+        except BaseException:
+            await picture.body.aclose()
+            raise
+        if address is not None:
+            await picture.body.aclose()
+            permanent_url = None if address.private else address.url
+            return RedirectToObject(address, picture.etag, self._own_name(original, name), permanent_url, immutable)
         key = original.object_name if located is None else located.record.key
         status = CacheStatus.HIT if located is None else located.cache_status
         if status is CacheStatus.HIT and picture.is_new:
@@ -124,8 +141,18 @@ class PictureRequests:
             picture.etag,
             f"{key[:16]}-{name.stem}.{name.format.extension}",
             picture.body,
-            f"{original.object_name}?{query_of(name)}",
+            self._own_name(original, name),
             immutable=immutable,
             repeatable=located is None or located.repeatable,
             record=None if located is None else located.record,
         )
+
+    def _own_name(self, original: StoredOriginal, name: PictureName) -> str | None:
+        """Return the last part of a picture's own URL; `None`: this server refuses that URL without a signature."""
+        parameters = parameters_of(name)
+        try:
+            self.policy.require(parameters, is_signed=False)
+        except (OptionsForbidden, InvalidOption):
+            return None
+        query = "&".join(f"{parameter}={value}" for parameter, value in parameters)
+        return f"{original.object_name}?{query}"

@@ -93,7 +93,9 @@ class ImageResponses:
                 304,
                 {
                     **self._fixed_headers(
-                        request, immutable=to.immutable, is_svg=to.object_name.endswith(f".{Format.SVG.extension}")
+                        request,
+                        immutable=to.immutable,
+                        is_svg=(to.object_name or "").endswith(f".{Format.SVG.extension}"),
                     ),
                     "ETag": to.etag,
                     "Cache-Status": cache_status("hit"),
@@ -106,7 +108,7 @@ class ImageResponses:
             "Location": to.address.url,
             "Cache-Control": f"{'private' if to.address.private else 'public'}, max-age={max_age_s}",
             "Cache-Status": cache_status("hit"),
-            "Content-Location": to.permanent_url or self._own_url(to.object_name),
+            **self._content_location(to.permanent_url, to.object_name),
             "Access-Control-Allow-Origin": "*",
             "Access-Control-Expose-Headers": EXPOSED_HEADERS,
             "Cross-Origin-Resource-Policy": "cross-origin",
@@ -168,15 +170,14 @@ class ImageResponses:
         return headers if seconds >= YEAR_S else {**headers, "Cache-Control": f"public, max-age={seconds}"}
 
     def _headers(self, request: ImageRequest, delivery: Delivery) -> dict[str, str]:
-        headers = {
+        return {
             **self._fixed_headers(request, immutable=delivery.immutable, is_svg=delivery.format is Format.SVG),
             "ETag": delivery.etag,
             "Cache-Status": CACHE_STATUS[delivery.cache_status],
             "Content-Disposition": f'inline; filename="{delivery.name}"',
+            **self._content_location(delivery.permanent_url, delivery.object_name),
+            **_vary(request),
         }
-        if delivery.object_name is not None:
-            headers["Content-Location"] = delivery.permanent_url or self._own_url(delivery.object_name)
-        return headers | _vary(request)
 
     def _cache_response(self, request: ImageRequest, delivery: Delivery, headers: Mapping[str, str]) -> None:
         """Keep the response for later requests for the same target, if the bytes that they need are in memory."""
@@ -202,9 +203,11 @@ class ImageResponses:
         target = request.target.encode("utf-8", "surrogateescape")
         self._cache.put(name_variant(target, request.fields) if request.varies else target, response)
 
-    def _own_url(self, object_name: str) -> str:
-        """Return the URL of an object here; its path alone where no public URL is configured (RFC 9110, 8.7)."""
-        return f"{self._public_base_url}/images/{object_name}"
+    def _content_location(self, permanent_url: str | None, object_name: str | None) -> dict[str, str]:
+        """Return the field with the URL of an object; its path here where no URL is configured (RFC 9110, 8.7)."""
+        if permanent_url is None and object_name is None:
+            return {}
+        return {"Content-Location": permanent_url or f"{self._public_base_url}/images/{object_name}"}
 
 
 def _vary(request: ImageRequest) -> dict[str, str]:

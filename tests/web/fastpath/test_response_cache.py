@@ -6,7 +6,9 @@ import tracemalloc
 
 from imgkeep.images.cache_trust import CacheTrust
 from imgkeep.storage.local.memory_cache import CacheEntry
+from imgkeep.web.fastpath.request_head import RequestFields
 from imgkeep.web.fastpath.response_cache import FRESHNESS_LIFETIME_S, TARGETS_MAX, CachedResponse, ResponseCache
+from imgkeep.web.fastpath.response_variants import join_variant, may_vary
 from imgkeep.web.fastpath.response_writer import encode_specific_fields
 from imgkeep.web.image_headers import HIT_HEADERS
 
@@ -122,3 +124,51 @@ def test_cleared_cache_is_empty() -> None:
     cache.put(b"/a", response("one"))
     cache.invalidate("one")
     assert cache.find(b"/a", 0) is None
+
+
+NEGOTIATED = b"/img?src=a&format=auto"
+CLASSES = {
+    b"avif,webp": RequestFields(b"Host: a\r\nAccept: image/avif,image/webp,*/*;q=0.8\r\n\r\n"),
+    b"webp": RequestFields(b"Host: a\r\nAccept: image/avif;q=0\r\nAccept: image/webp\r\n\r\n"),
+    b"": RequestFields(b"Host: a\r\n\r\n"),
+}
+
+
+def test_response_of_a_negotiated_picture_is_found_by_clients_of_its_class_alone() -> None:
+    cache = ResponseCache()
+    responses = {}
+    for name, fields in CLASSES.items():
+        assert fields.client_class == name
+        assert cache.find(NEGOTIATED, 0, fields) is None
+        responses[name] = response("one")
+        cache.put(join_variant(NEGOTIATED, name), responses[name])
+    for name, fields in CLASSES.items():
+        assert cache.find(NEGOTIATED, 0, fields) is responses[name]
+    assert cache.find(NEGOTIATED, 0) is None, "without fields the class is unknown"
+    cache.invalidate("one")
+    assert [cache.find(NEGOTIATED, 0, fields) for fields in CLASSES.values()] == [None] * 3
+    assert (len(cache), cache.bytes) == (0, 0)
+
+
+def test_cleared_cache_has_no_variants_either() -> None:
+    cache = ResponseCache()
+    cache.put(join_variant(NEGOTIATED, b""), response("one"))
+    cache.clear()
+    assert cache.find(NEGOTIATED, 0, CLASSES[b""]) is None
+    cache.put(join_variant(NEGOTIATED, b""), response("one"))
+    assert cache.find(NEGOTIATED, 0, CLASSES[b""]) is not None
+
+
+def test_variant_is_evicted_like_any_other_response() -> None:
+    cache = ResponseCache(3500)
+    for n in range(40):
+        cache.put(join_variant(b"/%d?format=auto" % n, b"webp"), response(f"{n}"))
+    found = [n for n in range(40) if cache.find(b"/%d?format=auto" % n, 0, CLASSES[b"webp"]) is not None]
+    assert found == list(range(40 - len(cache), 40))
+    assert 0 < cache.bytes <= 3500
+
+
+def test_target_without_a_format_depends_on_no_field() -> None:
+    assert may_vary(NEGOTIATED)
+    assert may_vary(b"/images/a.png?preset=thumb")
+    assert not may_vary(b"/img?src=a&w=400")

@@ -67,7 +67,7 @@ def name_of(digest: Digest, options: PictureOptions, format_: Format, *, negotia
     return PictureName(digest, stem_of(options), format_, negotiated)
 
 
-def query_of(name: PictureName) -> str:
+def parameters_of(name: PictureName) -> tuple[tuple[str, str], ...]:
     """Return the canonical parameters that ask for a picture, beside the permanent URL of its original."""
     options = read_stem(name.stem) or PictureOptions()
     metadata = "keep" if options.keep_metadata else None
@@ -84,7 +84,7 @@ def query_of(name: PictureName) -> str:
         "page": options.page,
         "metadata": metadata,
     }
-    return "&".join(f"{parameter}={value}" for parameter, value in values.items() if value is not None)
+    return tuple((parameter, str(value)) for parameter, value in values.items() if value is not None)
 
 
 def read_path(path: str) -> PictureName | None:

@@ -39,7 +39,7 @@ from imgkeep.web.fastpath.request_head import (
     RequestFields,
     is_part_of_head,
 )
-from imgkeep.web.fastpath.response_variants import may_vary
+from imgkeep.web.fastpath.response_variants import join_variant, may_vary
 from imgkeep.web.fastpath.states import BUSY, TRANSITIONS, Event, State, next_state
 from imgkeep.web.request_response import BodyRange, ImageRequest
 from imgkeep.web.request_state import RequestLog
@@ -240,7 +240,7 @@ class FastConnection(Connection):
         image_request = self._make_image_request(request, route, name)
         shared = None
         if not alone and not request.head and self._fields.are_shareable():
-            response_name = self._fields.name_variant(target) if may_vary(target) else target
+            response_name = join_variant(target, self._fields.client_class) if may_vary(target) else target
             shared = self._fast_path.shared_responses.find(response_name)
             if shared is not None:
                 self._follow(shared, request, image_request)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from multidict import CIMultiDict
 
 from imgkeep.core.http_headers import read_host
-from imgkeep.web.fastpath.response_variants import join_variant, read_accepted
+from imgkeep.web.fastpath.response_variants import read_class
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -125,19 +125,20 @@ class RequestFields:
         own_hosts: As for `read_conditions`.
     """
 
-    __slots__ = ("_accepted", "_parsed", "block", "conditions")
+    __slots__ = ("_client_class", "_parsed", "block", "conditions")
 
     def __init__(self, block: bytes = b"", own_hosts: AbstractSet[str] = frozenset()) -> None:
         self.block = block
         self.conditions = read_conditions(block, own_hosts)
         self._parsed: CIMultiDict[str] | None = None
-        self._accepted: bytes | None = None
+        self._client_class: bytes | None = None
 
-    def name_variant(self, target: bytes) -> bytes:
-        """Return the name of the response to this request, where that depends on `Accept`, which is read once."""
-        if self._accepted is None:
-            self._accepted = read_accepted(self.parse())
-        return join_variant(target, self._accepted)
+    @property
+    def client_class(self) -> bytes:
+        """The class of the client, where a response depends on `Accept`; read once."""
+        if self._client_class is None:
+            self._client_class = read_class(self.parse())
+        return self._client_class
 
     def are_shareable(self) -> bool:
         """

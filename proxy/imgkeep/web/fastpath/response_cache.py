@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.images.cache_trust import CacheTrust
-from imgkeep.web.fastpath.response_variants import may_vary
+from imgkeep.web.fastpath.response_variants import split_variant
 from imgkeep.web.image_headers import YEAR_S
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ other images nor make `invalidate` slow.
 """
 ENTRY_BYTES: Final = 820
 """Memory of an entry besides its target and its fields: itself, its handle, two places in dictionaries (measured)."""
+
+VARIANT_BYTES: Final = 400
+"""Memory of the dictionary in which a response that depends on `Accept` is found, besides its target."""
 
 
 @dataclass(slots=True)
@@ -92,17 +95,22 @@ class ResponseCache:
         self._responses: OrderedDict[bytes, CachedResponse] = OrderedDict()
         self._targets: dict[str, list[bytes]] = {}
         """The targets of each key: `invalidate` removes them together."""
+        self._variants: dict[bytes, dict[bytes, bytes]] = {}
+        """By target and class of clients, the names of responses that depend on `Accept`."""
 
     def __len__(self) -> int:
         return len(self._responses)
 
     def put(self, target: bytes, response: CachedResponse) -> None:
-        """Store the response to a request target."""
+        """Store the response to a request target, or to one class of clients, by its name."""
         self._remove(target)
         together = self._targets.get(response.key, [])
         if len(together) >= TARGETS_MAX:
             self._remove(together[0])
         self._responses[target] = response
+        plain, client_class = split_variant(target)
+        if client_class is not None:
+            self._variants.setdefault(plain, {})[client_class] = target
         self._targets.setdefault(response.key, []).append(target)
         self.bytes += _weight(target, response)
         while self.bytes > self._bytes_max:
@@ -117,15 +125,17 @@ class ResponseCache:
         """Remove every response, because any record may have changed."""
         self._responses.clear()
         self._targets.clear()
+        self._variants.clear()
         self.bytes = 0
 
     def find(self, target: bytes, now: float, fields: RequestFields | None = None) -> CachedResponse | None:
         """Return the response to a request target, if there is one that is fresh at `now`, by the timer."""
         response = self._responses.get(target)
         if response is None:
-            if fields is None or not may_vary(target):
+            variants = self._variants.get(target)
+            if variants is None or fields is None:
                 return None
-            target = fields.name_variant(target)
+            target = variants.get(fields.client_class, b"")
             response = self._responses.get(target)
             if response is None:
                 return None
@@ -146,7 +156,14 @@ class ResponseCache:
         together.remove(target)
         if not together:
             del self._targets[response.key]
+        plain, client_class = split_variant(target)
+        if client_class is not None:
+            variants = self._variants[plain]
+            del variants[client_class]
+            if not variants:
+                del self._variants[plain]
 
 
 def _weight(target: bytes, response: CachedResponse) -> int:
-    return ENTRY_BYTES + len(target) + len(response.fields)
+    variant_bytes = VARIANT_BYTES + len(target) if b" " in target else 0
+    return ENTRY_BYTES + len(target) + len(response.fields) + variant_bytes

@@ -22,15 +22,21 @@ def may_vary(target: bytes) -> bool:
 
 def name_variant(target: bytes, fields: Fields) -> bytes:
     """Return the name of the response to a target for a client with these header fields."""
-    return join_variant(target, read_accepted(fields))
+    return join_variant(target, read_class(fields))
 
 
-def read_accepted(fields: Fields) -> bytes:
+def read_class(fields: Fields) -> bytes:
     """Return the class of a client, by the lines of its `Accept` combined (RFC 9110, 5.3)."""
     lines = fields.getall("Accept", [])
     return read_accept(", ".join(lines) if lines else None).key.encode()
 
 
-def join_variant(target: bytes, accepted: bytes) -> bytes:
-    """Return the name of a response: no target has a space."""
-    return b"%b %b" % (target, accepted)
+def join_variant(target: bytes, client_class: bytes) -> bytes:
+    """Return the name of the response to a target for a class of clients: no target has a space."""
+    return b"%b %b" % (target, client_class)
+
+
+def split_variant(name: bytes) -> tuple[bytes, bytes | None]:
+    """Return the target in the name of a response, and the class of clients; `None`: all clients have the same one."""
+    target, space, client_class = name.partition(b" ")
+    return target, client_class if space else None
