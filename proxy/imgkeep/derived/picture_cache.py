@@ -33,6 +33,7 @@ from cachetools import LRUCache
 
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import REMOVED
+from imgkeep.derived.messages import PICTURE_BYTES_MAX
 from imgkeep.storage.cache_index import CacheIndex
 from imgkeep.storage.local import atomic_files, open_files
 from imgkeep.storage.memory import MemorySpool
@@ -52,10 +53,8 @@ if TYPE_CHECKING:
 FOLDER: Final = "derived"
 PER_ORIGINAL_MAX: Final = 64
 """Maximum number of pictures of one original: the ladder of widths in three formats, and some presets."""
-PICTURE_BYTES_MAX: Final = 268_435_456
-"""Maximum size of a picture: 67 million pixels of four bytes. A process that writes more is not sound."""
-MEMORY_BYTES_MAX: Final = 268_435_456
-"""Maximum size of the pictures that no disk has taken and clients still read."""
+MEMORY_BYTES_MAX: Final = PICTURE_BYTES_MAX
+"""Maximum size of the pictures that no disk has taken and clients still read: any one of them."""
 UNSTORED_BYTES_MAX: Final = 33_554_432
 """Maximum size of the pictures that no disk has taken and the next request may want."""
 HASHED_AT_ONCE_MAX: Final = 1_048_576
