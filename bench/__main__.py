@@ -1,7 +1,8 @@
 """
 Compare imgkeep with nginx, and with thumbor where there is one: `python -m bench [ROW...]`; or with Chromium, over
 folders of images: `python -m bench sweep FOLDER...`; or the origin client with a rival:
-`python -m bench origin-client`; or a node of a cluster with a single one: `python -m bench cluster`.
+`python -m bench origin-client`; or a node of a cluster with a single one: `python -m bench cluster`; or derived
+pictures with thumbor and vipsthumbnail: `python -m bench derive`.
 
 Needs nginx and wrk (Debian: `apt-get install nginx-light wrk`) and installs nothing; thumbor (PyPI) may live in an
 environment of its own. Exit status 1: a row was missed or does not count; 2: something is not installed.
@@ -14,7 +15,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from bench import bucket_rows, cluster, origin_client, picture_rows, report, rows, sweep
+from bench import bucket_rows, cluster, derive, origin_client, picture_rows, report, rows, sweep
 from bench.rows import Plan, tidy_up
 from bench.servers import dump, find, versions
 
@@ -28,6 +29,8 @@ def main() -> int:
         return origin_client.main(sys.argv[2:])
     if sys.argv[1:2] == ["cluster"]:
         return cluster.main(sys.argv[2:])
+    if sys.argv[1:2] == ["derive"]:
+        return derive.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m bench", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default: all")
     parser.add_argument("--rounds", type=int, default=5)

@@ -159,8 +159,11 @@ def dozing(pids: Sequence[int], awake: float) -> Iterator[None]:
 
 
 @contextmanager
-def thumbor(program: str, folder: Path) -> Iterator[Server]:
-    """Let thumbor keep what it fetched, and what it made of that, in `folder`; results are below `results`."""
+def thumbor(program: str, folder: Path, *, cores: Sequence[int] = (SERVER_CORE,)) -> Iterator[Server]:
+    """
+    Let thumbor keep what it fetched, and what it made of that, in `folder`; results are below `results`. It has one
+    process for each core.
+    """
     port = free_port()
     place = folder.absolute()  # it takes what is below a relative path for an attack
     configuration = place.parent / f"{place.name}.conf"
@@ -171,9 +174,10 @@ def thumbor(program: str, folder: Path) -> Iterator[Server]:
         "RESULT_STORAGE_STORES_UNSAFE = True\nALLOW_UNSAFE_URL = True\n"
     )
     command = [program, "-i", "127.0.0.1", "-p", str(port), "-c", str(configuration), "-l", "error"]
+    command += ["--processes", str(len(cores))] if len(cores) > 1 else []
     with (place.parent / f"{place.name}.log").open("w") as log:
         process = subprocess.Popen(
-            _pinned([SERVER_CORE], command),
+            _pinned(cores, command),
             env={"PATH": os.environ.get("PATH", "")},  # noqa: TID251
             stderr=log,
         )

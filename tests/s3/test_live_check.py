@@ -65,10 +65,12 @@ def check(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, variables[name])
         out = StringIO()
-        async with open_storage(load({}, variables), clock=read_clock) as storage:
+        config = load({}, variables)
+        async with open_storage(config, clock=read_clock) as storage:
             remote = storage.remote
             assert remote is not None
-            steps = check_bucket(remote.bucket, public_url=remote.public_url)
+            public_path = remote.public_path if config.derive.store else None
+            steps = check_bucket(remote.bucket, public_url=remote.public_url, public_path=public_path)
             status = await print_check({}, steps, as_json=False, place=remote.bucket.client.place, out=out)
             return status, lines_about(out.getvalue().splitlines()[1:], remote.bucket.client.place)
 
@@ -91,7 +93,7 @@ async def test_command_reports_every_step(
 ) -> None:
     status, out, err = await run(tmp_path / "data", "check", "--live", **settings)
     assert (status, err) == (0, "")
-    valid, fallback, database, *lines = out.splitlines()
+    valid, fallback, database, *lines = [line for line in out.splitlines() if not line.startswith("derived pictures: ")]
     assert (valid, database) == ("configuration: valid", "database: works")
     assert fallback.startswith("fallback: works, ")
     place = f"bucket {server.bucket} at {urlsplit(gate.endpoint).netloc}"
@@ -181,6 +183,23 @@ async def test_private_bucket_is_reported_in_redirect_mode(check: Check, server:
         *(f"✓ {name}" for name in ALL[:-2]),
         "✗ public: a plain GET got status 403",
         "  remedy: make v1/objects/ public: docs/s3.md, or use delivery.mode presign",
+        "✓ delete",
+    ]
+    assert await left(server) == []
+
+
+async def test_pictures_that_are_not_public_are_reported(check: Check, server: S3Server, gate: Gate) -> None:
+    """The policy of an earlier version makes objects public alone."""
+    await make_public(server)
+    settings = {"delivery__mode": "redirect", "derive__store": "true"}
+    assert (await check(**settings))[0] == 0
+    await gate.do(s3_error(403, "AccessDenied"), match=lambda method, path: method == "GET" and "/derived/" in path)
+    status, lines = await check(**settings)
+    assert status == 1
+    assert lines[-4:] == [
+        "✓ public",
+        "✗ public pictures: a plain GET got status 403",
+        "  remedy: make v1/derived/ public: docs/s3.md, or use delivery.mode presign",
         "✓ delete",
     ]
     assert await left(server) == []

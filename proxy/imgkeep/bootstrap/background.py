@@ -28,7 +28,7 @@ from imgkeep.core.errors import Busy, StorageError
 from imgkeep.health import CHECK_INTERVAL_S
 from imgkeep.images.stored_totals import StoredTotals
 from imgkeep.maintenance.verify_reindex import reindex
-from imgkeep.storage.bucket.live_check import try_public
+from imgkeep.storage.bucket.live_check import try_public, try_public_picture
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
@@ -162,6 +162,9 @@ class BackgroundTasks:
             tasks.append(remote.breaker.run())
             if remote.public_access is not None and remote.public_url is not None:
                 tasks.append(remote.public_access.run(partial(try_public, remote.bucket, remote.public_url)))
+            access = services.derived.public_access
+            if access is not None and remote.public_path is not None:
+                tasks.append(access.run(partial(try_public_picture, remote.bucket, remote.public_path)))
         settler = make_record_settler(services)
         if settler is not None:
             tasks.append(settler.run(self._sleep))

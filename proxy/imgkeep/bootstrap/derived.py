@@ -6,18 +6,15 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from imgkeep.bootstrap.gauges import watch_derive_processes, watch_facts, watch_picture_store
+from imgkeep.bootstrap.gauges import watch_derive_processes, watch_facts
+from imgkeep.bootstrap.picture_store import open_picture_store
 from imgkeep.bootstrap.platform import SYSTEM
-from imgkeep.core.derived.names import read_path
 from imgkeep.derived.facts import FactsFinder, FactsLimits
 from imgkeep.derived.picture_sharing import PictureSharing
-from imgkeep.derived.picture_store import PictureStore
 from imgkeep.derived.pictures import DerivedPictures
 from imgkeep.derived.processes import DeriveProcesses
-from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.observability.derive_metrics import DeriveMetrics
 from imgkeep.observability.metrics import Metrics
-from imgkeep.replication.primary_pictures import PrimaryPictures
 
 if TYPE_CHECKING:
     from contextlib import AsyncExitStack
@@ -27,7 +24,9 @@ if TYPE_CHECKING:
     from imgkeep.bootstrap.storage import Storage
     from imgkeep.config import Config
     from imgkeep.derived.messages import Ready
+    from imgkeep.derived.picture_store import PictureStore
     from imgkeep.images.blocked_digests import BlockedDigests
+    from imgkeep.replication.public_access import PublicAccess
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +36,8 @@ class DerivedServices:
     processes: DeriveProcesses
     sharing: PictureSharing
     store: PictureStore
+    public_access: PublicAccess | None
+    """Whether the public URLs of pictures in the store work; `None`: no client is sent there."""
     pictures: DerivedPictures
     facts: FactsFinder
 
@@ -57,7 +58,7 @@ def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
     watch_derive_processes(metrics, processes)
     fetch_from_node = None if parts.node_peers is None else parts.node_peers.fetch_picture
     sharing = PictureSharing(storage.picture_cache, parts.cluster, fetch_from_node)
-    store = _open_picture_store(config, platform, storage, metrics, stack)
+    store, public_access = open_picture_store(config, platform, storage, metrics, stack)
     pictures = DerivedPictures(
         processes=processes,
         cache=storage.picture_cache,
@@ -83,37 +84,7 @@ def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
     )
     stack.push_async_callback(facts.aclose)
     watch_facts(metrics, facts)
-    return DerivedServices(processes, sharing, store, pictures, facts)
-
-
-def _open_picture_store(
-    config: Config, platform: Platform, storage: Storage, metrics: Metrics, stack: AsyncExitStack
-) -> PictureStore:
-    remote = storage.remote
-    files = storage.local.pictures if remote is None else PrimaryPictures(remote.tiered_store)
-    store = PictureStore(
-        files if config.derive.store else None, storage.picture_cache, timer=platform.timer, sleep=platform.sleep
-    )
-    stack.push_async_callback(store.aclose)
-    watch_picture_store(metrics, store)
-    if remote is None:
-        return store
-
-    async def has_picture(path: str) -> bool:
-        name = read_path(path)
-        return name is not None and remote.breaker.reason is None and await store.has(name)
-
-    client, access = remote.bucket.client, remote.public_access
-    store.urls = ObjectUrls(
-        config.delivery.mode,
-        has_object=has_picture,
-        presign=lambda path, ttl_s, head: client.presign(path, ttl_s=ttl_s, head=head),
-        public_url=remote.public_path,
-        is_public=lambda: access is not None and access.works is True,
-        presign_ttl_s=config.delivery.presign_ttl_s,
-        timer=platform.timer,
-    )
-    return store
+    return DerivedServices(processes, sharing, store, public_access, pictures, facts)
 
 
 async def check_derive_process(config: Config, platform: Platform = SYSTEM) -> Ready:

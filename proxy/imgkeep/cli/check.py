@@ -71,24 +71,25 @@ async def _check_parts(invocation: Invocation) -> int:
         if config.database.is_shared:
             host = await asyncio.to_thread(read_node_id, data_folder(config))
             compare = partial(compare_secret, storage.database.engine, config.cluster.secret, host)
-        return await _check_live(storage, compare, as_json=arguments.json)
+        return await _check_live(storage, compare, has_pictures=config.derive.store, as_json=arguments.json)
 
 
-async def _check_live(storage: Storage, compare: Compare | None, *, as_json: bool) -> int:
+async def _check_live(storage: Storage, compare: Compare | None, *, has_pictures: bool, as_json: bool) -> int:
     if storage.remote is None:
         parts: dict[str, Checkable] = {"store": storage.local, "database": storage.database}
         return await check(parts, cluster=compare, as_json=as_json, out=sys.stdout)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal has ticks
-    async with aclosing(_check_bucket(storage.remote)) as steps:
+    async with aclosing(_check_bucket(storage.remote, has_pictures=has_pictures)) as steps:
         folder = "disk" if storage.remote.fallback is None else "fallback"
         local: dict[str, Checkable] = {folder: storage.local, "database": storage.database}
         place = storage.remote.bucket.client.place
         return await check(local, steps, cluster=compare, place=place, as_json=as_json, out=sys.stdout)
 
 
-async def _check_bucket(remote: RemoteStorage) -> AsyncGenerator[Step]:
-    async with aclosing(check_bucket(remote.bucket, public_url=remote.public_url)) as steps:
+async def _check_bucket(remote: RemoteStorage, *, has_pictures: bool) -> AsyncGenerator[Step]:
+    public_path = remote.public_path if has_pictures else None
+    async with aclosing(check_bucket(remote.bucket, public_url=remote.public_url, public_path=public_path)) as steps:
         async for step in steps:
             yield step
 

@@ -14,6 +14,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import Busy, StorageError
+from imgkeep.core.layout import OBJECTS
 from imgkeep.storage.bucket.errors import NotPublic, PublicUnreachable
 
 if TYPE_CHECKING:
@@ -37,13 +38,15 @@ class PublicAccess:
 
     Args:
         sleep: Waits for a number of seconds.
+        folder: Where they lead, as the log names it.
 
     Attributes:
         works: Whether clients may be redirected to public URLs; `None`: not known yet.
     """
 
-    def __init__(self, sleep: Sleep) -> None:
+    def __init__(self, sleep: Sleep, folder: str = OBJECTS) -> None:
         self.works: bool | None = None
+        self._folder = folder
         self._sleep = sleep
 
     async def run(self, probe: Callable[[], Awaitable[None]]) -> None:
@@ -59,17 +62,18 @@ class PublicAccess:
         except NotPublic as fault:
             self.works = False
             if before is not False:
-                facts = {"reason": fault.in_full, "remedy": fault.remedy}
+                facts = {"folder": self._folder, "reason": fault.in_full, "remedy": fault.remedy}
                 log.warning("public URLs refused: no client is redirected to them", extra=facts)
             return DENIED_INTERVAL_S
         except PublicUnreachable as fault:
             self.works = before is not False
             if before is None:
-                log.warning("public URLs not reached from this machine", extra={"reason": fault.in_full})
+                facts = {"folder": self._folder, "reason": fault.in_full}
+                log.warning("public URLs not reached from this machine", extra=facts)
             return DENIED_INTERVAL_S
         except (StorageError, Busy):
             return FAULT_INTERVAL_S  # of the bucket itself, or of this node: its health tells
         self.works = True
         if before is not True:
-            log.info("public URLs work")
+            log.info("public URLs work", extra={"folder": self._folder})
         return PUBLIC_INTERVAL_S

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from imgkeep.core.derived.options import Fit, PictureOptions
 from imgkeep.core.records import PixelSize
-from imgkeep.core.rewrite import ImgLinks, PictureSettings, every, rewrite_html, rewrite_markdown
+from imgkeep.core.rewrite import ImgLinks, PictureSettings, SourceLinks, every, rewrite_html, rewrite_markdown
 from imgkeep.core.rewrite.links import ADDED_CHARS_MAX
 from imgkeep.core.rewrite.pictures import RULES_MAX, SIZES_CHARS_MAX, WIDTHS_MAX
 from imgkeep.core.signing import Signatures
@@ -269,6 +269,36 @@ def test_malformed_settings_are_named(settings: PictureSettings, message: str) -
         settings.read(LADDER)
     with pytest.raises(ValueError, match=r"^rules: preset: there is no preset"):
         PictureSettings("preset=any").read(LADDER, PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("page", "sizes"),
+    [
+        (f'<img src="{A}?b&amp;c" alt=x>', "1em"),
+        (f"<img src='{A}' width=500>", "1em"),
+        (f"<img src={A} sizes=9em>", "1em"),
+        (f"<img src={A} width=500>", ""),
+    ],
+)
+def test_undo_removes_what_was_added(page: str, sizes: str) -> None:
+    made = rewritten(page, pictures(rules="format=auto", widths="auto", sizes=sizes))
+    assert "srcset" in made
+    assert rewrite_html(made, SourceLinks()) == page
+
+
+@pytest.mark.parametrize(
+    "srcset",
+    [
+        ' srcset="/img?src={a} 1w, {b} 2w"',
+        " srcset='/img?src={a} 1w'",
+        ' alt="" srcset="/img?src={a} 1w"',
+        ' srcset=""',
+    ],
+)
+def test_undo_leaves_a_srcset_of_the_page(srcset: str) -> None:
+    encoded = quote(A, safe="")
+    page = f'<img src="/img?src={encoded}"{srcset.format(a=encoded, b=B)} sizes="1em">'
+    assert rewrite_html(page, SourceLinks()) == page.replace(f"/img?src={encoded}", A)
 
 
 PIECES = ["<img ", "<p>", f'src="{A}" ', f"src={B} ", "width=40 ", 'height="x" ', "sizes=1em ", "loading ", "/>", ">"]
