@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -306,7 +305,7 @@ class DerivedPictures:
             try:
                 job = self._make_job(original, name, size)
                 if not await self._run(job, name, source, draft.descriptor, client):
-                    os.ftruncate(draft.descriptor, 0)  # whatever the process has written before it found out
+                    draft.clear()  # whatever the process has written before it found out
                 self._require_not_removed(name)
                 return await self._cache.put(draft, name)
             finally:
