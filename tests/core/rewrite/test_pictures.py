@@ -235,6 +235,19 @@ def test_settings_that_ask_for_nothing_are_none() -> None:
     assert pictures() is None
 
 
+def test_settings_have_an_example_of_each_kind_of_link() -> None:
+    settings = pictures(rules={"a.example": "preset=half", "*": "format=auto"}, widths=[5, 6])
+    assert settings is not None
+    assert list(settings.examples()) == [
+        (("preset", "half"),),
+        (("w", "6"), ("format", "auto")),
+        (("w", "5"),),
+        (("w", "5"), ("format", "auto")),
+        (("w", "6"),),
+        (("w", "6"), ("format", "auto")),
+    ]
+
+
 def test_presets_of_an_unknown_server_are_believed() -> None:
     settings = PictureSettings({"*": "preset=any&dpr=2", "a.example": "preset=any&gravity=north"}).read(LADDER)
     assert settings is not None
