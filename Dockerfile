@@ -9,9 +9,10 @@ ARG BASE=python:3.12-slim@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf56
 FROM ${BASE} AS build
 WORKDIR /build
 COPY requirements.lock ./
+# pyvips is published as source alone, and is Python alone: libvips itself is the wheel pyvips-binary.
 RUN python -m venv --without-pip /opt/imgkeep \
     && pip --python /opt/imgkeep/bin/python install --no-cache-dir --require-hashes --only-binary :all: \
-        -r requirements.lock
+        --no-binary pyvips -r requirements.lock
 COPY proxy/imgkeep ./imgkeep
 COPY docs/*.md ./imgkeep/docs/
 RUN cp -r imgkeep "$(/opt/imgkeep/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/" \

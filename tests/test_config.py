@@ -243,6 +243,12 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
             id="an exclusive bucket with a disk cache",
         ),
         pytest.param(
+            {"store": {"url": "s3://images", "exclusive": True}, "derive": {"cache_bytes_max": 1}},
+            {},
+            "derive.cache_bytes_max: puts images on a local disk, which store.exclusive forbids",
+            id="an exclusive bucket with a cache of derived pictures",
+        ),
+        pytest.param(
             {"store": {"url": "s3://images", "exclusive": True}, "server": {"workers": 8}},
             {},
             "store.hot_bytes_max: with store.exclusive images are in memory while clients read them",
@@ -411,8 +417,10 @@ def test_cloudinary_serves_and_redirects(mode: str) -> None:
 
 
 def test_exclusive_store_has_neither_fallback_nor_disk_cache() -> None:
-    store = load({"store": {"url": "gs://images"}}, {"IMGKEEP_STORE__EXCLUSIVE": "true"}).store
+    config = load({"store": {"url": "gs://images"}}, {"IMGKEEP_STORE__EXCLUSIVE": "true"})
+    store = config.store
     assert (store.exclusive, store.fallback, store.cache_bytes_max) == (True, "", 0)
+    assert config.derive.cache_bytes_max == 0
     given = {"url": "gs://images", "exclusive": True, "fallback": "", "cache_bytes_max": 0}
     assert load({"store": given}, {}).store == store
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from imgkeep.config import ConfigError, load
+from tests.support.tables import table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 KEY = "a-key-of-thumbor-that-is-long"
 
 
-@pytest.mark.parametrize("mount", ["", "/", "/thumbor", "/a/b.c/d-e_f"])
+@table("mount", ["", "/", "/thumbor", "/a/b.c/d-e_f"])
 def test_path_is_a_mount(mount: str) -> None:
     assert load({"derive": {"thumbor": mount, "nextjs": "/_next/image"}}, {}).derive.thumbor == mount
 
 
-@pytest.mark.parametrize(
+@table(
     ("derive", "message"),
     [
         ({"thumbor": "thumbor"}, "derive.thumbor: expected a path like /thumbor, or / alone, got 'thumbor'"),

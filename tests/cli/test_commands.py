@@ -34,6 +34,16 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Record
     from tests.support.commands import Command
 
+PICTURE = {
+    "width": 3,
+    "height": 4,
+    "frames": 1,
+    "has_alpha": False,
+    "orientation": 6,
+    "colour": "aa10ff",
+    "thumbhash": "2gcKFIJ5eHg4h4eHdw==",
+}
+"""What the pixels of an image tell, in a record."""
 CASES = json.loads((Path(__file__).parents[1] / "cases" / "forbidden_sources.json").read_text("utf-8"))
 TEMPORARY = (
     "https://bucket.s3.eu-west-1.amazonaws.com/a.png?X-Amz-Algorithm=AWS4-HMAC-SHA256"
@@ -235,6 +245,8 @@ async def test_forbidden_sources_from_standard_input(folder: Path) -> None:
 
 async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     records = await stock(folder, 5)
+    path = folder / record_path(records[0].key)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "picture": PICTURE}))
     for place, size in (("derived/aa", 1000), ("v1/derived", 10)):  # pictures are none of the images
         (folder / place / ("a" * 64)).mkdir(parents=True)
         (folder / place / ("a" * 64) / "w320.webp").write_bytes(bytes(size))
@@ -254,6 +266,10 @@ async def test_reindex_list_stats_and_verify_agree(folder: Path) -> None:
     facts = [json.loads(line) for line in in_json[1].splitlines()]
     assert {fact["key"] for fact in facts} == {record.key for record in records}
     assert {fact["url"] for fact in facts} == {f"/images/{record.object_name}" for record in records}
+    turned = next(fact for fact in facts if fact["key"] == records[0].key)
+    assert (turned["width"], turned["height"], turned["picture"]["colour"]) == (3, 4, "#aa10ff")
+    assert [fact["picture"] for fact in facts].count(None) == 4
+    assert re.search(rf"{records[0].key} .* 3x4 ", (await run_here(folder, "list"))[1])
     stats = json.loads(totals[1])
     assert (stats["images"], stats["objects"], stats["object_bytes"]) == (5, 5, sum(r.size for r in records))
     assert stats["picture_bytes"] == 1000

@@ -15,9 +15,10 @@ from imgkeep.cli.check import check as print_check
 from imgkeep.cli.migrate import migrate
 from imgkeep.clock import read_clock
 from imgkeep.config import load
+from imgkeep.core.derived.names import DERIVED, PictureName
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import BLOCKS_CHANGED, RECORDS
-from imgkeep.core.records import Tombstone
+from imgkeep.core.records import Format, Tombstone
 from imgkeep.core.store_url import CloudinaryFolder, Folder
 from imgkeep.storage.bucket.live_check import check_bucket
 from imgkeep.storage.bucket.store import PROBE
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     Check = Callable[[str], Awaitable[tuple[int, list[str]]]]
 
-STEPS = ["put", "head", "get", "list", "private-file", "rename", "public", "delete"]
+STEPS = ["put", "head", "get", "list", "private-file", "rename", "public", "public pictures", "delete"]
 PLACE = CloudinaryFolder("images")
 CONFIG = load({"store": {"free_bytes_min": 0, "timeout_s": 5}}, {})
 
@@ -58,7 +59,7 @@ def check(
             remote = storage.remote
             assert remote is not None
             place = remote.bucket.client.place
-            steps = check_bucket(remote.bucket, public_url=remote.public_url)
+            steps = check_bucket(remote.bucket, public_url=remote.public_url, public_path=remote.public_path)
             status = await print_check({}, steps, as_json=False, place=place, out=out)
         valid, store, *lines = out.getvalue().splitlines()
         assert (valid, store) == ("configuration: valid", "store: folder images of Cloudinary")
@@ -71,7 +72,7 @@ def check(
 async def test_working_folder_passes_every_step_and_stays_empty(
     check: Check, cloudinary: CloudinaryServer, mode: str
 ) -> None:
-    told = [f"✓ {name}" for name in STEPS if name != "public" or mode == "redirect"]
+    told = [f"✓ {name}" for name in STEPS if not name.startswith("public") or mode == "redirect"]
     assert await check(mode) == (0, told)
     assert cloudinary.assets == {}
 
@@ -109,6 +110,12 @@ async def test_removal_and_its_undo(
     assert await fetch_image(cloudinary_store, record) == make_image()
     assert await cloudinary_store.has_object(record.digest)
     assert await cloudinary_store.has(record.object_name)
+    name, draft = PictureName(record.digest, "w320", Format.WEBP), await cloudinary_store.spool.begin(7)  # type: ignore[attr-defined]
+    await draft.write(b"picture")
+    await cloudinary_store.pictures.put(draft, name)
+    await draft.aclose()
+    assert await cloudinary_store.pictures.has(name)
+    assert [path async for path, _ in cloudinary_store.walk(DERIVED)] == [name.path]
     tombstone = Tombstone(record.key, datetime(2026, 11, 30, tzinfo=UTC), record.digest)
     await cloudinary_store.block(record.digest, tombstone.removed_at, [record.key])
     await cloudinary_store.put_tombstone(tombstone)

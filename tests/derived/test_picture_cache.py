@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -209,6 +210,22 @@ async def test_bytes_do_not_change_after_a_derive_process_has_finished(disk: Dis
     os.close(theirs)
     assert await read_all(picture.body) == LARGE
     await picture.body.aclose()
+
+
+async def test_derive_process_that_makes_its_file_huge_or_seals_it_harms_one_picture(disk: Disk) -> None:
+    cache = PictureCache(disk, 1_000_000)
+    huge, sealed = await cache.begin(), await cache.begin()
+    os.ftruncate(huge.descriptor, 2**40)
+    with pytest.raises(StorageError, match="too large"):
+        await cache.put(huge, name_of())
+    os.write(sealed.descriptor, LARGE)
+    fcntl.fcntl(sealed.descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK)
+    with pytest.raises(StorageError, match="sealed"):
+        sealed.clear()
+    picture = await cache.put(sealed, name_of())
+    assert await read_all(picture.body) == LARGE
+    for each in (picture.body, huge, sealed):
+        await each.aclose()
 
 
 @pytest.mark.parametrize("data", [b"small", LARGE], ids=["small", "large"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -15,7 +16,7 @@ from imgkeep.core.errors import Busy, DeriveFailed, NotSupported
 from imgkeep.core.records import Client
 from imgkeep.derived import process_pool
 from imgkeep.derived.messages import Derived, DeriveJob, Facts
-from tests.support.derive_pool import open_pool
+from tests.support.derive_pool import open_pool, open_real_pool
 from tests.support.waiting import until
 
 PICTURE = Derived(size=7, width=1, height=1)
@@ -79,6 +80,7 @@ async def test_process_over_its_time_is_killed_and_replaced() -> None:
 async def test_job_of_killed_process_is_tried_once_more() -> None:
     async with open_pool() as pool:
         assert await pool.run("killed-once") == PICTURE
+        assert pool.outputs == [b"picture"], "nothing of the first attempt"
         with pytest.raises(DeriveFailed):
             await pool.run("killed")
         assert pool.count("processes_ended", cause="killed") == 3
@@ -96,6 +98,16 @@ async def test_job_for_which_process_only_ends_is_tried_twice() -> None:
         with pytest.raises(DeriveFailed):
             await pool.run("exit0")
         assert pool.count("processes_ended", cause="recycled") == 2
+
+
+async def test_missing_extra_is_not_supported_and_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_real_pool() as pool:
+        monkeypatch.setitem(sys.modules, "pyvips", None)  # as if it were not installed
+        with pytest.raises(NotSupported, match=r"pip install 'imgkeep\[server,derive\]'"):
+            await pool.run("done")
+        with pytest.raises(NotSupported):
+            await pool.processes.require_usable()
+        assert pool.processes.pids == []
 
 
 async def test_library_that_is_missing_is_not_supported() -> None:
@@ -183,6 +195,15 @@ async def test_end_kills_processes_and_refuses_jobs() -> None:
         with pytest.raises(Busy, match="is stopping"):
             await task
     assert not is_running(pid)
+    with pytest.raises(Busy, match="is stopping"):
+        await pool.run("done")
+
+
+async def test_end_before_the_first_job_starts_none() -> None:
+    async with open_pool() as pool:
+        pass
+    with pytest.raises(Busy, match="is stopping"):
+        await pool.run("done")
 
 
 async def test_process_ends_after_its_share_of_jobs_and_when_idle(monkeypatch: pytest.MonkeyPatch) -> None:

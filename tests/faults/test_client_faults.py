@@ -135,8 +135,6 @@ BAD_SOURCES = {
     "no value": "/img?src",
     "empty": "/img?src=",
     "twice": f"/img?src={ENCODED}&src={ENCODED}",
-    "unknown parameter": f"/img?src={ENCODED}&w=100",
-    "unknown parameter ahead": f"/img?w=100&src={ENCODED}",
     "our own twice": f"/img?src={ENCODED}&sig=1&sig=2",
     "encoded twice": f"/img?src={quote(ENCODED, safe='')}",
     "NUL": f"/img?src={ENCODED}%00",
@@ -156,20 +154,34 @@ BAD_SOURCES = {
     "only separators": "/img?" + "&" * 20_000,
     "a stray percent": "/img?src=%",
 }
+BAD_OPTIONS = {
+    "unknown parameter": f"/img?src={ENCODED}&width=100",
+    "unknown parameter ahead": f"/img?width=100&src={ENCODED}",
+    "a huge width": f"/img?src={ENCODED}&w=1e9",
+    "a width twice": f"/img?src={ENCODED}&w=1&w=1",
+    "digits of another script": f"/img?src={ENCODED}&w={quote('٤٠')}",
+    "20 KB": f"/img?src={ENCODED}&w=" + "4" * 20_000,
+    "a preset that is not there": f"/img?src={ENCODED}&preset=thumb",
+    "contradicting": f"/img?src={ENCODED}&fit=cover&w=1",
+}
+
+
+BAD_REQUESTS = {"invalid_source": BAD_SOURCES, "invalid_option": BAD_OPTIONS}
 
 
 async def test_unusable_source_is_a_400_and_no_fetch(
     tmp_path: Path, origin: FakeOrigin, subtests: pytest.Subtests
 ) -> None:
     async with serve_impatiently(tmp_path) as (port, _):
-        for name, target in BAD_SOURCES.items():
+        cases = [(code, *each) for code, table in BAD_REQUESTS.items() for each in table.items()]
+        for code, name, target in cases:
             with subtests.test(name):
                 answer = split(await talk(port, request(target)))
                 metrics = await talk(port, request("/metrics"))
                 assert answer.status == 400
                 assert answer.headers["content-type"] == "application/problem+json"
                 assert answer.headers["cache-control"] == "no-store"
-                assert json.loads(answer.body)["code"] == "invalid_source"
+                assert json.loads(answer.body)["code"] == code
                 assert origin.connections == 0
                 assert b"imgkeep_requests_total{" in metrics
                 assert b"imgkeep_origin_requests_total{" not in metrics

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 READY = Ready(version="8.0.0", reads=("jpeg", "png"), writes=("jpeg", "png", "webp"))
+LONG = 1000
 FACTS = Facts(width=1, height=1, frames=1, has_alpha=False, orientation=1, colour="000000", thumbhash="")
 
 
@@ -77,7 +78,7 @@ def misbehave(stem: str, sock: socket.socket, descriptors: list[int], limits: Pr
         "exit3": lambda: os._exit(3),
         "abort": os.abort,
         "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
-        "killed-once": lambda: kill_once(output),
+        "killed-once": lambda: kill_once(source, output),
         "allocate": lambda: allocate(limits.memory_bytes_max),
         "slow": lambda: wait_for_bytes(source),
     }
@@ -98,10 +99,11 @@ def misbehave(stem: str, sock: socket.socket, descriptors: list[int], limits: Pr
         sock.sendall(part)
 
 
-def kill_once(output: int) -> None:
-    """Be killed, unless the file for the picture tells that this has happened."""
-    if not os.fstat(output).st_size:
-        os.write(output, b"-")
+def kill_once(source: int, output: int) -> None:
+    """Write, and be killed, unless the original tells that this has happened."""
+    if os.fstat(source).st_size < LONG:
+        os.ftruncate(source, LONG)
+        os.write(output, b"something longer")
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -234,3 +234,15 @@ async def test_location_that_this_server_refuses_is_not_told(
     assert (named.status, await named.read()) == (200, picture_of("w64", "WEBP"))
     refused = await ask(imgkeep, url, "w=65")
     assert (refused.status, (await refused.json())["code"]) == (403, "options_forbidden")
+
+
+async def test_source_that_is_a_picture_of_this_server_is_that_picture(
+    start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
+) -> None:
+    imgkeep = await start(platform=PLATFORM, derive={"allow": "any"}, server={"public_url": "https://images.example"})
+    picture = await ask(imgkeep, origin.gives("/a.png", IMAGE), "w=40&format=webp")
+    own = picture.headers["Content-Location"]
+    assert own.startswith("https://images.example/images/")
+    assert await (await imgkeep.img(own)).read() == picture_of("w40", "WEBP")
+    assert await (await ask(imgkeep, own, "w=50")).read() == picture_of("w50", "PNG")
+    assert await (await imgkeep.img(own.partition("?")[0])).read() == IMAGE

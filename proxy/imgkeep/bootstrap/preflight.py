@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from imgkeep.bootstrap.bucket_clients import make_client
 from imgkeep.bootstrap.peer_tls import require_tls_files
 from imgkeep.config import ConfigError, data_folder, read_database_url, read_store_url
+from imgkeep.core.derived.names import DERIVED
 from imgkeep.core.layout import OBJECTS
 from imgkeep.core.store_url import Folder
 from imgkeep.database import require_driver
@@ -89,7 +90,7 @@ def require_no_images(config: Config) -> None:
     """
     Refuse `store.exclusive` while images of an earlier configuration are on the local disk. Blocks.
 
-    Copies in the disk cache do not count: imgkeep deletes them.
+    Copies in the disk cache and in that of derived pictures do not count: imgkeep deletes them.
 
     Raises:
         ConfigError: There are some. The message has the remedy.
@@ -97,7 +98,7 @@ def require_no_images(config: Config) -> None:
     if not config.store.exclusive:
         return
     folder = data_folder(config)
-    if any(path.is_file() for name in (OBJECTS, DAMAGED) for path in (folder / name).rglob("*")):
+    if any(path.is_file() for name in (OBJECTS, DERIVED, DAMAGED) for path in (folder / name).rglob("*")):
         raise ConfigError(
             f"store.exclusive: there are images in {folder.absolute()}; copy them by `imgkeep migrate file:{folder} "
             f"{config.store.url}`, then delete the folders v1 and {DAMAGED} there"

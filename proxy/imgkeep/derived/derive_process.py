@@ -92,12 +92,14 @@ class ProcessEnded(Exception):
     Attributes:
         ending: Why.
         status: Its exit status; negative: the signal.
+        began: Whether the job may have reached it.
     """
 
-    def __init__(self, ending: Ending, status: int | None = None) -> None:
+    def __init__(self, ending: Ending, status: int | None, *, began: bool) -> None:
         super().__init__(f"derive process {ending.value}, status {status}")
         self.ending = ending
         self.status = status
+        self.began = began
 
 
 class StartFailed(Exception):
@@ -215,8 +217,10 @@ class DeriveProcess:
             ProcessEnded: The process has ended without an answer.
         """
         self.jobs += 1
+        began = False
         try:
             self._send(encode(job), descriptors)
+            began = True
             return decode_answer(await self._receive(timeout_s))
         except TimeoutError:
             self.end(Ending.TIMED_OUT)
@@ -227,7 +231,7 @@ class DeriveProcess:
             raise
         status = await self.wait()
         assert self.ending is not None
-        raise ProcessEnded(self.ending, status)
+        raise ProcessEnded(self.ending, status, began=began)
 
     def end(self, ending: Ending) -> None:
         """Kill it, unless it has ended; the first reason counts."""

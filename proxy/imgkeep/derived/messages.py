@@ -20,6 +20,8 @@ LENGTH_BYTES: Final = 4
 """Size of the number before each message, most significant byte first."""
 MESSAGE_BYTES_MAX: Final = 65_536
 """Maximum size of a message; the largest ones have a ThumbHash or a sentence."""
+PICTURE_BYTES_MAX: Final = 536_870_912
+"""Maximum size of a file that a derive process writes: twice the pixels of the largest picture."""
 
 
 class ProcessLimits(Struct, frozen=True, kw_only=True):

@@ -33,6 +33,7 @@ from cachetools import LRUCache
 
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import REMOVED
+from imgkeep.derived.messages import PICTURE_BYTES_MAX
 from imgkeep.storage.cache_index import CacheIndex
 from imgkeep.storage.local import atomic_files, open_files
 from imgkeep.storage.memory import MemorySpool
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
 FOLDER: Final = "derived"
 PER_ORIGINAL_MAX: Final = 64
 """Maximum number of pictures of one original: the ladder of widths in three formats, and some presets."""
-MEMORY_BYTES_MAX: Final = 268_435_456
-"""Maximum size of the pictures that no disk has taken and clients still read."""
+MEMORY_BYTES_MAX: Final = PICTURE_BYTES_MAX
+"""Maximum size of the pictures that no disk has taken and clients still read: any one of them."""
 UNSTORED_BYTES_MAX: Final = 33_554_432
 """Maximum size of the pictures that no disk has taken and the next request may want."""
 HASHED_AT_ONCE_MAX: Final = 1_048_576
@@ -107,12 +108,22 @@ class PictureDraft:
         return offset
 
     def clear(self) -> None:
-        """Make the file empty again."""
-        os.ftruncate(self.descriptor, 0)
+        """Make the file empty again. Raises: StorageError: A derive process has made that impossible."""
+        try:
+            os.ftruncate(self.descriptor, 0)
+        except OSError:
+            raise StorageError("a derive process has sealed the file of its picture") from None
 
     def read(self) -> Data:
-        """Return the bytes that are in the file now; they stay valid after `aclose`."""
+        """
+        Return the bytes that are in the file now; they stay valid after `aclose`.
+
+        Raises:
+            StorageError: There are too many.
+        """
         size = os.fstat(self.descriptor).st_size
+        if size > PICTURE_BYTES_MAX:
+            raise StorageError("a derived picture is too large")
         try:
             # A derive process that a hostile original has taken over may still have the file: reading the map of a
             # file that it makes shorter would end this process.

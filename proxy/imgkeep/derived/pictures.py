@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import os
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.derived.names import name_of
@@ -115,17 +115,21 @@ class DeriveCall(Call):
     """
     The making of one picture for all requests that wait for it.
 
+    Attributes:
+        is_made: Whether this process has made the picture, and not found it.
+
     Args:
         make: Finds or makes the picture; `None`: its original is gone.
     """
 
-    def __init__(self, make: Callable[[], Awaitable[FoundPicture | None]]) -> None:
+    def __init__(self, make: Callable[[DeriveCall], Awaitable[FoundPicture | None]]) -> None:
+        self.is_made = False
         self._make = make
         self._followers = 0
         self._done: asyncio.Future[tuple[HeldBody, str] | None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
-        found = await self._make()
+        found = await self._make(self)
         if found is None:
             self._done.set_result(None)
         else:
@@ -267,19 +271,24 @@ class DerivedPictures:
         client = request_context.client
         if name not in self.running and not self._settings.store:
             self._processes.require_room(client)  # nothing is looked up for a job that would be refused
-        call, starts = self.running.join(name, lambda: DeriveCall(lambda: self._make_once(original, name, client)))
+        call, starts = self.running.join(name, lambda: DeriveCall(partial(self._make_once, original, name, client)))
         made = await call.follow(request_context)
         if made is None:
             return None
         self._picture_store.put_later(name)
-        return Picture(name, *made, is_new=starts)
+        return Picture(name, *made, is_new=starts and call.is_made)
 
-    async def _make_once(self, original: StoredOriginal, name: PictureName, client: Client) -> FoundPicture | None:
+    async def _make_once(
+        self, original: StoredOriginal, name: PictureName, client: Client, call: DeriveCall
+    ) -> FoundPicture | None:
         """Find a picture, or make it once for all workers and nodes; `None`: its original is gone."""
+
+        async def make() -> FoundPicture:
+            call.is_made = True
+            return await self._make(original, name, client)
+
         try:
-            return await self._sharing.make_once(
-                name, lambda: self._look_up(name), lambda: self._make(original, name, client)
-            )
+            return await self._sharing.make_once(name, lambda: self._look_up(name), make)
         except _OriginalGoneError:
             return None
 
@@ -306,7 +315,7 @@ class DerivedPictures:
             try:
                 job = self._make_job(original, name, size)
                 if not await self._run(job, name, source, draft.descriptor, client):
-                    os.ftruncate(draft.descriptor, 0)  # whatever the process has written before it found out
+                    draft.clear()  # whatever the process has written before it found out
                 self._require_not_removed(name)
                 return await self._cache.put(draft, name)
             finally:

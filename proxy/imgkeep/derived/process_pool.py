@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import Busy, DeriveFailed, NotSupported
@@ -95,7 +96,7 @@ class ProcessPool:
 
     @property
     def pids(self) -> list[int]:
-        return [process.pid for process in self._processes]
+        return [process.pid for process in list(self._processes)]  # a thread asks, too
 
     async def run(self, job: Job, descriptors: Sequence[int], client: Client, timeout_s: float) -> Answer:
         """
@@ -144,7 +145,7 @@ class ProcessPool:
         """End all processes; jobs that run or wait are `Busy`."""
         self._closing = True
         while (waiting := self._queue.pop()) is not None:
-            _refuse(waiting, _stopping())
+            _refuse(waiting, stopping())
         for process in list(self._processes):
             process.end(Ending.CLOSED)
         if self._starting:
@@ -153,7 +154,7 @@ class ProcessPool:
 
     async def _enter(self, client: Client) -> None:
         if self._closing:
-            raise _stopping()
+            raise stopping()
         if self._running < self._processes_max:
             self._running += 1
             return
@@ -201,11 +202,14 @@ class ProcessPool:
                 answer = await process.run(job, descriptors, timeout_s)
             except ProcessEnded as end:
                 if end.ending is Ending.CLOSED:
-                    raise _stopping() from None
+                    raise stopping() from None
                 self._mean_s += (loop.time() - began - self._mean_s) / 8
-                if end.ending in {Ending.KILLED, Ending.RECYCLED} and attempt < ATTEMPTS_MAX:
-                    continue
-                raise _fail(end, timeout_s) from None
+                log.warning("derive process ended", extra={"reason": end.ending.value, "status": end.status})
+                blameless = not end.began or end.ending in {Ending.KILLED, Ending.RECYCLED}
+                if not blameless or attempt == ATTEMPTS_MAX:
+                    raise _fail(end, timeout_s) from None
+                await loop.run_in_executor(self._launch.threads, _empty, descriptors[1:])
+                continue
             self._mean_s += (loop.time() - began - self._mean_s) / 8
             self._keep(process)
             return answer
@@ -214,7 +218,7 @@ class ProcessPool:
     async def _take(self) -> DeriveProcess:
         """Return a process without a job: an idle one, or a new one."""
         if self._closing:
-            raise _stopping()
+            raise stopping()
         if self._idle:
             process = self._idle.pop()
             if process.idle_timer is not None:
@@ -258,7 +262,7 @@ class ProcessPool:
 
     def _explain(self, fault: StartFailed) -> Busy | NotSupported:
         if self._closing:
-            return _stopping()
+            return stopping()
         if fault.lasting:
             return NotSupported(str(fault))
         return Busy("the process that makes pictures does not start: see the log", retry_after_s=START_RETRY_S)
@@ -289,7 +293,15 @@ def _refuse(waiting: WaitingJob, error: Busy) -> None:
         waiting.granted.set_exception(error)
 
 
-def _stopping() -> Busy:
+def _empty(outputs: Sequence[int]) -> None:
+    """Remove what a process has written before its end. Blocks."""
+    for descriptor in outputs:
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+
+
+def stopping() -> Busy:
+    """Return the refusal of a job at the end of the server."""
     return Busy("imgkeep is stopping: retry at once, another process may serve already")
 
 
@@ -300,7 +312,6 @@ def _abandon(started: asyncio.Task[DeriveProcess]) -> None:
 
 
 def _fail(end: ProcessEnded, timeout_s: float) -> DeriveFailed:
-    log.warning("derive process ended", extra={"reason": end.ending.value, "status": end.status})
     if end.ending is Ending.TIMED_OUT:
         return DeriveFailed(
             f"the picture takes longer than {timeout_s:g} seconds: ask for a smaller one, or raise derive.timeout_s"

@@ -23,7 +23,7 @@ from imgkeep.core.records import OWN
 from imgkeep.derived.cores import count_cores
 from imgkeep.derived.derive_process import COMMAND, Launch
 from imgkeep.derived.messages import DeriveJob, FactsJob, NotSmaller, ProcessLimits, Refused
-from imgkeep.derived.process_pool import ProcessPool
+from imgkeep.derived.process_pool import ProcessPool, stopping
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,6 +78,7 @@ class DeriveProcesses:
         self._pictures: ProcessPool | None = None
         self._facts: ProcessPool | None = None
         self._memory_bytes = 0
+        self._closed = False
 
     @property
     def ready(self) -> Ready | None:
@@ -173,6 +174,7 @@ class DeriveProcesses:
 
     async def aclose(self) -> None:
         """End all processes. Jobs that run or wait are `Busy`."""
+        self._closed = True
         async with self._opening:
             await asyncio.gather(*[pool.aclose() for pool in self._pools])
         self._threads.shutdown(wait=False)
@@ -185,6 +187,8 @@ class DeriveProcesses:
         """Return the pools for pictures and for facts."""
         if self._pictures is None or self._facts is None:
             async with self._opening:
+                if self._closed:
+                    raise stopping()
                 if self._pictures is None or self._facts is None:
                     return await self._make_pools()
         return self._pictures, self._facts

@@ -128,10 +128,15 @@ class ImageHandlers:
         """
         Serve a source that is a permanent URL of this server, or a picture of it.
 
+        The options are those of the request or, where it has none, those of that URL.
+
         Raises:
             LoopDetected: Any other URL of this server is a loop.
         """
-        folder, _, name = path.partition("?")[0].rpartition("/")
+        path, _, query = path.partition("?")
+        folder, _, name = path.rpartition("/")
+        if options is None and folder == "/images":
+            options = self.pictures.read_options(request, read_picture_query(query, path))
         delivery = await self._find(request, name, options) if folder == "/images" else None
         if delivery is None:
             raise LoopDetected("the source is this server")

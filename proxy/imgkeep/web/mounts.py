@@ -85,4 +85,5 @@ async def _serve(read: Read, prefix: str, handlers: ImageHandlers, request: Imag
         raise web.HTTPNotFound
     if found.ends is not None and found.ends <= handlers.auth.clock().timestamp():
         raise SignatureExpired("the URL has expired")
+    request.request_log.permitted_until = found.ends
     return await handlers.serve_query(request, found.query())

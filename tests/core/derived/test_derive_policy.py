@@ -136,6 +136,20 @@ def test_refusal_says_what_is_open() -> None:
     assert len(str(raised.value)) < 500
 
 
+def test_link_that_imgkeep_writes_has_to_be_permitted() -> None:
+    for permitting, picture, is_signed in (
+        (policy("presets"), (("w", "320"),), False),
+        (policy("signed"), (("w", "5"),), True),
+        (policy("any"), (("w", "5"),), False),
+    ):
+        permitting.require(picture, is_signed=is_signed)
+    for forbidding, is_signed in ((policy("presets"), True), (policy("signed"), False)):
+        with pytest.raises(OptionsForbidden):
+            forbidding.require((("w", "5"),), is_signed=is_signed)
+    with pytest.raises(InvalidOption):
+        policy("any").require((("w", "2001"),), is_signed=True)
+
+
 def test_presets_are_read() -> None:
     assert read_presets({"thumb": "w=320&h=320&fit=cover&format=auto", "full": "format=auto"}, 320) == PRESETS
 

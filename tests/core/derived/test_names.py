@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgkeep.core.derived.names import FORMATS, PictureName, name_of, read_path
-from imgkeep.core.derived.options import PictureOptions
+from imgkeep.core.derived.names import FORMATS, PictureName, name_of, parameters_of, read_path
+from imgkeep.core.derived.options import PictureFormat, PictureOptions, read_options, stem_of
 from imgkeep.core.records import Digest, Format
 
 DIGEST = Digest("ab" * 32)
@@ -23,6 +23,14 @@ def test_path_leads_back_to_the_name(format_: Format, *, negotiated: bool) -> No
 
 def test_original_size_has_a_name() -> None:
     assert name_of(DIGEST, PictureOptions(), Format.WEBP, negotiated=True).file_name == "full-auto.webp"
+
+
+@pytest.mark.parametrize("stem", ["full", "w400", "w4-h5-cover-north-q80-bgffffff-r90-b1.5-p0-keep", "h5-contain-p2"])
+@pytest.mark.parametrize("format_", [Format.WEBP, Format.GIF])
+def test_parameters_ask_for_the_same_picture(stem: str, format_: Format) -> None:
+    options = read_options(parameters_of(PictureName(DIGEST, stem, format_)))
+    assert stem_of(options) == stem
+    assert options.format is (PictureFormat.WEBP if format_ is Format.WEBP else None)
 
 
 @pytest.mark.parametrize(

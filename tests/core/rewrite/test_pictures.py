@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from imgkeep.core.derived.options import Fit, PictureOptions
 from imgkeep.core.records import PixelSize
-from imgkeep.core.rewrite import ImgLinks, PictureSettings, every, rewrite_html, rewrite_markdown
+from imgkeep.core.rewrite import ImgLinks, PictureSettings, SourceLinks, every, rewrite_html, rewrite_markdown
 from imgkeep.core.rewrite.links import ADDED_CHARS_MAX
 from imgkeep.core.rewrite.pictures import RULES_MAX, SIZES_CHARS_MAX, WIDTHS_MAX
 from imgkeep.core.signing import Signatures
@@ -235,6 +235,19 @@ def test_settings_that_ask_for_nothing_are_none() -> None:
     assert pictures() is None
 
 
+def test_settings_have_an_example_of_each_kind_of_link() -> None:
+    settings = pictures(rules={"a.example": "preset=half", "*": "format=auto"}, widths=[5, 6])
+    assert settings is not None
+    assert list(settings.examples()) == [
+        (("preset", "half"),),
+        (("w", "6"), ("format", "auto")),
+        (("w", "5"),),
+        (("w", "5"), ("format", "auto")),
+        (("w", "6"),),
+        (("w", "6"), ("format", "auto")),
+    ]
+
+
 def test_presets_of_an_unknown_server_are_believed() -> None:
     settings = PictureSettings({"*": "preset=any&dpr=2", "a.example": "preset=any&gravity=north"}).read(LADDER)
     assert settings is not None
@@ -269,6 +282,36 @@ def test_malformed_settings_are_named(settings: PictureSettings, message: str) -
         settings.read(LADDER)
     with pytest.raises(ValueError, match=r"^rules: preset: there is no preset"):
         PictureSettings("preset=any").read(LADDER, PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("page", "sizes"),
+    [
+        (f'<img src="{A}?b&amp;c" alt=x>', "1em"),
+        (f"<img src='{A}' width=500>", "1em"),
+        (f"<img src={A} sizes=9em>", "1em"),
+        (f"<img src={A} width=500>", ""),
+    ],
+)
+def test_undo_removes_what_was_added(page: str, sizes: str) -> None:
+    made = rewritten(page, pictures(rules="format=auto", widths="auto", sizes=sizes))
+    assert "srcset" in made
+    assert rewrite_html(made, SourceLinks()) == page
+
+
+@pytest.mark.parametrize(
+    "srcset",
+    [
+        ' srcset="/img?src={a} 1w, {b} 2w"',
+        " srcset='/img?src={a} 1w'",
+        ' alt="" srcset="/img?src={a} 1w"',
+        ' srcset=""',
+    ],
+)
+def test_undo_leaves_a_srcset_of_the_page(srcset: str) -> None:
+    encoded = quote(A, safe="")
+    page = f'<img src="/img?src={encoded}"{srcset.format(a=encoded, b=B)} sizes="1em">'
+    assert rewrite_html(page, SourceLinks()) == page.replace(f"/img?src={encoded}", A)
 
 
 PIECES = ["<img ", "<p>", f'src="{A}" ', f"src={B} ", "width=40 ", 'height="x" ', "sizes=1em ", "loading ", "/>", ">"]

@@ -46,6 +46,12 @@ class Values:
         made = self.page.attributes(src, given)
         return "".join(f' {name}="{references.write(value, _QUOTE)}"' for name, value in made)
 
+    def holds_one_source(self, src: str, candidates: str) -> bool:
+        """Return whether all links of a `srcset` hold the source URL of `src`: a rewriting made it from that."""
+        text = self.read(candidates)
+        links = {self.page.replacement(text[start:end]) for start, end in srcset.find_links(text)}
+        return links == {self.page.replacement(self.read(src))} and None not in links
+
     def style_sheet(self, source: str) -> str:
         """Return the new source of a style sheet."""
         return self._rewritten(source, references.Value, Form.CSS, _as_is)

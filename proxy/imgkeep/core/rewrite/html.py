@@ -25,7 +25,7 @@ from imgkeep.core.rewrite.raw_text import Raw
 from imgkeep.core.rewrite.tags import LongTag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from imgkeep.core.rewrite.attribute_values import Values
     from imgkeep.core.rewrite.tags import Attribute, Tag
@@ -34,6 +34,8 @@ TOKEN_CHARS_MAX: Final = 1 << 20
 """Maximum length of a tag, or of raw text with links; the largest style sheets in pages have some hundred kilobytes."""
 
 _COMMENT_END: Final = re.compile(r"--!?>")
+_SRCSET: Final = ' srcset="'
+_SIZES: Final = ' sizes="'
 _SECTION: Final = "<![CDATA["
 
 
@@ -277,15 +279,33 @@ class Html:
             return None if attribute is None else self._values.read(text[attribute.start : attribute.end])
 
         namespace = self._note_start(tag.name, value, is_self_closing=tag.is_self_closing)
-        found = (
+        found = [
             (attributes[name], form) for name, form in find_places(tag.name, namespace, value) if name in attributes
-        )
+        ]
+        added = self._find_added(text, attributes)
         for attribute, form in sorted(found, key=lambda each: each[0].start):
             start, end, quote = attribute
+            if added is not None and attribute is attributes["srcset"]:
+                self._edits.append(Edit(*added, ""))
+                continue
             new = self._values.attribute(text[start:end], quote, form)
             self._change(text, start, end, new)
             if form is Form.PICTURE and attribute is attributes.get("src") and new != text[start:end]:
                 self._add_attributes(attribute, self._values.read(text[start:end]), value)
+
+    def _find_added(self, text: str, attributes: Mapping[str, Attribute]) -> tuple[int, int] | None:
+        """Return where the `srcset` and the `sizes` are that a rewriting added and an undo removes; `None`: nowhere."""
+        src, srcset, sizes = (attributes.get(name) for name in ("src", "srcset", "sizes"))
+        if src is None or srcset is None or not self._values.page.undoes:
+            return None
+        start, end = srcset.start - len(_SRCSET), srcset.end + 1
+        behind_src = src.end + len(src.quote)
+        if start != behind_src or not text.startswith(_SRCSET, start):
+            return None
+        if sizes is not None and sizes.start - len(_SIZES) == end and text.startswith(_SIZES, end):
+            end = sizes.end + 1
+        is_added = self._values.holds_one_source(text[src.start : src.end], text[srcset.start : srcset.end])
+        return (start, end) if is_added else None
 
     def _add_attributes(self, src: Attribute, link: str, value: Callable[[str], str | None]) -> None:
         """Add attributes to an `<img>` behind its `src`, which has a new link."""

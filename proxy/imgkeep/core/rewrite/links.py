@@ -208,6 +208,11 @@ class Page:
         self._chars_left = ADDED_CHARS_MAX
 
     @property
+    def undoes(self) -> bool:
+        """Return whether source URLs are put back."""
+        return undoes(self._linker)
+
+    @property
     def has_pictures(self) -> bool:
         """Return whether links to images get options, or elements attributes."""
         return self._pictures is not None

@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> int:
         from imgkeep.derived.process import library  # noqa: PLC0415 - libvips may be missing, and limits come before it
 
         library.prepare()
+        library.start_threads()
     except (ImportError, OSError) as error:
         connection.send(Unusable(detail=f"libvips cannot be loaded ({error}); pip install 'imgkeep[server,derive]'"))
         return 1

@@ -54,6 +54,11 @@ def prepare() -> None:
             pyvips.operation_block_set(name, False)
 
 
+def start_threads() -> None:
+    """Let libvips start its threads, which stay, before the memory of a process without a job is measured."""
+    pyvips.Image.black(1, 1).webpsave_buffer()
+
+
 def allow_svg(*, is_allowed: bool) -> None:
     """Let libvips draw SVG, or not."""
     if pyvips.type_from_name(_SVG):

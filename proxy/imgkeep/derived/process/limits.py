@@ -15,13 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from imgkeep.derived.messages import PICTURE_BYTES_MAX
+
 if TYPE_CHECKING:
     from imgkeep.derived.messages import ProcessLimits
 
 OPEN_FILES_MAX: Final = 64
 """Maximum number of open files: libraries, the socket, and the two files of a job."""
-PICTURE_BYTES_MAX: Final = 536_870_912
-"""Maximum size of a file that it writes: twice the pixels of the largest picture."""
 
 OUT_OF_MEMORY_SCORE: Final = Path("/proc/self/oom_score_adj")
 """Where a process says how soon the kernel may kill it for want of memory: 1000, before all others."""

@@ -191,6 +191,8 @@ def _translate(options: _Options, filters: ThumborFilters) -> PictureWish:
 
 
 def _translate_fit_in(wish: PictureWish, filters: ThumborFilters) -> None:
+    if filters.fills and not filters.enlarges:
+        raise NotSupported("no_upscale: is not supported beside fill")
     if filters.fills:
         wish.fit = "contain"
         filters.background_into(wish.others, is_filled=False)
