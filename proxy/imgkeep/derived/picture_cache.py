@@ -36,6 +36,7 @@ from imgkeep.core.layout import REMOVED
 from imgkeep.derived.messages import PICTURE_BYTES_MAX
 from imgkeep.storage.cache_index import CacheIndex
 from imgkeep.storage.local import atomic_files, open_files
+from imgkeep.storage.local.memory_cache import SMALL_BYTES_MAX
 from imgkeep.storage.memory import MemorySpool
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ MEMORY_BYTES_MAX: Final = PICTURE_BYTES_MAX
 """Maximum size of the pictures that no disk has taken and clients still read: any one of them."""
 UNSTORED_BYTES_MAX: Final = 33_554_432
 """Maximum size of the pictures that no disk has taken and the next request may want."""
+UNSTORED_ENTRY_BYTES: Final = 1024
+"""Memory of each of these besides its bytes."""
 HASHED_AT_ONCE_MAX: Final = 1_048_576
 """Maximum size of a picture that is hashed on the event loop: half a millisecond."""
 DIGESTS_MAX: Final = 20_000
@@ -121,16 +124,27 @@ class PictureDraft:
         Raises:
             StorageError: There are too many.
         """
+        is_sealed = self._seal()
         size = os.fstat(self.descriptor).st_size
         if size > PICTURE_BYTES_MAX:
             raise StorageError("a derived picture is too large")
+        if size > SMALL_BYTES_MAX and is_sealed:  # small ones are copied: a process may have only so many maps
+            with suppress(OSError):
+                return mmap.mmap(self.descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+        return open_files.read_all(self.descriptor, size)
+
+    def _seal(self) -> bool:
+        """
+        Make sure that the file stays as it is: a derive process that a hostile original has taken over may still have
+        it, and reading the map of a file that becomes shorter would end this process.
+
+        `False`: not on this system, or not while that process has mapped the file to write.
+        """
         try:
-            # A derive process that a hostile original has taken over may still have the file: reading the map of a
-            # file that it makes shorter would end this process.
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
-            return mmap.mmap(self.descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ) if size else b""
-        except (AttributeError, OSError):  # not on every system, and not while that process has mapped it to write
-            return open_files.read_all(self.descriptor, size)
+        except (AttributeError, OSError):
+            return False
+        return True
 
     async def aclose(self) -> None:
         os.close(self.descriptor)
@@ -229,7 +243,7 @@ class PictureCache:
         if found is None:
             etag = _make_etag(await _hash(data))
             found = self._open_in_memory(data, etag)
-            if len(data) < UNSTORED_BYTES_MAX:
+            if len(data) + UNSTORED_ENTRY_BYTES <= UNSTORED_BYTES_MAX:
                 self._unstored[name] = data, etag
         return found
 
@@ -361,4 +375,4 @@ async def _hash(data: Data) -> str:
 
 
 def _weigh(unstored: tuple[Data, str]) -> int:
-    return len(unstored[0]) + 1  # a marker counts as a byte, so that their number is limited, too
+    return len(unstored[0]) + UNSTORED_ENTRY_BYTES
