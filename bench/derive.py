@@ -12,7 +12,7 @@ Rules:
 - Processor time of a picture is told beside the rate, because other work on the machine changes it less.
 - Memory is what the processes have in proportion (PSS), at its most during the round.
 
-Needs pyvips (imgkeep[derive]), nginx, wrk, and vipsthumbnail (Debian: `apt-get install libvips-tools`). thumbor (PyPI)
+Needs pyvips (imgkeep[derive]), nginx and vipsthumbnail (Debian: `apt-get install libvips-tools`). thumbor (PyPI)
 may live in an environment of its own. Exit status as `python -m bench`.
 """
 
@@ -58,7 +58,6 @@ EFFORT: Final = {"webp": 4, "avif": 2}
 PILLOW_FORMATS: Final = {"webp": "WEBP", "avif": "AVIF"}
 SAMPLE_INTERVAL_S: Final = 0.05
 AT_LEAST: Final = {"vipsthumbnail": 0.8, "thumbor": 3.0}
-WARM_AT_LEAST: Final = 0.9
 
 
 @dataclass(frozen=True)
@@ -303,28 +302,6 @@ def _measure_vips(
     figures.note("vipsthumbnail", len(paths) / seconds, (_children_cpu_s() - before) / len(paths), memory[0])
 
 
-def measure_warm(plan: Plan) -> Figures:
-    """Compare hits of a picture with hits of an original of as many bytes."""
-    figures, folder = Figures("warm"), plan.work / "derive"
-    work = WORKS["png-webp"]
-    path = make_originals(folder, Work(work.original, work.width, work.format, 1), 0)[0]
-    with nginx_origin(folder) as origin, imgkeep(empty_folder(plan, "imgkeep")) as server:
-        target = f"{seed.target(origin.port, path.name)}&w={work.width}&format={work.format}"
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        connection.request("GET", target)
-        body = connection.getresponse().read()
-        connection.close()
-        (folder / "picture.webp").write_bytes(body)
-        original = seed.target(origin.port, "picture.webp")
-        for each in (target, original):
-            ask_all(server, [each] * 8, None)
-        for _ in range(plan.rounds):
-            figures.note("imgkeep", wrk.load(server, target, seconds=plan.seconds).requests_per_s, 0, 0)
-            figures.note("without options", wrk.load(server, original, seconds=plan.seconds).requests_per_s, 0, 0)
-        figures.notes.append(f"{len(body)} bytes each")
-    return figures
-
-
 def describe(figures: Figures) -> str:
     parts = [figures.name]
     for program, rates in figures.rates.items():
@@ -346,36 +323,33 @@ def _describe_cpu(figures: Figures, program: str) -> str:
 
 
 def main(words: Sequence[str]) -> int:
-    names = (*WORKS, "warm")
     parser = argparse.ArgumentParser(prog="python -m bench derive", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(names)}; default: all")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(WORKS)}; default: all")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5, help="of each round of the row warm")
     parser.add_argument("--thumbor", metavar="PATH", help="that program; default: the one on PATH, or none")
     parser.add_argument("--work", type=Path, default=Path("~/.cache/imgkeep-bench").expanduser(), help="a folder")
     parser.add_argument("--json", type=Path, help="write every figure there")
     arguments = parser.parse_args(words)
-    unknown = [name for name in arguments.rows if name not in names]
-    missing = [program for program in ("nginx", "wrk", "taskset") if find(program) is None]
+    unknown = [name for name in arguments.rows if name not in WORKS]
+    missing = [program for program in ("nginx", "taskset") if find(program) is None]
     if unknown or missing:
         print(
             f"no row is called {unknown[0]}" if unknown else f"{' and '.join(missing)} not installed", file=sys.stderr
         )
         return 2
     thumbor_program = find(arguments.thumbor or "thumbor")
-    plan = Plan(arguments.work, arguments.rounds, arguments.seconds, records=0, thumbor=thumbor_program)
+    plan = Plan(arguments.work, arguments.rounds, seconds=0, records=0, thumbor=thumbor_program)
     results = []
-    for name in arguments.rows or names:
+    for name in arguments.rows or WORKS:
         print(f"{name} ...", file=sys.stderr)
-        results.append(measure_warm(plan) if name == "warm" else measure(plan, name, WORKS[name]))
+        results.append(measure(plan, name, WORKS[name]))
         print(describe(results[-1]))
     tidy_up(plan)
     told = {**versions(thumbor_program), "vips": _told("vips", "--version"), "pyvips": _pyvips_version()}
     print(", ".join(f"{name} {version}" for name, version in told.items()))
     if arguments.json:
         dump({"versions": told, "rows": [asdict(row) for row in results]}, arguments.json)
-    warm = [row.ratio("without options") or 0 for row in results if row.name == "warm"]
-    return 0 if all(row.good for row in results if row.name != "warm") and all(w >= WARM_AT_LEAST for w in warm) else 1
+    return 0 if all(row.good for row in results) else 1
 
 
 def _told(*command: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from imgkeep import __version__
@@ -94,6 +95,15 @@ def read_port(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > 5 or int(text) > 65_535:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 65535, got {text!r}")
     return int(text)
+
+
+def read_time(text: str) -> datetime:
+    """Read a day or a time (ISO 8601); one without a zone is UTC."""
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"expected a time like 2026-11-22T10:00:00Z, got {text!r}") from None
 
 
 def read_folder(text: str) -> str:

@@ -16,6 +16,7 @@ MODULES: Final = {
     "check": "check",
     "completion": "completion",
     "demo": "demo",
+    "derive": "derive",
     "export": "import_export",
     "failures": "failures",
     "forget": "forget",
@@ -35,6 +36,7 @@ MODULES: Final = {
     "stats": "list_stats",
     "token": "tokens",
     "verify": "verify_reindex",
+    "warm": "derive",
 }
 """The module of each command, imported by name so that no command waits for the imports of another."""
 

@@ -27,6 +27,7 @@ from imgkeep.cli.common_arguments import (
     read_life,
     read_port,
 )
+from imgkeep.cli.picture_arguments import add_pictures
 from imgkeep.cli.spelling_hints import CommandParser
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_reports(commands)
     _add_saving(commands)
     _add_changes(commands)
+    add_pictures(commands)
     _add_rewrite(commands)
     _add_upkeep(commands)
     _add_secrets(commands)

@@ -137,6 +137,11 @@ class PictureStore:
             self._uploaders += 1
             self._start(self._upload_all(self._files))
 
+    async def wait_until_uploaded(self) -> None:
+        """Wait until the uploads that `put_later` has begun have ended."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def url_of(self, name: PictureName, *, head: bool = False) -> ObjectUrl | None:
         """Return where to redirect a client (`head`: for a HEAD request); `None`: the picture has to be served."""
         return None if self._files is None or self.urls is None else await self.urls.find(name.path, head=head)
