@@ -241,6 +241,24 @@ async def test_removal_deletes_what_this_process_puts_afterwards(node: Node, fil
     assert files.puts == 1  # there is nothing to put
 
 
+async def test_deletions_that_wait_for_the_store_hold_no_upload_back(node: Node, files: FakeFiles) -> None:
+    digests = [Digest(f"{number:064x}") for number in range(picture_store.UPLOADS_CONCURRENT_MAX)]
+    for digest in digests:
+        name = PictureName(digest, "w320", Format.WEBP)
+        await node.make(name)
+        node.pictures.put_later(name)
+    await until(lambda: node.pictures.uploads == len(digests))
+    files.is_away = True
+    node.cache.blocked = set(digests)
+    for digest in digests:
+        await node.cache.drop(digest)
+    await until(lambda: node.slept == len(digests))
+    files.is_away = False
+    await node.make(NAME)
+    node.pictures.put_later(NAME)
+    await until(lambda: NAME.path in files.stored)
+
+
 async def test_undo_ends_the_deletion(node: Node, files: FakeFiles) -> None:
     await node.make(NAME)
     node.pictures.put_later(NAME)

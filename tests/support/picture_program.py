@@ -1,4 +1,8 @@
-"""A program in the place of a derive process: it writes options and format of each job as its picture."""
+"""
+A program in the place of a derive process: it writes options and format of each job as its picture.
+
+With the path of a pipe as its argument it begins no job before another process has opened the pipe to write.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,8 @@ def picture_of(stem: str, format_: str) -> bytes:
 
 
 def main() -> None:
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection = socket.socket(fileno=int(sys.argv[-2]))
+    gate = Path(sys.argv[1]) if len(sys.argv) > 3 else None
     connection.sendall(encode(Ready(version="0", reads=WRITES, writes=WRITES)))
     while True:
         data, descriptors, _, _ = socket.recv_fds(connection, 65_536, 2)
@@ -28,6 +33,8 @@ def main() -> None:
             return
         job = decode_job(data[LENGTH_BYTES:])
         assert isinstance(job, DeriveJob)
+        if gate is not None:
+            os.close(os.open(gate, os.O_RDONLY))
         picture = picture_of(job.stem, job.format)
         os.pwrite(descriptors[1], picture, 0)
         for descriptor in descriptors:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
+from PIL import Image
 from yarl import URL
 
 from imgkeep.bootstrap.platform import Platform
@@ -20,6 +23,7 @@ from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from aiohttp import ClientResponse
 
@@ -246,3 +250,42 @@ async def test_source_that_is_a_picture_of_this_server_is_that_picture(
     assert await (await imgkeep.img(own)).read() == picture_of("w40", "WEBP")
     assert await (await ask(imgkeep, own, "w=50")).read() == picture_of("w50", "PNG")
     assert await (await imgkeep.img(own.partition("?")[0])).read() == IMAGE
+
+
+async def test_derive_process_of_this_machine_makes_pictures(
+    start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
+) -> None:
+    pytest.importorskip("pyvips")
+    imgkeep = await start()
+    url = origin.gives("/a.jpg", make_image("JPEG"))
+    answer = await ask(imgkeep, url, "w=32&format=auto", headers={"Accept": "image/webp"})
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "image/webp")
+    with Image.open(BytesIO(await answer.read())) as picture:
+        assert (picture.format, picture.size) == ("WEBP", (32, 24))
+
+
+async def test_flood_of_sizes_is_refused_and_others_are_served(
+    start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    platform = Platform(derive_command=(*COMMAND, str(gate)))
+    imgkeep = await start(platform=platform, derive={"processes": 1, "queue_max": 4})
+    url, other = origin.gives("/a.png", IMAGE), origin.gives("/b.png", make_image(seed=2))
+    for each in (url, other):
+        await (await imgkeep.img(each)).read()
+    flood = [asyncio.create_task(ask(imgkeep, url, f"w={width}")) for width in range(1, 61)]
+    refused: list[ClientResponse] = []
+
+    def count() -> bool:
+        refused[:] = [task.result() for task in flood if task.done()]
+        return len(refused) == 55
+
+    await until(count)
+    for answer in refused:
+        assert (answer.status, (await answer.json())["code"]) == (503, "busy")
+        assert int(answer.headers["Retry-After"]) >= 1
+    assert (await imgkeep.img(other)).headers["Cache-Status"] == "imgkeep; hit"
+    with await asyncio.to_thread(gate.open, "wb"):
+        statuses = [answer.status for answer in await asyncio.gather(*flood)]
+    assert sorted(statuses) == [200] * 5 + [503] * 55

@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 from yarl import URL
 
 from imgkeep.bootstrap.server import SERVICES
@@ -209,10 +210,15 @@ async def test_pictures_that_the_server_would_refuse_are_not_written(start: Star
     assert page.count("format=webp") == 3
 
 
-async def test_links_to_pictures_are_signed(start: Start) -> None:
-    imgkeep = await start(derive={"allow": "signed"}, security={"signing_keys": [KEY]})
-    reply = await tell(imgkeep, html=f"<img src='{DIES}'>", pictures="w=31")
-    assert signed_path(KEY, DIES, options=[("w", "31")]) in unescape(reply["html"])
+async def test_links_to_pictures_are_signed_and_lead_to_them(start: Start, origin: FakeOrigin) -> None:
+    imgkeep = await start(derive={"allow": "signed", "widths": []}, security={"signing_keys": [KEY]})
+    url = origin.gives("/a.png", make_image())
+    reply = await tell(imgkeep, html=f"<img src='{url}'>", which="all", pictures="w=31&format=webp")
+    target = signed_path(KEY, url, options=[("format", "webp"), ("w", "31")])
+    assert target in unescape(reply["html"])
+    answer = await imgkeep.client.get(URL(target, encoded=True))
+    picture = Image.open(BytesIO(await answer.read()))
+    assert (answer.status, picture.format, picture.size) == (200, "WEBP", (31, 23))
 
 
 # --- what is written

@@ -268,6 +268,7 @@ async def _open_remote(  # noqa: PLR0913, PLR0917 - called once, above
     bucket = BucketStore(make_client(place, timeout_s=config.store.timeout_s, observe=observe))
     stack.push_async_callback(bucket.aclose)
     await bucket.open()
+    bucket.pictures.in_use = config.derive.store
     require_presign(config, bucket.client)
     breaker = CircuitBreaker(bucket.probe, place=bucket.client.place, draw=random.random, timer=timer, sleep=sleep)
     store = config.store

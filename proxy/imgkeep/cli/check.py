@@ -47,14 +47,14 @@ async def _report_derived(config: Config, *, as_json: bool) -> None:
         ready = await check_derive_process(config)
     except (Busy, NotSupported) as fault:
         if as_json:
-            print_json(sys.stdout, {"part": "derived pictures", "works": False, "error": str(fault)})
+            print_json(sys.stdout, {"part": "derived pictures", "works": False, "error": str(fault), "remedy": None})
         else:
             sys.stdout.write(f"derived pictures: none: {fault}\n")
         return
     written = [each.name.lower() for each in FORMATS if each.name in ready.writes]
     missing = [each.name.lower() for each in FORMATS if each.name not in ready.writes]
     if as_json:
-        facts = {"error": None, "libvips": ready.version, "formats": written, "missing": missing}
+        facts = {"error": None, "remedy": None, "libvips": ready.version, "formats": written, "missing": missing}
         print_json(sys.stdout, {"part": "derived pictures", "works": True, **facts})
     else:
         lack = f"; it cannot write {', '.join(missing)}" if missing else ""

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache, TTLCache
 
 from imgkeep.core.errors import Busy, Removed, StorageError
+from imgkeep.derived.messages import PICTURE_BYTES_MAX
 from imgkeep.storage.memory import MemorySpool
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class PictureStore:
         self._waiting: dict[str, PictureName] = {}
         """The uploads that wait or are under way, by path."""
         self._uploads: asyncio.Queue[PictureName] = asyncio.Queue()
+        self._uploaders = 0
         self._late: set[Digest] = set()
         """Removed originals whose pictures this process may have put after the removal."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -131,7 +133,8 @@ class PictureStore:
             return
         self._waiting[name.path] = name
         self._uploads.put_nowait(name)
-        if len(self._tasks) < UPLOADS_CONCURRENT_MAX:
+        if self._uploaders < UPLOADS_CONCURRENT_MAX:
+            self._uploaders += 1
             self._start(self._upload_all(self._files))
 
     async def wait_until_uploaded(self) -> None:
@@ -176,7 +179,7 @@ class PictureStore:
         try:
             size = await body.wait_for_size()
             offset = 0
-            while offset < size and (data := await body.read(offset, PIECE_BYTES)):
+            while offset < size <= PICTURE_BYTES_MAX and (data := await body.read(offset, PIECE_BYTES)):
                 offset = draft.write(data, offset)
         finally:
             await body.aclose()
@@ -185,18 +188,24 @@ class PictureStore:
     # --- uploads
 
     async def _upload_all(self, files: PictureFiles) -> None:
-        while not self._uploads.empty():
-            name = self._uploads.get_nowait()
-            try:
-                await self._upload(files, name)
-            except Removed:
-                pass
-            except (StorageError, Busy) as fault:
-                self.failures += 1
-                self._tried[name.path] = True
-                log.debug("picture not stored", extra={"digest": name.digest, "reason": str(fault)})
-            finally:
-                del self._waiting[name.path]
+        """Upload what waits. No await between the last look for more and the end, so that no upload is left waiting."""
+        try:
+            while not self._uploads.empty():
+                await self._try_upload(files, self._uploads.get_nowait())
+        finally:
+            self._uploaders -= 1
+
+    async def _try_upload(self, files: PictureFiles, name: PictureName) -> None:
+        try:
+            await self._upload(files, name)
+        except Removed:
+            pass
+        except (StorageError, Busy) as fault:
+            self.failures += 1
+            self._tried[name.path] = True
+            log.debug("picture not stored", extra={"digest": name.digest, "reason": str(fault)})
+        finally:
+            del self._waiting[name.path]
 
     async def _upload(self, files: PictureFiles, name: PictureName) -> None:
         if name.digest not in self._counts:

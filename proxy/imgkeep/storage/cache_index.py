@@ -176,9 +176,10 @@ class CacheIndex:
         await self.delete(evicted)
 
     async def delete(self, names: Sequence[str]) -> None:
-        """Delete files."""
+        """Delete files. One that a failing disk leaves there is counted again at the next start."""
         if names:
-            await self._disk.run(self._delete_all, names)
+            with suppress(StorageError):
+                await self._disk.run(self._delete_all, names)
 
     async def make_room(self, size: int) -> bool:
         """Evict files until there is room for `size` new bytes; return whether any was evicted."""

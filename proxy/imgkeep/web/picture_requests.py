@@ -148,8 +148,14 @@ class PictureRequests:
         )
 
     def _own_name(self, original: StoredOriginal, name: PictureName) -> str | None:
-        """Return the last part of a picture's own URL; `None`: this server refuses that URL without a signature."""
+        """
+        Return the last part of a picture's own URL.
+
+        `None`: this server refuses that URL without a signature, or no parameter tells the picture from its original.
+        """
         parameters = parameters_of(name)
+        if not parameters:
+            return None
         try:
             self.policy.require(parameters, is_signed=False)
         except (OptionsForbidden, InvalidOption):

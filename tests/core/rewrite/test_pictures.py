@@ -264,6 +264,8 @@ def test_presets_of_an_unknown_server_are_believed() -> None:
         (PictureSettings({"*": ""}), "rules: there are no options"),
         (PictureSettings({"https://a": "w=1"}), "rules: 'https://a' can match no"),
         (PictureSettings({"a/../b": "w=1"}), "rules: 'a/../b' can match no path"),
+        (PictureSettings({"a" * 1001: "w=1"}), "rules: a pattern, or its options, is longer than 1000"),
+        (PictureSettings("w=1" + "&" * 1000), "rules: a pattern, or its options, is longer than 1000"),
         (PictureSettings("preset=x&preset=y"), "rules: preset: is given twice"),
         (PictureSettings({f"h{n}": "w=1" for n in range(RULES_MAX + 1)}), "rules: expected 100 at most"),
         (PictureSettings(widths="all"), "widths: expected auto, or 1 to 64 widths from 1 to 16383"),

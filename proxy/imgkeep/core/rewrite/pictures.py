@@ -31,6 +31,7 @@ Attributes: TypeAlias = "Callable[[str], str | None]"
 """A function that returns the value of an attribute; `None`: there is none."""
 
 RULES_MAX: Final = 100
+RULE_CHARS_MAX: Final = 1000
 WIDTHS_MAX: Final = 64
 """Maximum number of widths in a `srcset`."""
 SIZES_CHARS_MAX: Final = 1000
@@ -232,6 +233,8 @@ def _read_rule(pattern: str, text: str, presets: Mapping[str, PictureOptions] | 
     Raises:
         ValueError: The pattern can match no host, or the options are malformed.
     """
+    if len(pattern) > RULE_CHARS_MAX or len(text) > RULE_CHARS_MAX:
+        raise ValueError(f"a pattern, or its options, is longer than {RULE_CHARS_MAX} characters")
     Patterns((pattern,), denying=False)
     parameters = split_options(text)
     if not parameters:

@@ -67,12 +67,15 @@ class Features:
         ranges: Whether it returns a part of an object.
         presign: Whether links to its objects can be signed; known after `check_settings` and `open`.
         public_prefix: Whether the objects can be public and the records not.
+        cheap_lists: Whether a list costs about what another request costs. Those of some services are limited by the
+            hour.
     """
 
     conditional_put: bool = False
     ranges: bool = True
     presign: bool = True
     public_prefix: bool = True
+    cheap_lists: bool = True
 
 
 CACHE_CONTROL: Final = "public, max-age=31536000, immutable"

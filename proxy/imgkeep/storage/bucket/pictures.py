@@ -27,9 +27,15 @@ if TYPE_CHECKING:
 
 
 class BucketPictures(PictureFiles):
-    """The pictures in one bucket."""
+    """
+    The pictures in one bucket.
+
+    Attributes:
+        in_use: Whether this installation puts any. Else a bucket whose lists are dear is not asked for some.
+    """
 
     def __init__(self, client: BucketClient, blocks: BucketBlockedDigests) -> None:
+        self.in_use = True
         self._client = client
         self._blocks = blocks
 
@@ -51,6 +57,8 @@ class BucketPictures(PictureFiles):
             raise Removed(REMOVED)
 
     async def count(self, digest: Digest, most: int) -> int:
+        if not self._client.features.cheap_lists:
+            return 0
         number = 0
         async with aclosing(self._client.walk(f"{DERIVED}/{digest}")) as entries:  # type: ignore[type-var]  # generators
             async for _ in entries:
@@ -60,5 +68,7 @@ class BucketPictures(PictureFiles):
         return number
 
     async def delete_all(self, digest: Digest) -> None:
+        if not self.in_use and not self._client.features.cheap_lists:
+            return
         for path in [path async for path, _ in self._client.walk(f"{DERIVED}/{digest}")]:
             await self._client.delete(path)

@@ -77,7 +77,7 @@ class CloudinaryClient:
     ) -> None:
         self.folder = folder
         self.timeout_s = timeout_s
-        self.features = Features(ranges=False, presign=False)
+        self.features = Features(ranges=False, presign=False, cheap_lists=False)
         self._downloads_have_fields = True
         self._listings: dict[tuple[AssetKind, str], SortedListing] = {}
         self._api = CloudinaryApi(

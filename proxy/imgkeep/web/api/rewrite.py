@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -131,7 +132,10 @@ async def _rewrite(
     selection, base = context.rewriting.link_selection, request[ADMISSION].base
     settings = PictureSettings(options.pictures, options.widths, options.sizes, is_lazy=options.lazy)
     sizes: dict[str, PixelSize] = {}
-    linker = selection.linker(which, base, selection.read_pictures(settings, sizes.get if options.dimensions else None))
+    read = partial(selection.read_pictures, settings, sizes.get if options.dimensions else None)
+    # A hundred patterns take some tens of milliseconds.
+    pictures = read() if isinstance(options.pictures, str) else await asyncio.to_thread(read)
+    linker = selection.linker(which, base, pictures)
     if options.dimensions:
         found = await context.rewriting.service.try_out(data, form, linker, url=options.url, charset=charset)
         if len(frozenset(found.links)) > ITEMS_MAX:
