@@ -255,7 +255,6 @@ async def test_source_that_is_a_picture_of_this_server_is_that_picture(
 async def test_derive_process_of_this_machine_makes_pictures(
     start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
 ) -> None:
-    pytest.importorskip("pyvips")
     imgkeep = await start()
     url = origin.gives("/a.jpg", make_image("JPEG"))
     answer = await ask(imgkeep, url, "w=32&format=auto", headers={"Accept": "image/webp"})
