@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from imgkeep.config.schema import DEFAULT_WIDTHS
+from imgkeep.core.derived.derive_policy import DEFAULT_WIDTHS
 from imgkeep.core.derived.names import PictureName
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.records import Digest, Format
