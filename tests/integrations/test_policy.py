@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
@@ -262,6 +263,14 @@ def test_known_policy_outlives_an_outage_and_a_new_one_is_learnt(api: Api) -> No
         time.sleep(0.005)
     api.status, api.body = 200, policy_body(allow=["*"])
     block_until(lambda: (rules.current or OTHERWISE).policy.hosts_allowed == ("*",), within_s=PATIENCE_S)
+
+
+def test_widths_are_those_of_the_imgkeep_that_is_asked(api: Api) -> None:
+    api.body = policy_body(widths=[100, 200, 300])
+    page = '<img width=100 src="https://b.s3.amazonaws.com/a.png">'
+    site = LinkRewriter(public_url=api.url, which="all", allow="ask", token="t", pictures={"widths": "auto"})
+    block_until(lambda: site.rewrite(page) != page, within_s=PATIENCE_S)
+    assert re.findall(r" (\d+)w", site.rewrite(page)) == ["100", "200"]
 
 
 def test_child_of_a_fork_asks_for_itself(api: Api) -> None:

@@ -129,7 +129,8 @@ class LinkRewriter:
             raise ValueError(f"signing_key: has to have {KEY_CHARS_MIN} characters or more")
         if token is not None and save is None and allow != "ask":
             raise ValueError('token: is for save and for allow="ask", and there is neither')
-        self._public_url, self._key, self._pictures = public_url, signing_key, _read_pictures(pictures)
+        self._public_url, self._key = public_url, signing_key
+        self._pictures = _read_pictures(pictures)
         self._which: Choice | Literal["temporary", "all"] = _read_which(which)
         self._provider_rules = read_provider_rules(providers) if providers else BUILT_IN
         patterns = self._allowed(which) if allow is None or allow == "ask" else allow
@@ -147,7 +148,10 @@ class LinkRewriter:
         rules = self._rules.current if isinstance(self._rules, PolicyClient) else self._rules
         if rules is None or (rules.needs_key and self._key is None):
             return PageLinks(_leave, url, None)
-        links = ImgLinks(self._choice(url), self._public_url, self._key, rules.policy, self._pictures)
+        pictures = self._pictures
+        if pictures is not None and pictures.fits and rules.ladder:
+            pictures = pictures.with_widths(rules.ladder)
+        links = ImgLinks(self._choice(url), self._public_url, self._key, rules.policy, pictures)
         return PageLinks(links, url, self._saver)
 
     def page_url(self, scheme: str, host: str, path: str, query: str = "") -> str | None:

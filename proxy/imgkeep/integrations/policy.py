@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from imgkeep.core.identity import places_of
 from imgkeep.core.policy import PORTS, Policy
-from imgkeep.core.policy_document import read_policy
+from imgkeep.core.policy_document import read_ladder, read_policy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,10 +55,12 @@ class Rules:
     Attributes:
         policy: Its policy for sources.
         needs_key: Whether it refuses links without a signature.
+        ladder: Its `derive.widths`, if they are known.
     """
 
     policy: Policy
     needs_key: bool = False
+    ladder: tuple[int, ...] = ()
 
 
 def make_policy(
@@ -224,7 +226,7 @@ def read_rules(body: bytes, provider_rules: ProviderRules) -> Rules:
         policy, needs_key = read_policy(told, partial(places_of, provider_rules=provider_rules))
     except (ValueError, RecursionError):
         raise PolicyUnavailable("its answer is no policy") from None
-    return Rules(policy, needs_key)
+    return Rules(policy, needs_key, read_ladder(told))
 
 
 def _read(response: HTTPResponse) -> bytes:

@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from imgkeep.core.derived.options import SIDE_MAX, Fit, PictureOptions, read_options, split_options
@@ -83,6 +83,10 @@ class Pictures:
     def __post_init__(self) -> None:
         patterns = tuple(Patterns((rule.pattern,), denying=False) for rule in self.rules)
         object.__setattr__(self, "_patterns", patterns)
+
+    def with_widths(self, widths: Sequence[int]) -> Pictures:
+        """Return the same settings with other widths."""
+        return replace(self, widths=tuple(sorted(widths)))
 
     def options_of(self, url: str) -> Parameters:
         """Return the options for the link to an image; empty: the original."""

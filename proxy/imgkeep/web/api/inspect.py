@@ -27,4 +27,5 @@ async def show_policy(request: web.Request) -> web.Response:
     """Return which links the server would refuse, so that pages send it none of them."""
     context = api_context(request)
     policy = describe_policy(context.inspector.policy, signature=request.app[AUTH].signature)
-    return json_response(schemas.Policy(**policy))
+    widths = list(context.rewriting.link_selection.derive_policy.widths)
+    return json_response(schemas.Policy(**policy, widths=widths))

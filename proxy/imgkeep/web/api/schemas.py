@@ -216,6 +216,9 @@ class Policy(Struct, kw_only=True):
         Meta(description="`security.signature`: `off` accepts links without a signature."),
     ]
     url_chars_max: Annotated[int, Meta(description="Maximum length of a link.")]
+    widths: Annotated[
+        list[int], Meta(description="`derive.widths`: widths of derived pictures that any client may ask for.")
+    ]
 
 
 class Server(Struct, kw_only=True):
