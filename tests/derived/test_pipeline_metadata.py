@@ -187,6 +187,16 @@ def test_animation_keeps_its_frames_without_its_comment() -> None:
     assert len(picture) < len(original)
 
 
+def test_avif_without_metadata_takes_the_place_of_a_larger_picture(tmp_path: Path) -> None:
+    noise = Image.effect_noise((90, 64), 90).convert("RGB")
+    original = encoded(noise, "AVIF", quality=8)
+    assert make(original, "AVIF", "full", "AVIF", smaller_than=len(original))[1] == original
+    private = encoded(noise, "AVIF", quality=8, exif=exif())
+    answer, picture = make(private, "AVIF", "full", "AVIF", smaller_than=len(private))
+    assert isinstance(answer, Derived)
+    assert tags(tmp_path, picture) == [{}]
+
+
 def test_kept_metadata_makes_the_original_the_picture() -> None:
     original = smaller_original("JPEG")
     assert make(original, "JPEG", "keep", "JPEG", smaller_than=len(original))[1] == original
@@ -202,6 +212,14 @@ def test_picture_that_shows_something_else_may_be_larger(stem: str) -> None:
     answer, _ = make(smaller_original("PNG"), "PNG", stem, "WEBP", smaller_than=1)
     assert isinstance(answer, Derived)
     assert answer.size > 1
+
+
+@pytest.mark.parametrize("stem", ["full", "p0"])
+def test_one_frame_is_no_animation(stem: str) -> None:
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "lime")]
+    original = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    answer, _ = make(original, "GIF", stem, "AVIF", smaller_than=1)
+    assert isinstance(answer, Derived)
 
 
 def test_smaller_picture_is_taken() -> None:
