@@ -8,9 +8,12 @@ import zlib
 from typing import TYPE_CHECKING
 
 import pytest
+import pyvips
 from PIL import Image
 
 from imgkeep.derived.messages import Derived, Facts, Refused
+from imgkeep.derived.process.deadline import Deadline, refused_by
+from imgkeep.derived.process.refusals import Refusal
 from tests.support.derive import encoded, facts_of, make, quarters, refused
 from tests.support.image_files import ico, png_chunk, svg
 
@@ -163,6 +166,38 @@ def test_truncated_original_is_refused(format_: str, part: float) -> None:
 @pytest.mark.parametrize("original", [b"", b"\0", b"hello" * 100, bytes(5000), b"\xff" * 5000])
 def test_nonsense_is_refused(format_: str, original: bytes) -> None:
     assert refused(original, format_, "w50", "PNG", rasterise_svg=True).reason in ("unreadable", "unsupported")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "detail"),
+    [
+        ("out of memory --- size == 3000MB\n", "too_large", "derive.memory_bytes_max"),
+        (
+            "heif: Encoder plugin generated an error: Undefined AOM error (8.5002)\n",
+            "too_large",
+            "derive.memory_bytes_max",
+        ),
+        ("heif: Security limit exceeded: Image size exceeds the maximum\n", "too_large", "larger than libvips reads"),
+        ("heif: Unsupported feature: Unsupported codec (4.3000)\n", "unsupported", "Unsupported codec"),
+        (
+            "source: bad seek to 9\npngload: bad\x1b[31m header\npngload: again\n",
+            "unreadable",
+            "pngload: bad?[31m header",
+        ),
+        ("target: write error\nsystem error: No space left on device\n", "too_large", "no room"),
+        ("source: bad seek to 9\n", "unreadable", "it does not say why"),
+    ],
+)
+def test_errors_of_libvips_become_reasons(text: str, reason: str, detail: str) -> None:
+    with pytest.raises(Refusal) as caught, refused_by(Deadline(60)):
+        raise pyvips.Error("unable to call", text)
+    assert caught.value.answer.reason == reason
+    assert detail in caught.value.answer.detail
+
+
+def test_memory_that_python_lacks_is_a_reason() -> None:
+    with pytest.raises(Refusal, match=r"derive\.memory_bytes_max"), refused_by(Deadline(60)):
+        raise MemoryError
 
 
 def test_job_gives_up_before_it_is_killed() -> None:

@@ -67,36 +67,38 @@ def tagged(format_: str, orientation: int = 1, size: tuple[int, int] = (80, 60))
     return encoded(quarters(size), format_, **options)
 
 
-def tags(picture: bytes, folder: Path) -> dict[str, Any]:
-    """Return what exiftool finds in a file besides its structure."""
-    file = folder / "picture"
-    file.write_bytes(picture)
+def tags(folder: Path, *pictures: bytes) -> list[dict[str, Any]]:
+    """Return what exiftool finds in each file besides its structure."""
+    files = [folder / str(number) for number in range(len(pictures))]
+    for file, picture in zip(files, pictures, strict=True):
+        file.write_bytes(picture)
     done = subprocess.run(
-        [require("exiftool"), "-json", "-G0", "-a", "-u", "-n", file], check=True, capture_output=True
+        [require("exiftool"), "-json", "-G0", "-a", "-u", "-n", *files], check=True, capture_output=True
     )
-    found = json.loads(done.stdout)[0]
-    return {name: value for name, value in found.items() if name.partition(":")[0] not in STRUCTURE}
+    return [
+        {name: value for name, value in found.items() if name.partition(":")[0] not in STRUCTURE}
+        for found in json.loads(done.stdout)
+    ]
 
 
-@pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("original", FORMATS)
-def test_picture_has_no_metadata(original: str, format_: str, tmp_path: Path) -> None:
+def test_picture_has_no_metadata(original: str, tmp_path: Path) -> None:
     source = tagged(original)
-    assert b"secret" in source
-    picture = picture_of(source, original, "w40", format_)
-    assert tags(picture, tmp_path) == {}
-    assert b"secret" not in picture
+    pictures = [picture_of(source, original, "w40", format_) for format_ in FORMATS]
+    before, *after = tags(tmp_path, source, *pictures)
+    assert (before["EXIF:GPSLatitude"], before["XMP:Source"]) == (pytest.approx(52.52), "a secret of xmp")
+    assert after == [{}] * len(FORMATS)
+    assert b"secret" not in b"".join(pictures)
 
 
-@pytest.mark.parametrize("format_", FORMATS)
-def test_kept_metadata_stays_and_is_true(format_: str, tmp_path: Path) -> None:
-    picture = picture_of(tagged("JPEG", 6), "JPEG", "w30-keep", format_)
-    found = tags(picture, tmp_path)
-    assert found["EXIF:Artist"] == "a secret of exif"
-    assert found["EXIF:GPSLatitude"] == pytest.approx(52.52)
-    assert found["XMP:Source"] == "a secret of xmp"
-    assert found.get("EXIF:Orientation", 1) == found.get("XMP:Orientation", 1) == 1
-    assert not [name for name in found if name.startswith("ICC")]
+def test_kept_metadata_stays_and_is_true(tmp_path: Path) -> None:
+    original = tagged("JPEG", 6)
+    for found in tags(tmp_path, *(picture_of(original, "JPEG", "w30-keep", format_) for format_ in FORMATS)):
+        assert found["EXIF:Artist"] == "a secret of exif"
+        assert found["EXIF:GPSLatitude"] == pytest.approx(52.52)
+        assert found["XMP:Source"] == "a secret of xmp"
+        assert found.get("EXIF:Orientation", 1) == found.get("XMP:Orientation", 1) == 1
+        assert not [name for name in found if name.startswith("ICC")]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -143,7 +145,7 @@ def test_original_without_metadata_takes_the_place_of_a_larger_picture(
     assert answer.size == len(picture) < len(original)
     assert (answer.width, answer.height) == ((90, 64) if orientation == 1 else (64, 90))
     assert b"secret" not in picture
-    left = tags(picture, tmp_path)
+    left = tags(tmp_path, picture)[0]
     assert left.pop("EXIF:Orientation", 1) == orientation
     assert set(left) <= {"EXIF:ExifByteOrder"}
     before, after = (ImageOps.exif_transpose(Image.open(BytesIO(each))).convert("RGBA") for each in (original, picture))
@@ -158,7 +160,7 @@ def test_progressive_original_keeps_all_its_scans(tmp_path: Path) -> None:
     original = encoded(noise, "JPEG", quality=12, progressive=True, exif=exif()) + b"a secret behind the end"
     _, picture = make(original, "JPEG", "full", "JPEG", smaller_than=len(original))
     assert b"secret" not in picture
-    assert tags(picture, tmp_path) == {}
+    assert tags(tmp_path, picture)[0] == {}
     before, after = (Image.open(BytesIO(each)) for each in (original, picture))
     assert ImageChops.difference(before, after).getbbox() is None
 
@@ -169,7 +171,7 @@ def test_colour_profile_stays_with_the_original(tmp_path: Path) -> None:
     original = encoded(noise, "JPEG", quality=12, exif=exif(), icc_profile=profile)
     _, picture = make(original, "JPEG", "full", "JPEG", smaller_than=len(original))
     assert Image.open(BytesIO(picture)).info["icc_profile"] == profile
-    assert not [name for name in tags(picture, tmp_path) if not name.startswith("ICC_Profile")]
+    assert not [name for name in tags(tmp_path, picture)[0] if not name.startswith("ICC_Profile")]
 
 
 def test_animation_keeps_its_frames_without_its_comment() -> None:
@@ -183,6 +185,16 @@ def test_animation_keeps_its_frames_without_its_comment() -> None:
     shown: Any = Image.open(BytesIO(picture))
     assert (shown.n_frames, shown.info["loop"]) == (3, 2)
     assert len(picture) < len(original)
+
+
+def test_avif_without_metadata_takes_the_place_of_a_larger_picture(tmp_path: Path) -> None:
+    noise = Image.effect_noise((90, 64), 90).convert("RGB")
+    original = encoded(noise, "AVIF", quality=8)
+    assert make(original, "AVIF", "full", "AVIF", smaller_than=len(original))[1] == original
+    private = encoded(noise, "AVIF", quality=8, exif=exif())
+    answer, picture = make(private, "AVIF", "full", "AVIF", smaller_than=len(private))
+    assert isinstance(answer, Derived)
+    assert tags(tmp_path, picture) == [{}]
 
 
 def test_kept_metadata_makes_the_original_the_picture() -> None:
@@ -200,6 +212,14 @@ def test_picture_that_shows_something_else_may_be_larger(stem: str) -> None:
     answer, _ = make(smaller_original("PNG"), "PNG", stem, "WEBP", smaller_than=1)
     assert isinstance(answer, Derived)
     assert answer.size > 1
+
+
+@pytest.mark.parametrize("stem", ["full", "p0"])
+def test_one_frame_is_no_animation(stem: str) -> None:
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "lime")]
+    original = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    answer, _ = make(original, "GIF", stem, "AVIF", smaller_than=1)
+    assert isinstance(answer, Derived)
 
 
 def test_smaller_picture_is_taken() -> None:

@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from imgkeep.storage.local.opened_file import FileDigest
 
 FOLDER: Final = "derived"
-PER_ORIGINAL_MAX: Final = 64
-"""Maximum number of pictures of one original: the ladder of widths in three formats, and some presets."""
+PER_ORIGINAL_MAX: Final = 128
+"""Maximum number of pictures of one original: the 21 widths of the ladder in three formats, and as many presets."""
 MEMORY_BYTES_MAX: Final = PICTURE_BYTES_MAX
 """Maximum size of the pictures that no disk has taken and clients still read: any one of them."""
 UNSTORED_BYTES_MAX: Final = 33_554_432

@@ -26,6 +26,7 @@ from cachetools import LRUCache, TTLCache
 
 from imgkeep.core.errors import Busy, Removed, StorageError
 from imgkeep.derived.messages import PICTURE_BYTES_MAX
+from imgkeep.derived.picture_cache import PER_ORIGINAL_MAX
 from imgkeep.storage.memory import MemorySpool
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from imgkeep.images.object_urls import ObjectUrl, ObjectUrls
     from imgkeep.storage.picture_files import PictureFiles
 
-PER_ORIGINAL_MAX: Final = 64
-"""Maximum number of pictures of one original in the store: as many as in the cache."""
 UPLOADS_CONCURRENT_MAX: Final = 4
 UPLOADS_WAITING_MAX: Final = 1000
 """Maximum number of uploads that wait; further pictures are uploaded with a later request."""

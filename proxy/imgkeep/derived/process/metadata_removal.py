@@ -47,7 +47,7 @@ def without_metadata(original: Original) -> bytes | None:
         case Format.GIF:
             pieces = _gif(original.data)
         case _:
-            return None
+            return None if original.has_metadata else original.data[:]
     try:
         return b"".join(pieces)
     except (ValueError, IndexError):
