@@ -18,7 +18,6 @@ from imgkeep.cli.printing import print_json, printable, readable_bytes
 from imgkeep.cli.progress import progress
 from imgkeep.config import ConfigError
 from imgkeep.core.derived.negotiation import read_accept
-from imgkeep.core.derived.options import ORIGINAL
 from imgkeep.core.errors import ImgkeepError, InvalidOption, NotSupported
 from imgkeep.core.records import Key, Wanted
 from imgkeep.core.source_url import read_source
@@ -77,7 +76,7 @@ def read_picture_options(invocation: Invocation) -> PictureOptions:
         raise ConfigError(f"--preset, --options: {error}") from None
     except ValueError:
         raise ConfigError('--options: expected options as in a URL, like "w=400&format=webp"') from None
-    if options == ORIGINAL:
+    if not parameters:
         raise ConfigError('--preset or --options: name a picture, as --options "w=400&format=webp"')
     return options
 
