@@ -184,6 +184,7 @@ def test_nonsense_is_refused(format_: str, original: bytes) -> None:
             "unreadable",
             "pngload: bad?[31m header",
         ),
+        ("target: write error\nsystem error: No space left on device\n", "too_large", "no room"),
         ("source: bad seek to 9\n", "unreadable", "it does not say why"),
     ],
 )

@@ -187,6 +187,20 @@ def test_animation_keeps_its_frames_without_its_comment() -> None:
     assert len(picture) < len(original)
 
 
+def test_avif_keeps_its_structure_and_no_metadata(tmp_path: Path) -> None:
+    noise = Image.effect_noise((90, 64), 90).convert("RGB")
+    plain = encoded(noise, "AVIF", quality=8)
+    assert make(plain, "AVIF", "q100", "AVIF", smaller_than=len(plain))[1] == plain
+    private = encoded(noise, "AVIF", quality=8, exif=exif(), xmp=XMP)
+    answer, picture = make(private, "AVIF", "q100", "AVIF", smaller_than=len(private))
+    assert isinstance(answer, Derived)
+    assert answer.size == len(picture) <= len(private)
+    assert b"secret" not in picture
+    assert set(tags(tmp_path, picture)[0]) <= {"EXIF:Orientation", "EXIF:ExifByteOrder"}
+    before, after = (Image.open(BytesIO(each)) for each in (private, picture))
+    assert ImageChops.difference(before, after).getbbox() is None
+
+
 def test_kept_metadata_makes_the_original_the_picture() -> None:
     original = smaller_original("JPEG")
     assert make(original, "JPEG", "keep", "JPEG", smaller_than=len(original))[1] == original
@@ -202,6 +216,14 @@ def test_picture_that_shows_something_else_may_be_larger(stem: str) -> None:
     answer, _ = make(smaller_original("PNG"), "PNG", stem, "WEBP", smaller_than=1)
     assert isinstance(answer, Derived)
     assert answer.size > 1
+
+
+@pytest.mark.parametrize("stem", ["full", "p0"])
+def test_one_frame_is_no_animation(stem: str) -> None:
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "lime")]
+    original = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    answer, _ = make(original, "GIF", stem, "AVIF", smaller_than=1)
+    assert isinstance(answer, Derived)
 
 
 def test_smaller_picture_is_taken() -> None:

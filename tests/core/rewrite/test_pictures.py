@@ -248,6 +248,13 @@ def test_settings_have_an_example_of_each_kind_of_link() -> None:
     ]
 
 
+def test_widths_can_be_those_of_another_server() -> None:
+    settings = pictures(rules="format=auto", widths="auto")
+    assert settings is not None
+    other = settings.with_widths([300, 200])
+    assert (other.widths, other.fits, other.options_of(A)) == ((200, 300), True, (("format", "auto"),))
+
+
 def test_presets_of_an_unknown_server_are_believed() -> None:
     settings = PictureSettings({"*": "preset=any&dpr=2", "a.example": "preset=any&gravity=north"}).read(LADDER)
     assert settings is not None

@@ -16,10 +16,12 @@ from imgkeep.core.formats.bmp import colours_end, read_dib
 from imgkeep.core.formats.ico import read_entries, size_of
 from imgkeep.core.formats.png import SIGNATURE
 from imgkeep.core.records import Format, PixelSize
+from imgkeep.derived.process.chunks import without_long_texts
 from imgkeep.derived.process.refusals import Refusal, require_pixels
 
 if TYPE_CHECKING:
-    from imgkeep.core.formats import Buffer
+    from mmap import mmap
+
     from imgkeep.core.formats.bmp import Dib
 
 _FILE_HEADER_BYTES: Final = 14
@@ -29,7 +31,7 @@ _ALPHA_HEADER_BYTES: Final = 56
 _ALPHA_MASK: Final = 0xFF000000
 
 
-def read(format_: Format, data: Buffer, pixels_max: int) -> pyvips.Image:
+def read(format_: Format, data: bytes | mmap, pixels_max: int) -> pyvips.Image:
     """
     Return the image of a file.
 
@@ -46,7 +48,7 @@ def read(format_: Format, data: Buffer, pixels_max: int) -> pyvips.Image:
         if entry is None:
             raise Refusal("unreadable", "the icon has no image")
         if body.begins(SIGNATURE, entry.start):
-            image = pyvips.Image.pngload_buffer(data[entry.start :], fail_on="truncated")
+            image = pyvips.Image.pngload_buffer(without_long_texts(data[entry.start :]), fail_on="truncated")
             require_pixels(PixelSize(image.width, image.height), 1, pixels_max)
             return image
         dib = _dib(body, entry.start)

@@ -30,6 +30,8 @@ _GREY: Final = ("b-w", "grey16")
 _COLOURS: Final = ("srgb", "rgb16", "rgb", "scrgb", *_GREY)
 """Colour spaces whose pixels can be scaled as they are, and converted after it."""
 
+_METADATA: Final = ("exif-data", "xmp-data", "iptc-data")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Original:
@@ -43,6 +45,7 @@ class Original:
         pages: Number of pages, whatever the format calls them.
         frames: Number of frames, if it is animated.
         colours: Its colour space, as libvips calls it.
+        metadata: Its EXIF, XMP and IPTC, each as libvips found it.
         bitmap: The image, if libvips cannot read the file itself.
     """
 
@@ -53,6 +56,7 @@ class Original:
     pages: int
     frames: int
     colours: str
+    metadata: tuple[bytes, ...]
     bitmap: pyvips.Image | None
 
     @property
@@ -110,6 +114,7 @@ def open_original(descriptor: int, job: Job) -> Original:
         pages=pages,
         frames=pages if format_ is Format.GIF else frames,
         colours=image.interpretation,
+        metadata=tuple(bytes(image.get(name)) for name in _METADATA if image.get_typeof(name)),
         bitmap=bitmap,
     )
 

@@ -58,8 +58,8 @@ class _Work:
     def can_be_the_original(self) -> bool:
         """Return whether the original could take the place of the picture."""
         is_changed = self.options.rotate or self.options.blur or self.options.background
-        is_whole = self.options.page is None or self.original.pages == 1
-        return not is_changed and is_whole and self.sizes.canvas == self.original.size
+        has_all = self.count == self.original.frames and (self.options.page is None or self.original.pages == 1)
+        return not is_changed and has_all and self.sizes.canvas == self.original.size
 
 
 def derive(job: DeriveJob, original_descriptor: int, picture_descriptor: int) -> Derived | NotSmaller:
