@@ -316,7 +316,7 @@ class DerivedPictures:
     async def _look_up(self, name: PictureName) -> FoundPicture | None:
         """Look a picture up in the disk cache, then in the store."""
         found = await self._cache.find(name)
-        if found is not None:
+        if found is not None or not self._settings.store:
             return found
         draft = await self._cache.begin()
         try:
