@@ -187,14 +187,18 @@ def test_animation_keeps_its_frames_without_its_comment() -> None:
     assert len(picture) < len(original)
 
 
-def test_avif_without_metadata_takes_the_place_of_a_larger_picture(tmp_path: Path) -> None:
+def test_avif_keeps_its_structure_and_no_metadata(tmp_path: Path) -> None:
     noise = Image.effect_noise((90, 64), 90).convert("RGB")
-    original = encoded(noise, "AVIF", quality=8)
-    assert make(original, "AVIF", "full", "AVIF", smaller_than=len(original))[1] == original
-    private = encoded(noise, "AVIF", quality=8, exif=exif())
-    answer, picture = make(private, "AVIF", "full", "AVIF", smaller_than=len(private))
+    plain = encoded(noise, "AVIF", quality=8)
+    assert make(plain, "AVIF", "q100", "AVIF", smaller_than=len(plain))[1] == plain
+    private = encoded(noise, "AVIF", quality=8, exif=exif(), xmp=XMP)
+    answer, picture = make(private, "AVIF", "q100", "AVIF", smaller_than=len(private))
     assert isinstance(answer, Derived)
-    assert tags(tmp_path, picture) == [{}]
+    assert answer.size == len(picture) <= len(private)
+    assert b"secret" not in picture
+    assert set(tags(tmp_path, picture)[0]) <= {"EXIF:Orientation", "EXIF:ExifByteOrder"}
+    before, after = (Image.open(BytesIO(each)) for each in (private, picture))
+    assert ImageChops.difference(before, after).getbbox() is None
 
 
 def test_kept_metadata_makes_the_original_the_picture() -> None:

@@ -41,6 +41,10 @@ async def imgkeep(start: Callable[..., Awaitable[Imgkeep]]) -> Imgkeep:
     return await start(platform=PLATFORM)
 
 
+async def sleep_briefly(seconds: float) -> None:
+    await asyncio.sleep(seconds / 10)
+
+
 async def ask(imgkeep: Imgkeep, url: str, query: str, **how: Any) -> ClientResponse:
     method = how.pop("method", "GET")
     target = URL(f"/img?src={quote(url, safe='')}&{query}", encoded=True)
@@ -268,7 +272,7 @@ async def test_flood_of_sizes_is_refused_and_others_are_served(
 ) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    platform = Platform(derive_command=(*COMMAND, str(gate)))
+    platform = Platform(derive_command=(*COMMAND, str(gate)), sleep=sleep_briefly)
     imgkeep = await start(platform=platform, derive={"processes": 1, "queue_max": 4})
     url, other = origin.gives("/a.png", IMAGE), origin.gives("/b.png", make_image(seed=2))
     for each in (url, other):

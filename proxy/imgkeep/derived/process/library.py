@@ -44,7 +44,13 @@ _READ_HERE: Final = (Format.BMP, Format.ICO, Format.CUR)
 
 
 def prepare() -> None:
-    """Let libvips read only what imgkeep stores, with one thread, and remember nothing."""
+    """
+    Let libvips read only what imgkeep stores, with one thread, and remember nothing.
+
+    Its messages go to standard error, past Python. In Python's handler for them the garbage collector may free an image
+    of libvips, which has a message about that: GLib ends a process for a message within a message.
+    """
+    pyvips._remove_log_handler()  # noqa: SLF001 - there is no public name for it
     pyvips.cache_set_max(0)
     pyvips.concurrency_set(1)
     pyvips.block_untrusted_set(True)

@@ -29,6 +29,7 @@ _PNG_KEPT: Final = frozenset(
 )
 _JPEG_KEPT: Final = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
 """Application segments that decide how pixels look: their beginnings by their markers."""
+_EXIF_MARK: Final = b"Exif\0\0"
 _WEBP_DROPPED: Final = frozenset({b"EXIF", b"XMP "})
 _WEBP_HAS_EXIF: Final = 0x08
 _WEBP_HAS_XMP: Final = 0x04
@@ -46,8 +47,10 @@ def without_metadata(original: Original) -> bytes | None:
             return _webp(original.data, original.orientation)
         case Format.GIF:
             pieces = _gif(original.data)
+        case Format.AVIF:
+            return _avif(original.data, original.metadata)
         case _:
-            return None if original.has_metadata else original.data[:]
+            return None
     try:
         return b"".join(pieces)
     except (ValueError, IndexError):
@@ -87,7 +90,7 @@ def _jpeg(data: bytes | mmap, orientation: int) -> Iterator[bytes]:
 
 
 def _jpeg_exif(orientation: int) -> bytes:
-    block = b"Exif\0\0" + _exif(orientation)
+    block = _EXIF_MARK + _exif(orientation)
     return b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block
 
 
@@ -133,6 +136,19 @@ def _webp(data: bytes | mmap, orientation: int) -> bytes:
         kept.append(b"EXIF" + pack("<I", len(block)) + block)
     body = b"WEBP" + b"".join(kept)
     return b"RIFF" + pack("<I", len(body)) + body
+
+
+def _avif(data: bytes | mmap, metadata: tuple[bytes, ...]) -> bytes | None:
+    """Return a file of the same structure, whose metadata says nothing; AVIF has its orientation elsewhere."""
+    emptied = bytearray(data)
+    for block in metadata:
+        payload = block.removeprefix(_EXIF_MARK)
+        at = emptied.find(payload)
+        if at < 0:
+            return None
+        nothing = _exif(1) if payload[:2] in (b"II", b"MM") else b""  # decoders refuse EXIF without a header
+        emptied[at : at + len(payload)] = nothing[: len(payload)].ljust(len(payload), b"\0")
+    return bytes(emptied)
 
 
 def _gif(data: bytes | mmap) -> Iterator[bytes]:

@@ -45,7 +45,7 @@ class Original:
         pages: Number of pages, whatever the format calls them.
         frames: Number of frames, if it is animated.
         colours: Its colour space, as libvips calls it.
-        has_metadata: Whether it has EXIF, XMP or IPTC.
+        metadata: Its EXIF, XMP and IPTC, each as libvips found it.
         bitmap: The image, if libvips cannot read the file itself.
     """
 
@@ -56,7 +56,7 @@ class Original:
     pages: int
     frames: int
     colours: str
-    has_metadata: bool
+    metadata: tuple[bytes, ...]
     bitmap: pyvips.Image | None
 
     @property
@@ -114,7 +114,7 @@ def open_original(descriptor: int, job: Job) -> Original:
         pages=pages,
         frames=pages if format_ is Format.GIF else frames,
         colours=image.interpretation,
-        has_metadata=any(image.get_typeof(name) for name in _METADATA),
+        metadata=tuple(bytes(image.get(name)) for name in _METADATA if image.get_typeof(name)),
         bitmap=bitmap,
     )
 
