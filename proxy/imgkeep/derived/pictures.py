@@ -376,10 +376,8 @@ class DerivedPictures:
                 return True
             case NotSmaller() if name.negotiated:
                 return False
-            case Refused(reason="unsupported", detail=detail):
-                refused: DeriveFailed | NotSupported = NotSupported(detail)
-            case Refused(detail=detail):
-                refused = DeriveFailed(detail)
+            case Refused(reason=reason, detail=detail):
+                refused = NotSupported(detail) if reason == "unsupported" else DeriveFailed(detail)
             case _:  # an empty picture would be a marker
                 refused = DeriveFailed("the answer of the derive process does not fit its picture")
         self.failed.note(name, refused, crashed=False)
