@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -371,15 +372,16 @@ class DerivedPictures:
             self.failed.note(name, error, crashed=True)
             raise
         match answer:
-            case Derived():
+            case Derived(size=size) if 0 < size == os.fstat(output).st_size:
                 return True
-            case NotSmaller():
+            case NotSmaller() if name.negotiated:
                 return False
             case Refused(reason=reason, detail=detail):
                 refused = NotSupported(detail) if reason == "unsupported" else DeriveFailed(detail)
-                self.failed.note(name, refused, crashed=False)
-                raise refused
-        raise DeriveFailed("a derive process has answered another question")
+            case _:  # an empty picture would be a marker
+                refused = DeriveFailed("the answer of the derive process does not fit its picture")
+        self.failed.note(name, refused, crashed=False)
+        raise refused
 
     def _find_abilities(self) -> Abilities:
         ready = self._processes.ready

@@ -212,7 +212,10 @@ class ProcessPool:
                 blameless = not end.began or end.ending in {Ending.KILLED, Ending.RECYCLED}
                 if not blameless or attempt == ATTEMPTS_MAX:
                     raise _fail(end, timeout_s) from None
-                await loop.run_in_executor(self._launch.threads, _empty, descriptors[1:])
+                try:
+                    await loop.run_in_executor(self._launch.threads, _empty, descriptors[1:])
+                except OSError:  # the process has sealed it
+                    raise _fail(end, timeout_s) from None
                 continue
             self._mean_s += (loop.time() - began - self._mean_s) / 8
             self._keep(process)
