@@ -182,6 +182,27 @@ async def test_image_that_ends_processes_is_given_to_no_more_of_them(world: Pict
     assert len(world.processes.jobs) == CRASHES_MAX
 
 
+@pytest.mark.parametrize("gets_place", [False, True])
+async def test_request_waits_a_moment_for_a_place_before_it_is_refused(
+    world: PictureWorld, *, gets_place: bool
+) -> None:
+    original = await original_in(world)
+    world.processes.has_places, world.processes.gets_place = False, gets_place
+    if gets_place:
+        assert await picture_of(world, original, "w=40") is not None
+    else:
+        with pytest.raises(Busy):
+            await picture_of(world, original, "w=40")
+        assert world.processes.jobs == []
+
+
+async def test_full_queue_refuses_no_picture_that_is_there(world: PictureWorld) -> None:
+    original = await original_in(world)
+    assert await picture_of(world, original, "w=40") is not None
+    world.processes.has_places = False
+    assert await picture_of(world, original, "w=40") is not None
+
+
 async def test_busy_processes_are_not_remembered(world: PictureWorld) -> None:
     original = await original_in(world)
     world.processes.answers["w40.PNG"] = Busy("the queue is full")

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from imgkeep.config.schema import Derive
+from imgkeep.core.errors import Busy
 from imgkeep.core.records import OWN
 from imgkeep.derived.messages import Derived, DeriveJob
 from imgkeep.derived.picture_cache import PictureCache
@@ -36,6 +37,8 @@ class ScriptedProcesses(DeriveProcesses):
         jobs: The jobs so far, with the bytes of their originals.
         answers: By file name: what happens in the place of a picture.
         gate: What each job waits for; `None`: nothing.
+        has_places: Whether a job finds a place in the queue.
+        gets_place: Whether it does a moment later.
     """
 
     def __init__(self) -> None:
@@ -44,6 +47,19 @@ class ScriptedProcesses(DeriveProcesses):
         self.answers: dict[str, Answer | Exception] = {}
         self.gate: asyncio.Event | None = None
         self.clients: list[Client] = []
+        self.has_places = True
+        self.gets_place = False
+
+    def has_room(self, client: Client) -> bool:
+        del client
+        return self.has_places
+
+    def require_room(self, client: Client) -> None:
+        if not self.has_room(client):
+            raise Busy("too many pictures wait to be made")
+
+    async def sleep(self, _seconds: float) -> None:
+        self.has_places = self.gets_place
 
     async def run(self, job: Job, source: int, output: int | None = None, client: Client = OWN) -> Answer:
         assert isinstance(job, DeriveJob)
@@ -79,6 +95,8 @@ class PictureWorld:
             settings=Derive(),
             blocked=self.blocked,
             timer=timer,
+            sleep=self.processes.sleep,
+            draw=lambda: 0.5,
         )
 
 

@@ -41,6 +41,10 @@ async def imgkeep(start: Callable[..., Awaitable[Imgkeep]]) -> Imgkeep:
     return await start(platform=PLATFORM)
 
 
+async def sleep_briefly(seconds: float) -> None:
+    await asyncio.sleep(seconds / 10)
+
+
 async def ask(imgkeep: Imgkeep, url: str, query: str, **how: Any) -> ClientResponse:
     method = how.pop("method", "GET")
     target = URL(f"/img?src={quote(url, safe='')}&{query}", encoded=True)
@@ -145,9 +149,11 @@ async def test_entity_tag_of_one_format_is_none_of_another(imgkeep: Imgkeep, ori
     assert (answer.status, answer.headers["Content-Type"]) == (200, "image/webp")
 
 
-async def test_options_without_effect_give_the_original(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+async def test_defaults_by_name_give_a_picture(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
+    """The original may hold the place where it was taken, and `metadata=strip` is one of the defaults."""
     url = origin.gives("/a.png", IMAGE)
-    assert await (await ask(imgkeep, url, "rotate=0")).read() == IMAGE
+    assert await (await ask(imgkeep, url, "metadata=strip")).read() == b"full as PNG"
+    assert await (await ask(imgkeep, url, "rotate=0")).read() == b"full as PNG"
 
 
 async def test_svg_is_served_as_it_is(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
@@ -268,7 +274,7 @@ async def test_flood_of_sizes_is_refused_and_others_are_served(
 ) -> None:
     gate = tmp_path / "gate"
     os.mkfifo(gate)
-    platform = Platform(derive_command=(*COMMAND, str(gate)))
+    platform = Platform(derive_command=(*COMMAND, str(gate)), sleep=sleep_briefly)
     imgkeep = await start(platform=platform, derive={"processes": 1, "queue_max": 4})
     url, other = origin.gives("/a.png", IMAGE), origin.gives("/b.png", make_image(seed=2))
     for each in (url, other):

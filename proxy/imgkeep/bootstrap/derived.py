@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,8 @@ def open_derived(  # noqa: PLR0913, PLR0917 - what they work with, in one place
         settings=config.derive,
         blocked=blocked,
         timer=platform.timer,
+        sleep=platform.sleep,
+        draw=random.random,
     )
     stack.push_async_callback(pictures.aclose)
     facts = FactsFinder(

@@ -17,7 +17,7 @@ from imgkeep.cli.printing import print_json, printable, readable_bytes
 from imgkeep.cli.progress import progress
 from imgkeep.config import ConfigError
 from imgkeep.core.derived.negotiation import read_accept
-from imgkeep.core.derived.options import ORIGINAL, split_options
+from imgkeep.core.derived.options import split_options
 from imgkeep.core.errors import ImgkeepError, InvalidOption, NotSupported
 from imgkeep.core.records import Key, Wanted
 from imgkeep.core.source_url import read_source
@@ -75,7 +75,7 @@ def read_picture_options(invocation: Invocation) -> PictureOptions:
         options = invocation.config.derive_policy().read(parameters)
     except InvalidOption as error:
         raise ConfigError(f"--preset, --options: {error}") from None
-    if options == ORIGINAL:
+    if not parameters:
         raise ConfigError('--preset or --options: name a picture, as --options "w=400&format=webp"')
     return options
 

@@ -29,6 +29,7 @@ from imgkeep.images.singleflight import Call, SingleFlight
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container
 
+    from imgkeep.clock import Sleep
     from imgkeep.config.schema import Derive
     from imgkeep.core.derived.names import PictureName
     from imgkeep.core.derived.negotiation import Accepted
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from imgkeep.storage.interfaces import Body, Spool, Store
     from imgkeep.storage.local.memory_cache import CacheEntry
 
+REFUSAL_DELAY_S: Final = 0.5
+"""Mean time for which a request waits for a place in the queue, before it is refused."""
 STOPPING: Final = "the server is being shut down"
 USUAL_FORMATS: Final = frozenset({Format.JPEG, Format.PNG, Format.WEBP, Format.AVIF, Format.GIF})
 """Formats that libvips writes until the first derive process says which ones its own does."""
@@ -187,6 +190,8 @@ class DerivedPictures:
         blocked: The digests of removed images.
         settings: Limits of a picture, and whether SVG images are drawn.
         timer: Gives monotonic seconds.
+        sleep: Waits before a refusal.
+        draw: Returns a random number below 1, so that refused requests do not come back together.
     """
 
     def __init__(  # noqa: PLR0913 - all by keyword, in one place
@@ -201,6 +206,8 @@ class DerivedPictures:
         settings: Derive,
         blocked: Container[Digest],
         timer: Callable[[], float],
+        sleep: Sleep,
+        draw: Callable[[], float],
     ) -> None:
         self._processes = processes
         self._cache = cache
@@ -210,6 +217,10 @@ class DerivedPictures:
         self._spool = spool
         self._settings = settings
         self._blocked = blocked
+        self._sleep = sleep
+        self._draw = draw
+        self._abilities = Abilities(USUAL_FORMATS, draws_svg=settings.svg)
+        self._knows_writable = False
         self.failed = FailedPictures(timer)
         self.running: SingleFlight[DeriveCall] = SingleFlight()
 
@@ -222,7 +233,7 @@ class DerivedPictures:
         Raises:
             NotSupported: The request names a format that this installation does not write.
         """
-        facts, abilities = Original(original.format), self._abilities()
+        facts, abilities = Original(original.format), self._find_abilities()
         chosen = choose_format(options, facts, accepted, abilities)
         if chosen.format is Format.SVG:
             return ()
@@ -270,13 +281,23 @@ class DerivedPictures:
         self.failed.require_none(name)
         client = request_context.client
         if name not in self.running and not self._settings.store:
-            self._processes.require_room(client)  # nothing is looked up for a job that would be refused
+            await self._require_room(client, request_context)
         call, starts = self.running.join(name, lambda: DeriveCall(partial(self._make_once, original, name, client)))
         made = await call.follow(request_context)
         if made is None:
             return None
         self._picture_store.put_later(name)
         return Picture(name, *made, is_new=starts and call.is_made)
+
+    async def _require_room(self, client: Client, request_context: RequestContext) -> None:
+        """
+        Raise `Busy` for a job that would find no place, before anything is opened for it.
+
+        Not at once: a client that answers each refusal with the next request would keep the event loop from others.
+        """
+        if not self._processes.has_room(client):
+            await request_context.wait(self._sleep(REFUSAL_DELAY_S * (0.5 + self._draw())))
+        self._processes.require_room(client)
 
     async def _make_once(
         self, original: StoredOriginal, name: PictureName, client: Client, call: DeriveCall
@@ -295,7 +316,7 @@ class DerivedPictures:
     async def _look_up(self, name: PictureName) -> FoundPicture | None:
         """Look a picture up in the disk cache, then in the store."""
         found = await self._cache.find(name)
-        if found is not None:
+        if found is not None or not self._settings.store:
             return found
         draft = await self._cache.begin()
         try:
@@ -360,10 +381,12 @@ class DerivedPictures:
                 raise refused
         raise DeriveFailed("a derive process has answered another question")
 
-    def _abilities(self) -> Abilities:
+    def _find_abilities(self) -> Abilities:
         ready = self._processes.ready
-        writable = USUAL_FORMATS if ready is None else frozenset(Format[name] for name in ready.writes)
-        return Abilities(writable, draws_svg=self._settings.svg)
+        if ready is not None and not self._knows_writable:
+            self._knows_writable = True
+            self._abilities = replace(self._abilities, writable=frozenset(Format[name] for name in ready.writes))
+        return self._abilities
 
     def _require_not_removed(self, name: PictureName) -> None:
         if name.digest in self._blocked:

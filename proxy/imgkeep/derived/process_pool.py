@@ -129,6 +129,10 @@ class ProcessPool:
         finally:
             self._leave()
 
+    def has_room(self, client: Client) -> bool:
+        """Return whether a job of this client would find a process, or a place in the queue."""
+        return self._running < self._processes_max or self._queue.has_room(client)
+
     def require_room(self, client: Client) -> None:
         """
         Raise what `run` would raise at once for a job of this client.
@@ -138,7 +142,7 @@ class ProcessPool:
             NotSupported: No process can ever start.
         """
         self._require_start()
-        if self._running >= self._processes_max and not self._queue.has_room(client):
+        if not self.has_room(client):
             self._refused()
             raise self._make_busy()
 

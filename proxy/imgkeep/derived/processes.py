@@ -147,6 +147,10 @@ class DeriveProcesses:
         """
         await self._open_pools()
 
+    def has_room(self, client: Client) -> bool:
+        """Return whether a job for a picture would find a process, or a place in the queue."""
+        return self._pictures is None or self._pictures.has_room(client)
+
     def require_room(self, client: Client) -> None:
         """
         Raise what a job for a picture would raise at once, before its caller prepares it.

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from imgkeep.core.derived.names import parameters_of
 from imgkeep.core.derived.negotiation import read_accept, varies
-from imgkeep.core.derived.options import ORIGINAL
 from imgkeep.core.errors import InvalidOption, OptionsForbidden, StorageError
 from imgkeep.derived.pictures import StoredOriginal
 from imgkeep.images.request_context import CacheStatus, Delivery, Located, RedirectToObject, RedirectToSource
@@ -60,8 +59,6 @@ class PictureRequests:
         if permission.ends is not None:
             known = request.request_log.permitted_until
             request.request_log.permitted_until = permission.ends if known is None else min(known, permission.ends)
-        if permission.options == ORIGINAL:
-            return None
         return permission.options
 
     async def open_of_source(

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from imgkeep.core.derived.options import ORIGINAL, VALUE_CHARS_MAX, PictureOptions, read_options, read_preset
+from imgkeep.core.derived.options import VALUE_CHARS_MAX, PictureOptions, read_options, read_preset
 from imgkeep.core.errors import InvalidOption, OptionsForbidden, SignatureExpired
 
 if TYPE_CHECKING:
@@ -128,8 +128,6 @@ class DerivePolicy:
 
     def _is_open(self, given: Mapping[str, str], options: PictureOptions) -> bool:
         """Return whether any client may ask for these options."""
-        if options == ORIGINAL:
-            return True
         if "preset" in given:
             return given.keys() <= _BESIDE_A_PRESET and given.get("dpr", "1") in _DPRS
         return options.width in self.widths and options == PictureOptions(width=options.width, format=options.format)

@@ -121,8 +121,11 @@ class PictureOptions:
     keep_metadata: bool = False
 
 
-ORIGINAL: Final = PictureOptions()
-"""The options of a request that names none with an effect: it gets the original."""
+FULL_SIZE: Final = PictureOptions()
+"""
+The options that leave an image as it is, but for its metadata. A request that names none of the parameters gets the
+original; one that names defaults alone gets this picture, without the place where the image was taken.
+"""
 
 
 def read_options(
@@ -139,7 +142,7 @@ def read_options(
         InvalidOption: A parameter is unknown, malformed, out of range, repeated or without effect.
     """
     given = _collect(parameters)
-    base = ORIGINAL if "preset" not in given else _find_preset(given["preset"], presets or {})
+    base = FULL_SIZE if "preset" not in given else _find_preset(given["preset"], presets or {})
     read: dict[str, object] = {}
     for name, value in given.items():
         if name in _READERS:
@@ -163,10 +166,9 @@ def read_preset(text: str) -> PictureOptions:
     parameters = split_options(text)
     if any(name == "preset" for name, _ in parameters):
         raise InvalidOption("preset: a preset names options, and no other preset")
-    options = read_options(parameters)
-    if options == ORIGINAL:
-        raise InvalidOption("has no effect: it would be the original")
-    return options
+    if not parameters:
+        raise InvalidOption("names no options, and would be the original")
+    return read_options(parameters)
 
 
 def split_options(text: str) -> list[tuple[str, str]]:
