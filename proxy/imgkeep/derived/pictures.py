@@ -179,7 +179,7 @@ class DeriveCall(Call):
 
 class DerivedPictures:
     """
-    Finds and makes pictures. One per process.
+    The derived pictures of one process, which finds or makes them.
 
     Args:
         processes: The derive processes.
@@ -248,7 +248,7 @@ class DerivedPictures:
         self, original: StoredOriginal, names: tuple[PictureName, ...], request_context: RequestContext
     ) -> Picture | None:
         """
-        Open the first of some pictures that is none in name only, and make it if need be.
+        Open the first of some pictures that is no marker, and make it if need be.
 
         `None`: the bytes of the original are not in the store.
 

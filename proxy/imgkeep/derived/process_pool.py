@@ -2,7 +2,8 @@
 A pool of derive processes of one priority, and the jobs that wait for them.
 
 Rules:
-- A process starts when a job needs it, and ends when it had none for `IDLE_S`: who derives nothing pays nothing.
+- A process starts when a job needs it, and ends when it had none for `IDLE_S`, so a server that derives nothing pays
+  nothing.
 - A job whose picture crashes its process, or takes too long, fails. It is not tried again: the next process would end
   the same way. One whose process was killed by another program, or has ended without a crash, is tried once more.
 - A process that does not start fails the jobs that need it at once for `START_RETRY_S`, so that a flood of them starts
@@ -48,7 +49,7 @@ class ProcessPool:
     A pool of derive processes.
 
     Attributes:
-        ready: What the processes can do; `None`: none was ready yet.
+        ready: The abilities of the processes; `None`: none was ready yet.
 
     Args:
         launch: How they are started.

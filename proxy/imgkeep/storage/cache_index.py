@@ -55,7 +55,7 @@ class CacheShare:
 
 
 def _ignore(*_what: object) -> None:
-    """Without a callback, there is nothing to tell."""
+    """Do nothing: there is no callback."""
 
 
 class CacheIndex:
