@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -178,7 +179,7 @@ class DeriveCall(Call):
 
 class DerivedPictures:
     """
-    Finds and makes pictures. One per process.
+    The derived pictures of one process, which finds or makes them.
 
     Args:
         processes: The derive processes.
@@ -247,7 +248,7 @@ class DerivedPictures:
         self, original: StoredOriginal, names: tuple[PictureName, ...], request_context: RequestContext
     ) -> Picture | None:
         """
-        Open the first of some pictures that is none in name only, and make it if need be.
+        Open the first of some pictures that is no marker, and make it if need be.
 
         `None`: the bytes of the original are not in the store.
 
@@ -371,15 +372,16 @@ class DerivedPictures:
             self.failed.note(name, error, crashed=True)
             raise
         match answer:
-            case Derived():
+            case Derived(size=size) if 0 < size == os.fstat(output).st_size:
                 return True
-            case NotSmaller():
+            case NotSmaller() if name.negotiated:
                 return False
             case Refused(reason=reason, detail=detail):
                 refused = NotSupported(detail) if reason == "unsupported" else DeriveFailed(detail)
-                self.failed.note(name, refused, crashed=False)
-                raise refused
-        raise DeriveFailed("a derive process has answered another question")
+            case _:  # an empty picture would be a marker
+                refused = DeriveFailed("the answer of the derive process does not fit its picture")
+        self.failed.note(name, refused, crashed=False)
+        raise refused
 
     def _find_abilities(self) -> Abilities:
         ready = self._processes.ready

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class PictureRequests:
     """
-    Opens the pictures that requests ask for.
+    The requests for pictures: reads their options, and opens the pictures.
 
     Attributes:
         picture_store: Where clients can be sent for a picture.
-        policy: Which options a client may ask for.
+        policy: The options that a client may ask for.
     """
 
     image_service: ImageService
