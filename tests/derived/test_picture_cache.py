@@ -18,7 +18,9 @@ from imgkeep.core.records import Digest, Format
 from imgkeep.derived import picture_cache
 from imgkeep.derived.picture_cache import PER_ORIGINAL_MAX, PictureCache
 from imgkeep.storage.cache_index import CacheShare
+from imgkeep.storage.local.body import LocalBody
 from imgkeep.storage.local.disk import Disk
+from imgkeep.storage.local.opened_file import OpenedFile
 from tests.support.stores import read_all
 from tests.support.waiting import until
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgkeep.derived.picture_cache import FoundPicture
+    from imgkeep.storage.local.memory_cache import CacheEntry
 
 ONE = Digest("1" * 64)
 TWO = Digest("2" * 64)
@@ -278,6 +281,77 @@ async def test_reader_that_opens_a_picture_during_its_removal_leaves_nothing_in_
     removed.set()
     assert await reader is None
     assert disk.memory_cache.copied_bytes == 0
+
+
+async def test_cached_response_that_reads_a_picture_during_its_removal_is_empty_afterwards(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = PictureCache(disk, 1_000_000)
+    entry = await entry_in(cache, name_of())
+    use_before(disk, monkeypatch, "rmtree", entry)
+    cache.blocked = {ONE}
+    await cache.drop(ONE)
+    assert entry.read_now() is None
+    assert disk.memory_cache.copied_bytes == 0
+
+
+async def test_cached_response_that_reads_a_picture_during_its_eviction_is_empty_afterwards(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = PictureCache(disk, 10)
+    entry = await entry_in(cache, name_of())
+    use_before(disk, monkeypatch, "_delete_all", entry)
+    await make(cache, name_of(TWO))
+    assert files(disk) == ["w320.webp"]
+    assert entry.read_now() is None, "no removal would find it"
+
+
+async def entry_in(cache: PictureCache, name: PictureName) -> CacheEntry:
+    """Make a picture, and return what a cached response holds of it."""
+    await make(cache, name)
+    warm = await cache.find(name)
+    assert warm is not None
+    await warm.body.aclose()
+    assert warm.body.cache_entry is not None
+    return warm.body.cache_entry
+
+
+def use_before(disk: Disk, monkeypatch: pytest.MonkeyPatch, work: str, entry: CacheEntry) -> None:
+    """Have a cached response read its picture when the disk is about to do some work."""
+    run = disk.run
+
+    async def run_late(what: object, *args: object) -> object:
+        if getattr(what, "__name__", "") == work:
+            assert entry.data is None
+            await (entry.load() or asyncio.sleep(0))
+            assert entry.read_now() == b"picture"
+        return await run(what, *args)  # type: ignore[arg-type]  # whatever work
+
+    monkeypatch.setattr(disk, "run", run_late)
+
+
+async def test_request_that_ends_while_a_picture_makes_room_leaves_no_open_file(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make(PictureCache(disk, 1_000_000), name_of(), LARGE)
+    cache = PictureCache(disk, len(LARGE))
+    await make(cache, name_of(TWO), LARGE)
+    bodies: list[LocalBody] = []
+    run = disk.run
+
+    async def end(what: object, *args: object) -> object:
+        if getattr(what, "__name__", "") == "_delete_all":
+            raise asyncio.CancelledError
+        done = await run(what, *args)  # type: ignore[arg-type, var-annotated]  # whatever work
+        if isinstance(done, OpenedFile) and isinstance(done.body, LocalBody):
+            bodies.append(done.body)
+        return done
+
+    monkeypatch.setattr(disk, "run", end)
+    with pytest.raises(asyncio.CancelledError):
+        await cache.find(name_of())
+    [body] = bodies
+    assert body.descriptor == -1
 
 
 async def test_workers_share_their_pictures_and_count_each_once(disk: Disk) -> None:

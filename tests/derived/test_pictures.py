@@ -13,7 +13,7 @@ from imgkeep.core.derived.options import read_options
 from imgkeep.core.errors import Busy, DeriveFailed, InvalidOption, NotSupported, Removed, StorageError
 from imgkeep.core.records import Client, Format
 from imgkeep.derived.failed_pictures import CRASHES_MAX, TTL_S
-from imgkeep.derived.messages import NotSmaller, Refused
+from imgkeep.derived.messages import Derived, Facts, NotSmaller, Refused
 from imgkeep.derived.pictures import StoredOriginal
 from imgkeep.images.request_context import INTERNAL, RequestContext
 from imgkeep.web.client_presence import ClientPresence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from imgkeep.core.derived.names import PictureName
+    from imgkeep.derived.messages import Answer
     from tests.support.pictures import PictureWorld
 
 IMAGE = make_image()
@@ -173,6 +174,26 @@ async def test_failure_is_remembered(
         assert await picture_of(world, original, "w=40") is not None
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        NotSmaller(),
+        Derived(size=0, width=1, height=1),
+        Derived(size=1_000_000, width=1, height=1),
+        Facts(width=1, height=1, frames=1, has_alpha=False, orientation=1, colour="000000", thumbhash=""),
+    ],
+    ids=["marker", "empty", "too short", "facts"],
+)
+async def test_answer_that_does_not_fit_its_picture_leaves_nothing(world: PictureWorld, answer: Answer) -> None:
+    original = await original_in(world)
+    world.processes.answers["w40.WEBP"] = answer
+    for _ in range(2):
+        with pytest.raises(DeriveFailed, match="does not fit"):
+            await picture_of(world, original, "w=40&format=webp")
+    assert len(world.processes.jobs) == 1, "a failure is remembered"
+    assert not list((world.store.disk.root / "derived").rglob("*.webp"))
+
+
 async def test_image_that_ends_processes_is_given_to_no_more_of_them(world: PictureWorld) -> None:
     original = await original_in(world)
     for width in range(1, 10):
@@ -194,6 +215,21 @@ async def test_request_waits_a_moment_for_a_place_before_it_is_refused(
         with pytest.raises(Busy):
             await picture_of(world, original, "w=40")
         assert world.processes.jobs == []
+
+
+async def test_refusal_of_one_client_is_none_of_another(world: PictureWorld) -> None:
+    original = await original_in(world)
+    world.processes.gate = asyncio.Event()
+    world.processes.answers["w40.PNG"] = Busy("the queue is full of the jobs of this client")
+    leader = asyncio.create_task(picture_of(world, original, "w=40"))
+    await until(lambda: world.processes.jobs)
+    follower = asyncio.create_task(picture_of(world, original, "w=40"))
+    await until(lambda: next(iter(world.pictures.running)).followers == 2)
+    world.processes.gate.set()
+    with pytest.raises(Busy):
+        await leader
+    del world.processes.answers["w40.PNG"]
+    assert await follower is not None
 
 
 async def test_full_queue_refuses_no_picture_that_is_there(world: PictureWorld) -> None:

@@ -100,6 +100,20 @@ async def test_job_for_which_process_only_ends_is_tried_twice() -> None:
         assert pool.count("processes_ended", cause="recycled") == 2
 
 
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no file of this system can be sealed")
+async def test_job_whose_process_seals_its_file_fails_and_is_not_tried_again() -> None:
+    output = os.memfd_create("picture", os.MFD_ALLOW_SEALING)
+    try:
+        with TemporaryFile() as source:
+            async with open_pool() as pool:
+                with pytest.raises(DeriveFailed):
+                    await pool.run_on(job_of("seal"), source.fileno(), output)
+                assert pool.count("processes_ended", cause="recycled") == 1
+                assert await pool.run("done") == PICTURE
+    finally:
+        os.close(output)
+
+
 async def test_missing_extra_is_not_supported_and_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_real_pool() as pool:
         monkeypatch.setitem(sys.modules, "pyvips", None)  # as if it were not installed

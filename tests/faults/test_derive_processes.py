@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,7 +14,7 @@ from PIL import Image
 
 from tests.support.hostile_images import laughs
 from tests.support.image_files import saved
-from tests.support.program import cannot, serving
+from tests.support.program import serving
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -71,7 +70,6 @@ def processor_ticks(pid: int) -> int:
 
 
 async def test_killed_process_harms_no_request(tmp_path: Path, origin: FakeOrigin) -> None:
-    need_libvips()
     url = origin.gives("/noise.jpg", NOISE)
     async with serving(tmp_path / "data", derive__processes="1", derive__facts="false") as program:
         request, pid = await start_slow_job(program, url)
@@ -85,7 +83,6 @@ async def test_killed_process_harms_no_request(tmp_path: Path, origin: FakeOrigi
 async def test_image_that_no_process_survives_is_an_error_that_is_remembered(
     tmp_path: Path, origin: FakeOrigin
 ) -> None:
-    need_libvips()
     bad, good = origin.gives("/bad.svg", laughs()), origin.gives("/good.png", saved("PNG"))
     async with serving(
         tmp_path / "data", derive__processes="1", derive__svg="true", derive__timeout_s="1", derive__facts="false"
@@ -103,7 +100,6 @@ async def test_image_that_no_process_survives_is_an_error_that_is_remembered(
 
 
 async def test_processes_end_with_a_server_that_is_killed(tmp_path: Path, origin: FakeOrigin) -> None:
-    need_libvips()
     url = origin.gives("/noise.jpg", NOISE)
     async with serving(tmp_path / "data", derive__processes="1", derive__facts="false") as program:
         request, pid = await start_slow_job(program, url)
@@ -114,7 +110,6 @@ async def test_processes_end_with_a_server_that_is_killed(tmp_path: Path, origin
 
 
 async def test_drain_finishes_pictures_and_leaves_no_process(tmp_path: Path, origin: FakeOrigin) -> None:
-    need_libvips()
     url = origin.gives("/noise.jpg", NOISE)
     async with serving(tmp_path / "data", derive__processes="1", derive__facts="false") as program:
         request, pid = await start_slow_job(program, url)
@@ -123,8 +118,3 @@ async def test_drain_finishes_pictures_and_leaves_no_process(tmp_path: Path, ori
         program.process.terminate()  # ends the notice for load balancers
         assert await asyncio.wait_for(program.process.wait(), 20) == 0
         assert not await asyncio.to_thread(is_running, pid)
-
-
-def need_libvips() -> None:
-    if find_spec("pyvips") is None:
-        cannot("pyvips is not installed (pip install 'imgkeep[derive]')")

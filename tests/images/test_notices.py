@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -152,4 +152,20 @@ async def test_hit_that_was_opened_before_a_notice_is_current_no_more() -> None:
     assert world.image_service.is_current(hit)
     world.image_service.learn(hit.key)  # another process has stored another image under the key
     assert not world.image_service.is_current(hit), "the response would be cached for ten minutes"
+    await hit.body.aclose()
+
+
+async def test_picture_without_a_url_of_its_own_is_current_no_more_after_a_removal() -> None:
+    world = World()
+    world.origin.gives(URL, make_image())
+    await world.get(URL)
+    hit = await world.ask(URL)
+    assert hit.record is not None
+    of_link = replace(hit, object_name=None)
+    of_object = replace(hit, object_name=None, record=None, key=hit.record.object_name)
+    for picture in (of_link, of_object):
+        assert world.image_service.is_current(picture)
+    world.blocked.add(hit.record.digest)
+    for picture in (of_link, of_object):
+        assert not world.image_service.is_current(picture), "the response would be cached for ten minutes"
     await hit.body.aclose()

@@ -4,7 +4,7 @@ A program that speaks the protocol of a derive process, and misbehaves as the st
     done                                writes "picture" into the file for it
     slow                                waits until the original has a byte, and is done
     hang, exit0, exit3, abort           does not answer
-    killed, killed-once, allocate
+    killed, killed-once, allocate, seal
     garbage, long, greet, twice, split  answers wrong, twice, or byte by byte
 
 Its first argument says how it starts: `ok`, `unusable`, `exit`, `garbage` or `hang`.
@@ -12,6 +12,7 @@ Its first argument says how it starts: `ok`, `unusable`, `exit`, `garbage` or `h
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
@@ -80,6 +81,7 @@ def misbehave(stem: str, sock: socket.socket, descriptors: list[int], limits: Pr
         "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
         "killed-once": lambda: kill_once(source, output),
         "allocate": lambda: allocate(limits.memory_bytes_max),
+        "seal": lambda: seal(output),
         "slow": lambda: wait_for_bytes(source),
     }
     says = {
@@ -105,6 +107,13 @@ def kill_once(source: int, output: int) -> None:
         os.ftruncate(source, LONG)
         os.write(output, b"something longer")
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def seal(output: int) -> None:
+    """Write, let no other process change it, and end."""
+    os.write(output, b"something longer")
+    fcntl.fcntl(output, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_WRITE)
+    os._exit(0)
 
 
 def allocate(size: int) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 _ALONE = Lock()
-"""CacheEntry by the command that runs in this process."""
+"""The lock of the command that runs in this process."""
 START_TIMEOUT_S = 30
 """Under strace, on a machine that is busy with other tests."""
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DerivedServices:
-    """What makes derived pictures, and finds facts of images."""
+    """The services that make derived pictures and find facts of images."""
 
     processes: DeriveProcesses
     sharing: PictureSharing

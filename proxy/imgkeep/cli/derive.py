@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TextIO
-from urllib.parse import parse_qsl
 
 from imgkeep.bootstrap.preflight import require_owner, require_store
 from imgkeep.cli.printing import print_json, printable, readable_bytes
 from imgkeep.cli.progress import progress
 from imgkeep.config import ConfigError
 from imgkeep.core.derived.negotiation import read_accept
+from imgkeep.core.derived.options import split_options
 from imgkeep.core.errors import ImgkeepError, InvalidOption, NotSupported
 from imgkeep.core.records import Key, Wanted
 from imgkeep.core.source_url import read_source
+from imgkeep.derived.cores import count_cores
 from imgkeep.derived.pictures import StoredOriginal
 from imgkeep.images.request_context import INTERNAL
 
@@ -59,7 +60,7 @@ async def run(invocation: Invocation) -> int:
             raise ConfigError(str(error)) from None
         if arguments.command == "derive":
             return await derive(maker, arguments.name, arguments.output, as_json=arguments.json)
-        tasks = config.derive.processes or os.cpu_count() or 1
+        tasks = config.derive.processes or await asyncio.to_thread(count_cores)
         warming = Warming(maker, arguments.since, tasks, as_json=arguments.json)
         return await warming.run(sys.stdout, sys.stderr)
 
@@ -70,12 +71,10 @@ def read_picture_options(invocation: Invocation) -> PictureOptions:
     parameters = [] if arguments.preset is None else [("preset", arguments.preset)]
     try:
         if arguments.options is not None:
-            parameters += parse_qsl(arguments.options, keep_blank_values=True, strict_parsing=True)
+            parameters += split_options(arguments.options)
         options = invocation.config.derive_policy().read(parameters)
     except InvalidOption as error:
         raise ConfigError(f"--preset, --options: {error}") from None
-    except ValueError:
-        raise ConfigError('--options: expected options as in a URL, like "w=400&format=webp"') from None
     if not parameters:
         raise ConfigError('--preset or --options: name a picture, as --options "w=400&format=webp"')
     return options
@@ -83,7 +82,7 @@ def read_picture_options(invocation: Invocation) -> PictureOptions:
 
 @dataclass(frozen=True, slots=True)
 class PictureMaker:
-    """Finds or makes pictures with the same options."""
+    """The maker of pictures with the same options, which finds those that are there."""
 
     services: Services
     options: PictureOptions
@@ -138,9 +137,9 @@ class Warming:
     The making of pictures of many images.
 
     Attributes:
-        maker: Makes them.
-        since: Only of images that were stored then or later; `None`: of all.
-        tasks: How many at a time.
+        maker: The maker of the pictures.
+        since: Time from which on images were stored that get pictures; `None`: all do.
+        tasks: Number of pictures at a time.
         as_json: Whether to print one JSON object for each image.
     """
 

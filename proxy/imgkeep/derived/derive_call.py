@@ -53,6 +53,7 @@ class DeriveCall(Call):
 
     Attributes:
         is_made: Whether this process has made the picture, and not found it.
+        followers: Number of requests that wait for it.
 
     Args:
         make: Finds or makes the picture; `None`: its original is gone.
@@ -61,7 +62,7 @@ class DeriveCall(Call):
     def __init__(self, make: Callable[[DeriveCall], Awaitable[FoundPicture | None]]) -> None:
         self.is_made = False
         self._make = make
-        self._followers = 0
+        self.followers = 0
         self._done: asyncio.Future[tuple[HeldBody, str] | None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
@@ -70,7 +71,7 @@ class DeriveCall(Call):
             self._done.set_result(None)
         else:
             # No request can join between this and the end of the call, and each that has joined holds the body.
-            self._done.set_result((HeldBody(found.body, self._followers + 1), found.etag))
+            self._done.set_result((HeldBody(found.body, self.followers + 1), found.etag))
 
     def fail(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
@@ -89,14 +90,14 @@ class DeriveCall(Call):
         Raises:
             ImgkeepError: It cannot be made. A copy, because each request has a traceback of its own.
         """
-        self._followers += 1
+        self.followers += 1
         try:
             made: tuple[HeldBody, str] | None = await request_context.wait(asyncio.shield(self._done))
         except ImgkeepError as error:
             error.__traceback__ = None
             raise copy.copy(error) from None
         except BaseException:
-            self._followers -= 1
+            self.followers -= 1
             await self._release()
             raise
         return made

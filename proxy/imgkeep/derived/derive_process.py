@@ -67,7 +67,7 @@ _OWN: Final = {
 
 
 class Ending(Enum):
-    """Why a process has ended, as metrics name it."""
+    """The reason for which a process has ended, as metrics name it."""
 
     IDLE = "idle"
     """It had no job for a while."""
@@ -118,7 +118,7 @@ class StartFailed(Exception):
 @dataclass(frozen=True, slots=True)
 class Launch:
     """
-    How derive processes are started.
+    The program of derive processes, and what it starts with.
 
     Attributes:
         limits: What the processes may use.

@@ -78,7 +78,7 @@ class FactsLimits:
 
 class FactsFinder:
     """
-    Finds the facts of pictures.
+    The finder of the facts of pictures. One per process.
 
     Attributes:
         dropped: Number of stored images that found no place in the queue.
@@ -228,7 +228,7 @@ class FactsFinder:
             log.exception("facts of a picture failed unexpectedly", extra={"digest": record.digest})
 
     async def _search(self, record: Record) -> PictureFacts:
-        """Return the facts of an image from its pixels, once for all who ask at the same time. Raises as `find`."""
+        """Return the facts of an image from its pixels, once for all concurrent callers. Raises as `find`."""
         digest = record.digest
         failure = self._failures.get(digest)
         if failure is not None:

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
+from imgkeep.core.network_queue import NetworkQueue
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -51,7 +53,7 @@ class JobQueue:
 
     def __init__(self, size_max: int) -> None:
         self._size_max = size_max
-        self._clients: OrderedDict[str, _ClientJobs] = OrderedDict()
+        self._clients: OrderedDict[str, NetworkQueue[WaitingJob]] = OrderedDict()
         """By client, in the order in which they are served."""
         self._size = 0
 
@@ -71,11 +73,11 @@ class JobQueue:
                 return job
             displaced = longest.pop_newest()
             self._size -= 1
-        self._clients.setdefault(job.name, _ClientJobs()).add(job)
+        self._clients.setdefault(job.name, NetworkQueue()).add(job)
         self._size += 1
         return displaced
 
-    def _find_displaceable(self, name: str) -> _ClientJobs | None:
+    def _find_displaceable(self, name: str) -> NetworkQueue[WaitingJob] | None:
         """Return the client whose newest job makes room for one of the client of this name; `None`: there is none."""
         longest = max(self._clients.values(), key=len)
         own = self._clients.get(name)
@@ -103,48 +105,3 @@ class JobQueue:
 
 def _name_of(client: Client) -> str:
     return OWN_CLIENT if client.own else LOCAL_CLIENT if not client.networks else client.networks[-1]
-
-
-class _ClientJobs:
-    """The jobs of one client, by network, in the order in which these are served."""
-
-    __slots__ = ("_networks", "_size")
-
-    def __init__(self) -> None:
-        self._networks: OrderedDict[str, OrderedDict[WaitingJob, None]] = OrderedDict()
-        self._size = 0
-
-    def __len__(self) -> int:
-        return self._size
-
-    def add(self, job: WaitingJob) -> None:
-        self._networks.setdefault(job.network, OrderedDict())[job] = None
-        self._size += 1
-
-    def pop(self) -> WaitingJob:
-        network, jobs = self._networks.popitem(last=False)
-        job, _ = jobs.popitem(last=False)
-        if jobs:
-            self._networks[network] = jobs
-        self._size -= 1
-        return job
-
-    def pop_newest(self) -> WaitingJob:
-        """Remove and return the newest job of the network that has most of them, which keeps at least one."""
-        job, _ = max(self._networks.values(), key=len).popitem()
-        self._discard_empty(job.network)
-        self._size -= 1
-        return job
-
-    def discard(self, job: WaitingJob) -> bool:
-        jobs = self._networks.get(job.network)
-        if jobs is None or job not in jobs:
-            return False
-        del jobs[job]
-        self._discard_empty(job.network)
-        self._size -= 1
-        return True
-
-    def _discard_empty(self, network: str) -> None:
-        if not self._networks[network]:
-            del self._networks[network]

@@ -26,7 +26,7 @@ PICTURE_BYTES_MAX: Final = 536_870_912
 
 class ProcessLimits(Struct, frozen=True, kw_only=True):
     """
-    What a derive process is told at its start, as JSON on its command line.
+    The limits of a derive process, as JSON on its command line.
 
     Attributes:
         memory_bytes_max: Maximum size of its address space.

@@ -256,12 +256,15 @@ class PictureCache:
         for name in [name for name in self._unstored if name.digest == digest]:
             del self._unstored[name]
         folder = self._index.path_of(digest)
+        known = self._index.names_in(digest)
         self._forget_all(digest)
         with suppress(StorageError):
             await self._disk.run(shutil.rmtree, self._disk.root / folder, True)
         for call in self._when_dropped:
             call(digest)
         self._forget_all(digest)  # for readers that opened one while it was still there
+        for key in known:  # for cached responses that read one while it was still there
+            self._forget_bytes(key)
 
     def when_dropped(self, call: Callable[[Digest], None]) -> None:
         """Call `call` with the digest of each original whose pictures are dropped."""
@@ -284,7 +287,11 @@ class PictureCache:
             self._index.forget(key)
             return None
         self._digests[path] = opened.digest
-        await self._index.use(key, opened.body.size)
+        try:
+            await self._index.use(key, opened.body.size)
+        except BaseException:
+            await opened.body.aclose()
+            raise
         return FoundPicture(opened.body, _make_etag(opened.digest.digest))
 
     async def _put_on_disk(self, data: Data, name: PictureName) -> FoundPicture | None:

@@ -10,13 +10,14 @@ Rules:
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.derived.names import name_of
 from imgkeep.core.derived.negotiation import Abilities, Original, choose_format
-from imgkeep.core.errors import DeriveFailed, NotSupported, Removed
+from imgkeep.core.errors import Busy, DeriveFailed, NotSupported, Removed
 from imgkeep.core.layout import REMOVED, read_object_name
 from imgkeep.core.records import Format
 from imgkeep.derived.derive_call import DeriveCall
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 REFUSAL_DELAY_S: Final = 0.5
 """Mean time for which a request waits for a place in the queue, before it is refused."""
+LEADERS_MAX: Final = 3
+"""Maximum number of calls of other clients that a request follows until the queue refuses them."""
 USUAL_FORMATS: Final = frozenset({Format.JPEG, Format.PNG, Format.WEBP, Format.AVIF, Format.GIF})
 """Formats that libvips writes until the first derive process says which ones its own does."""
 
@@ -86,7 +89,7 @@ class Picture:
 
 class DerivedPictures:
     """
-    Finds and makes pictures. One per process.
+    The derived pictures of one process, which finds or makes them.
 
     Args:
         processes: The derive processes.
@@ -155,7 +158,7 @@ class DerivedPictures:
         self, original: StoredOriginal, names: tuple[PictureName, ...], request_context: RequestContext
     ) -> Picture | None:
         """
-        Open the first of some pictures that is none in name only, and make it if need be.
+        Open the first of some pictures that is no marker, and make it if need be.
 
         `None`: the bytes of the original are not in the store.
 
@@ -189,14 +192,21 @@ class DerivedPictures:
         if found is not None:
             self._picture_store.put_later(name)
             return Picture(name, found.body, found.etag, is_new=False)
-        self.failed.require_none(name)
-        await self._require_room(name, request_context)
-        call, starts = self.running.join(name, lambda: DeriveCall(partial(self._make_once, original, name, client)))
-        made = await call.follow(request_context)
-        if made is None:
-            return None
-        self._picture_store.put_later(name)
-        return Picture(name, *made, is_new=starts and call.is_made)
+        for _ in range(LEADERS_MAX):
+            self.failed.require_none(name)
+            await self._require_room(name, request_context)
+            call, starts = self.running.join(name, lambda: DeriveCall(partial(self._make_once, original, name, client)))
+            try:
+                made = await call.follow(request_context)
+            except Busy:
+                if starts:
+                    raise
+                continue  # the queue has refused the client that leads, and may have a place for this one
+            if made is None:
+                return None
+            self._picture_store.put_later(name)
+            return Picture(name, *made, is_new=starts and call.is_made)
+        raise Busy("too many pictures wait to be made: retry the request")
 
     async def _require_room(self, name: PictureName, request_context: RequestContext) -> None:
         """
@@ -283,15 +293,16 @@ class DerivedPictures:
             self.failed.note(name, error, crashed=True)
             raise
         match answer:
-            case Derived():
+            case Derived(size=size) if 0 < size == os.fstat(output).st_size:
                 return True
-            case NotSmaller():
+            case NotSmaller() if name.negotiated:
                 return False
             case Refused(reason=reason, detail=detail):
                 refused = NotSupported(detail) if reason == "unsupported" else DeriveFailed(detail)
-                self.failed.note(name, refused, crashed=False)
-                raise refused
-        raise DeriveFailed("a derive process has answered another question")
+            case _:  # an empty picture would be a marker
+                refused = DeriveFailed("the answer of the derive process does not fit its picture")
+        self.failed.note(name, refused, crashed=False)
+        raise refused
 
     def _find_abilities(self) -> Abilities:
         ready = self._processes.ready

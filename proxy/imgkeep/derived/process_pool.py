@@ -2,7 +2,8 @@
 A pool of derive processes of one priority, and the jobs that wait for them.
 
 Rules:
-- A process starts when a job needs it, and ends when it had none for `IDLE_S`: who derives nothing pays nothing.
+- A process starts when a job needs it, and ends when it had none for `IDLE_S`, so a server that derives nothing pays
+  nothing.
 - A job whose picture crashes its process, or takes too long, fails. It is not tried again: the next process would end
   the same way. One whose process was killed by another program, or has ended without a crash, is tried once more.
 - A process that does not start fails the jobs that need it at once for `START_RETRY_S`, so that a flood of them starts
@@ -48,7 +49,7 @@ class ProcessPool:
     A pool of derive processes.
 
     Attributes:
-        ready: What the processes can do; `None`: none was ready yet.
+        ready: The abilities of the processes; `None`: none was ready yet.
 
     Args:
         launch: How they are started.
@@ -212,7 +213,10 @@ class ProcessPool:
                 blameless = not end.began or end.ending in {Ending.KILLED, Ending.RECYCLED}
                 if not blameless or attempt == ATTEMPTS_MAX:
                     raise _fail(end, timeout_s) from None
-                await loop.run_in_executor(self._launch.threads, _empty, descriptors[1:])
+                try:
+                    await loop.run_in_executor(self._launch.threads, _empty, descriptors[1:])
+                except OSError:  # the process has sealed it
+                    raise _fail(end, timeout_s) from None
                 continue
             self._mean_s += (loop.time() - began - self._mean_s) / 8
             self._keep(process)

@@ -82,7 +82,7 @@ class DeriveProcesses:
 
     @property
     def ready(self) -> Ready | None:
-        """What the processes can do; `None`: none was ready yet."""
+        """The abilities of the processes; `None`: none was ready yet."""
         return next((pool.ready for pool in self._pools if pool.ready is not None), None)
 
     @property
@@ -113,7 +113,7 @@ class DeriveProcesses:
             job: The job.
             source: The descriptor of the original. Like `output` it stays the caller's, and open until this returns.
             output: That of an empty file for the picture; `None`: the job makes none.
-            client: Who causes it.
+            client: The client that causes it.
 
         Raises:
             Busy: No process gets free in time, or none starts at the moment.

@@ -40,7 +40,7 @@ NOT_STORED: Final = "no store can take the image at the moment, and pictures are
 
 class ImageLocator:
     """
-    Finds or fills images, and returns their records.
+    The locator of images, which finds or fills them and returns their records.
 
     Args:
         stored: The stored images.

@@ -56,7 +56,7 @@ class ImageLocation(Struct, kw_only=True):
 
 
 class PictureDetails(Struct, kw_only=True):
-    """What the pixels of an image tell."""
+    """The facts that the pixels of an image tell."""
 
     frames: Annotated[int, Meta(ge=1, description="Number of frames; 1: the image does not move.")]
     has_alpha: Annotated[bool, Meta(description="Whether a pixel of the first frame can be seen through.")]

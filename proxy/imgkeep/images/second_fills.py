@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class SecondFills:
-    """Starts second fills under the same permissions, limits and leases as any other fill."""
+    """The starter of second fills, under the same permissions, limits and leases as any other fill."""
 
     def __init__(
         self, coalescer: FillCoalescer, confirmer: Confirmer, *, policy: SourcePolicy, rules: SourceRules

@@ -192,7 +192,10 @@ class StoredImages:
         """
         if self._object_urls is not None and self._object_urls.redirects_clients:
             return False
-        if (delivery.object_name or "").partition(".")[0] in self._dependencies.blocked:
+        blocked = self._dependencies.blocked
+        if (delivery.object_name or delivery.key).partition(".")[0] in blocked:
+            return False
+        if delivery.record is not None and delivery.record.digest in blocked:  # a picture may have no name
             return False
         # A record that was dropped from memory meanwhile may have been replaced by another process.
         return self._records.cached(delivery.key) == delivery.record  # type: ignore[arg-type]  # a name is no key

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from imgkeep.core.network_queue import NetworkQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,37 +81,8 @@ class Slot:
             await self._granted
 
 
-class FetchQueue:
-    """The fetches of one client that wait, round robin over its narrowest networks: the /64s of a /48."""
-
-    __slots__ = ("_by_network", "_number")
-
-    def __init__(self) -> None:
-        self._by_network: OrderedDict[str, OrderedDict[Slot, None]] = OrderedDict()
-        self._number = 0
-
-    def __len__(self) -> int:
-        return self._number
-
-    def add(self, slot: Slot) -> None:
-        self._by_network.setdefault(slot.network, OrderedDict())[slot] = None
-        self._number += 1
-
-    def pop(self) -> Slot:
-        network, slots = self._by_network.popitem(last=False)
-        slot, _ = slots.popitem(last=False)
-        if slots:
-            self._by_network[network] = slots
-        self._number -= 1
-        return slot
-
-    def discard(self, slot: Slot) -> None:
-        slots = self._by_network.get(slot.network)
-        if slots is not None and slot in slots:
-            del slots[slot]
-            self._number -= 1
-            if not slots:
-                del self._by_network[slot.network]
+FetchQueue: TypeAlias = NetworkQueue[Slot]
+"""The fetches of one client that wait."""
 
 
 class ClientState:

@@ -55,7 +55,7 @@ class CacheShare:
 
 
 def _ignore(*_what: object) -> None:
-    """Without a callback, there is nothing to tell."""
+    """Do nothing: there is no callback."""
 
 
 class CacheIndex:
@@ -185,6 +185,9 @@ class CacheIndex:
         if names:
             with suppress(StorageError):
                 await self._disk.run(self._delete_all, names)
+            for name in names:  # a reader may have opened one while it was still there
+                if name not in self:
+                    self._forgotten(name)
 
     async def make_room(self, size: int) -> bool:
         """Evict files until there is room for `size` new bytes; return whether any was evicted."""

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from imgkeep.web import images
+from imgkeep.web.fastpath.response_coalescing import SharedResponses
 from imgkeep.web.fastpath.states import State
+from imgkeep.web.request_response import HttpResponse
+from imgkeep.web.request_state import RequestLog
 from tests.support.concurrent_requests import (
     IMAGE,
     NUMBER,
@@ -203,3 +206,15 @@ async def test_shutdown_waits_for_followers(start: Start, origin: FakeOrigin) ->
     held.end.set()
     assert {(each.status, each.body) for each in split_all(await asyncio.gather(*asked))} == {(200, IMAGE)}
     await shutdown
+
+
+async def test_followers_of_a_response_that_varies_ask_for_themselves_unless_their_class_is_known() -> None:
+    shared_responses = SharedResponses()
+    avif = HttpResponse(302, {"Location": "/full.avif"})
+    got: list[HttpResponse | None] = []
+    for name in (b"/img?src=x%3Fformat%3Dauto", b"/img?src=x&format=auto avif"):
+        shared = shared_responses.begin(name, RequestLog())
+        shared.follow(lambda response, _log: got.append(response))
+        shared_responses.publish(shared, avif, varies=True)
+        assert shared_responses.find(name) is None
+    assert got == [None, avif]

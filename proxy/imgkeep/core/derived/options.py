@@ -49,7 +49,7 @@ _STEM_NAMES: Final = {"w": "w", "h": "h", "q": "q", "bg": "bg", "r": "rotate", "
 
 
 class Fit(Enum):
-    """What becomes of a picture whose sides have another ratio than `w` and `h`."""
+    """The way in which a picture whose sides have another ratio gets into `w` and `h`."""
 
     INSIDE = "inside"
     """It fits into them, and is never enlarged."""

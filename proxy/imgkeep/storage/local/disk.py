@@ -284,15 +284,21 @@ class Disk:
         self._make_folders()
         self._free_space.measure()
 
+    def _open_descriptor(self, path: Path) -> int | None:
+        """Open a file; `None`: it is not there, while the root is."""
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self.require_root()
+            return None
+
     def _open(
         self, path: str, name: str, size: int | None, discard: Callable[[Path], None]
     ) -> LocalBody | MemoryBody | None:
         full_path = self.root / path
         digest = name.partition(".")[0]
-        try:
-            descriptor = os.open(full_path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            self.require_root()
+        descriptor = self._open_descriptor(full_path)
+        if descriptor is None:
             return None
         keep_open = False
         try:
@@ -318,10 +324,8 @@ class Disk:
                 os.close(descriptor)
 
     def _open_file(self, path: str, known: FileDigest | None) -> OpenedFile | None:
-        try:
-            descriptor = os.open(self.root / path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            self.require_root()
+        descriptor = self._open_descriptor(self.root / path)
+        if descriptor is None:
             return None
         keep_open = False
         try:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rewriting:
-    """What rewrites documents, and the rules for their links."""
+    """The rewriter of documents, and the rules for their links."""
 
     service: RewriteService
     link_selection: LinkSelection

@@ -351,7 +351,7 @@ class FastConnection(Connection):
             response = error_response(error, request.request_log)
         finally:
             if shared is not None:
-                shared_responses.publish(shared, response)
+                shared_responses.publish(shared, response, varies=request.varies)
         try:
             if response is None:
                 self._log(request, CLIENT_LEFT, start)

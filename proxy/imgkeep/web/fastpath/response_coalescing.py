@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from imgkeep.images.request_context import CacheStatus
+from imgkeep.web.fastpath.response_variants import split_variant
 from imgkeep.web.image_headers import CACHE_STATUS
 from imgkeep.web.request_response import BodyRange, HttpResponse
 
@@ -85,7 +86,8 @@ class SharedResponse:
     def _response_for_followers(self) -> HttpResponse | None:
         if not self._is_for_followers:
             self._is_for_followers = True
-            self._response = None if self._response is None else _make_shareable(self._response)
+            is_shared = self._response is not None and not self._request_log.is_for_client
+            self._response = _make_shareable(self._response) if self._response is not None and is_shared else None
         return self._response
 
 
@@ -113,10 +115,15 @@ class SharedResponses:
         shared = self._by_target[target] = SharedResponse(target, request_log)
         return shared
 
-    def publish(self, shared: SharedResponse, response: HttpResponse | None) -> None:
+    def publish(self, shared: SharedResponse, response: HttpResponse | None, *, varies: bool = False) -> None:
         """
         Give followers the leader's response, `None` if it has none. Requests may follow a growing image until `end`.
+
+        `varies`: it depends on `Accept`. Then clients of another class, which the target did not tell apart, have to
+        ask for themselves.
         """
+        if varies and split_variant(shared.target)[1] is None:
+            response = None
         if response is None or not is_growing(response):
             self.end(shared)
         shared.publish(response)

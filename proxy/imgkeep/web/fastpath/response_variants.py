@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def may_vary(target: bytes) -> bool:
-    """Tell whether the response to a target may depend on `Accept`."""
+    """
+    Tell whether the response to a target may depend on `Accept`, as far as its bytes show. Options of a source that is
+    a picture of this server may be percent-encoded.
+    """
     return b"format=" in target or b"preset=" in target
 
 
