@@ -16,7 +16,7 @@ from imgkeep.derived.messages import LENGTH_BYTES, Derived, DeriveJob, Ready, de
 
 HEADS: Final = {
     "JPEG": bytes.fromhex("ffd8ffc0000b080001000101011100"),
-    "PNG": bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001000000010800000003a7e9b55000000004944415435af061e"),
+    "PNG": bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55000000004944415435af061e"),
     "GIF": b"GIF89a\1\0\1\0\0\0\0;",
     "WEBP": b"RIFF\x16\0\0\0WEBPVP8L\n\0\0\0/" + bytes(9),
     "AVIF": b"\0\0\0\x10ftypmif3avif\0\0\0\x42mini\x08\x08\0\0" + b"pixels" * 9,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from imgkeep.core.records import Format
     from imgkeep.derived.messages import Derived
 
+
 def is_as_stated(answer: Derived, format_: Format, side_max: int, descriptor: int) -> bool:
     """Return whether a file is a picture of a format, of the stated size, with sides up to `side_max`."""
     if not 0 < answer.size == os.fstat(descriptor).st_size:
