@@ -217,6 +217,21 @@ async def test_request_waits_a_moment_for_a_place_before_it_is_refused(
         assert world.processes.jobs == []
 
 
+async def test_refusal_of_one_client_is_none_of_another(world: PictureWorld) -> None:
+    original = await original_in(world)
+    world.processes.gate = asyncio.Event()
+    world.processes.answers["w40.PNG"] = Busy("the queue is full of the jobs of this client")
+    leader = asyncio.create_task(picture_of(world, original, "w=40"))
+    await until(lambda: world.processes.jobs)
+    follower = asyncio.create_task(picture_of(world, original, "w=40"))
+    await until(lambda: next(iter(world.pictures.running)).followers == 2)
+    world.processes.gate.set()
+    with pytest.raises(Busy):
+        await leader
+    del world.processes.answers["w40.PNG"]
+    assert await follower is not None
+
+
 async def test_full_queue_refuses_no_picture_that_is_there(world: PictureWorld) -> None:
     original = await original_in(world)
     assert await picture_of(world, original, "w=40") is not None

@@ -209,6 +209,10 @@ class PictureCache:
         """Return the size of all pictures on the disk, whichever process counts them. Raises: StorageError."""
         return await self._disk.run(_measure, self._disk.root / FOLDER)
 
+    def may_have(self, name: PictureName) -> bool:
+        """Return whether `find` might find a picture, without a look at the disk."""
+        return not self._index.is_complete or _key_of(name) in self._index or name in self._unstored
+
     async def find(self, name: PictureName) -> FoundPicture | None:
         """Open a picture; `None`: it is not there, its original was removed, or the disk fails."""
         found = await self._find_on_disk(name) or self._find_unstored(name)

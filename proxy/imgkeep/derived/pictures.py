@@ -10,8 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
-import copy
 import os
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,16 +17,17 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.derived.names import name_of
 from imgkeep.core.derived.negotiation import Abilities, Original, choose_format
-from imgkeep.core.errors import DeriveFailed, ImgkeepError, NotSupported, Removed, StorageError
+from imgkeep.core.errors import Busy, DeriveFailed, NotSupported, Removed
 from imgkeep.core.layout import REMOVED, read_object_name
 from imgkeep.core.records import Format
+from imgkeep.derived.derive_call import DeriveCall
 from imgkeep.derived.failed_pictures import FailedPictures
 from imgkeep.derived.messages import Derived, DeriveJob, NotSmaller, Refused
 from imgkeep.derived.original_file import open_original
-from imgkeep.images.singleflight import Call, SingleFlight
+from imgkeep.images.singleflight import SingleFlight
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Container
+    from collections.abc import Callable, Container
 
     from imgkeep.clock import Sleep
     from imgkeep.config.schema import Derive
@@ -42,11 +41,11 @@ if TYPE_CHECKING:
     from imgkeep.derived.processes import DeriveProcesses
     from imgkeep.images.request_context import RequestContext
     from imgkeep.storage.interfaces import Body, Spool, Store
-    from imgkeep.storage.local.memory_cache import CacheEntry
 
 REFUSAL_DELAY_S: Final = 0.5
 """Mean time for which a request waits for a place in the queue, before it is refused."""
-STOPPING: Final = "the server is being shut down"
+LEADERS_MAX: Final = 3
+"""Maximum number of calls of other clients that a request follows until the queue refuses them."""
 USUAL_FORMATS: Final = frozenset({Format.JPEG, Format.PNG, Format.WEBP, Format.AVIF, Format.GIF})
 """Formats that libvips writes until the first derive process says which ones its own does."""
 
@@ -86,95 +85,6 @@ class Picture:
     body: Body
     etag: str
     is_new: bool
-
-
-class HeldBody:
-    """The open body of a picture, with several holders. Implements `Body`: each of them closes it once."""
-
-    def __init__(self, body: Body, holders: int) -> None:
-        self._body = body
-        self._holders = holders
-
-    @property
-    def size(self) -> int | None:
-        return self._body.size
-
-    @property
-    def cache_entry(self) -> CacheEntry | None:
-        return self._body.cache_entry
-
-    async def read(self, offset: int, size: int) -> bytes:
-        return await self._body.read(offset, size)
-
-    async def wait_for_size(self) -> int:
-        return await self._body.wait_for_size()
-
-    async def aclose(self) -> None:
-        self._holders -= 1
-        if self._holders == 0:
-            await self._body.aclose()
-
-
-class DeriveCall(Call):
-    """
-    The making of one picture for all requests that wait for it.
-
-    Attributes:
-        is_made: Whether this process has made the picture, and not found it.
-
-    Args:
-        make: Finds or makes the picture; `None`: its original is gone.
-    """
-
-    def __init__(self, make: Callable[[DeriveCall], Awaitable[FoundPicture | None]]) -> None:
-        self.is_made = False
-        self._make = make
-        self._followers = 0
-        self._done: asyncio.Future[tuple[HeldBody, str] | None] = asyncio.get_running_loop().create_future()
-
-    async def run(self) -> None:
-        found = await self._make(self)
-        if found is None:
-            self._done.set_result(None)
-        else:
-            # No request can join between this and the end of the call, and each that has joined holds the body.
-            self._done.set_result((HeldBody(found.body, self._followers + 1), found.etag))
-
-    def fail(self, error: BaseException) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            error = StorageError(STOPPING)
-        if not self._done.done():
-            self._done.set_exception(error)
-            self._done.exception()  # marks it as retrieved: all requests may have left
-
-    async def aclose(self) -> None:
-        await self._release()
-
-    async def follow(self, request_context: RequestContext) -> tuple[HeldBody, str] | None:
-        """
-        Wait for the picture; the caller closes its body. `None`: its original is gone.
-
-        Raises:
-            ImgkeepError: It cannot be made. A copy, because each request has a traceback of its own.
-        """
-        self._followers += 1
-        try:
-            made: tuple[HeldBody, str] | None = await request_context.wait(asyncio.shield(self._done))
-        except ImgkeepError as error:
-            error.__traceback__ = None
-            raise copy.copy(error) from None
-        except BaseException:
-            self._followers -= 1
-            await self._release()
-            raise
-        return made
-
-    async def _release(self) -> None:
-        """Close the body for one holder, if there is one."""
-        if self._done.done() and not self._done.cancelled() and self._done.exception() is None:
-            result = self._done.result()
-            if result is not None:
-                await result[0].aclose()
 
 
 class DerivedPictures:
@@ -275,27 +185,38 @@ class DerivedPictures:
         self, original: StoredOriginal, name: PictureName, request_context: RequestContext
     ) -> Picture | None:
         self._require_not_removed(name)
+        client = request_context.client
+        if not self._cache.may_have(name):
+            await self._require_room(name, request_context)  # a flood of other sizes costs no look at the disk
         found = await self._cache.find(name)
         if found is not None:
             self._picture_store.put_later(name)
             return Picture(name, found.body, found.etag, is_new=False)
-        self.failed.require_none(name)
-        client = request_context.client
-        if name not in self.running and not self._settings.store:
-            await self._require_room(client, request_context)
-        call, starts = self.running.join(name, lambda: DeriveCall(partial(self._make_once, original, name, client)))
-        made = await call.follow(request_context)
-        if made is None:
-            return None
-        self._picture_store.put_later(name)
-        return Picture(name, *made, is_new=starts and call.is_made)
+        for _ in range(LEADERS_MAX):
+            self.failed.require_none(name)
+            await self._require_room(name, request_context)
+            call, starts = self.running.join(name, lambda: DeriveCall(partial(self._make_once, original, name, client)))
+            try:
+                made = await call.follow(request_context)
+            except Busy:
+                if starts:
+                    raise
+                continue  # the queue has refused the client that leads, and may have a place for this one
+            if made is None:
+                return None
+            self._picture_store.put_later(name)
+            return Picture(name, *made, is_new=starts and call.is_made)
+        raise Busy("too many pictures wait to be made: retry the request")
 
-    async def _require_room(self, client: Client, request_context: RequestContext) -> None:
+    async def _require_room(self, name: PictureName, request_context: RequestContext) -> None:
         """
-        Raise `Busy` for a job that would find no place, before anything is opened for it.
+        Raise `Busy` for a picture whose job would find no place, before anything is opened for it.
 
         Not at once: a client that answers each refusal with the next request would keep the event loop from others.
         """
+        client = request_context.client
+        if name in self.running or self._settings.store:
+            return
         if not self._processes.has_room(client):
             await request_context.wait(self._sleep(REFUSAL_DELAY_S * (0.5 + self._draw())))
         self._processes.require_room(client)

@@ -122,6 +122,11 @@ class CacheIndex:
                 with suppress(asyncio.CancelledError):
                     await task
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether each file on the disk is in the index: all are counted, and no other process adds some."""
+        return self._share is None and self._counting is not None and self._counting.done()
+
     async def wait_until_counted(self) -> None:
         """Wait until all files that were there at start are counted."""
         if self._counting is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from imgkeep.core.derived.names import parameters_of
 from imgkeep.core.derived.negotiation import read_accept, varies
-from imgkeep.core.errors import InvalidOption, OptionsForbidden, StorageError
+from imgkeep.core.errors import Busy, InvalidOption, OptionsForbidden, StorageError
 from imgkeep.derived.pictures import StoredOriginal
 from imgkeep.images.request_context import CacheStatus, Delivery, Located, RedirectToObject, RedirectToSource
 
@@ -86,7 +86,7 @@ class PictureRequests:
             names = self.pictures.find_names(original, options, read_accept(request.field("Accept")))
             if not names:
                 return None
-            picture = await self.pictures.open(original, names, request_context)
+            picture = await self._open(request, original, names, request_context)
             if picture is not None:
                 return await self._deliver(request, picture, original, located)
         raise StorageError("the object of a record is not in the store")
@@ -109,8 +109,21 @@ class PictureRequests:
         names = self.pictures.find_names(original, options, read_accept(request.field("Accept")))
         picture = None
         if names:
-            picture = await self.pictures.open(original, names, self.auth.make_context(request))
+            picture = await self._open(request, original, names, self.auth.make_context(request))
         return None if picture is None else await self._deliver(request, picture, original, None)
+
+    async def _open(
+        self,
+        request: ImageRequest,
+        original: StoredOriginal,
+        names: tuple[PictureName, ...],
+        request_context: RequestContext,
+    ) -> Picture | None:
+        try:
+            return await self.pictures.open(original, names, request_context)
+        except Busy:
+            request.request_log.is_for_client = True  # each client has a part of the queue
+            raise
 
     async def _deliver(
         self, request: ImageRequest, picture: Picture, original: StoredOriginal, located: Located | None

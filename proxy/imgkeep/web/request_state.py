@@ -31,6 +31,7 @@ class RequestLog:
         host: The host of the link, stated with a failure.
         provider: The service behind the link, stated with a failure.
         detail: The description of a failure, for people.
+        is_for_client: Whether the failure depends on the client, so that no other request may share it.
         permitted_until: When the permission to see the image ends, in epoch seconds; `None`: never.
     """
 
@@ -42,6 +43,7 @@ class RequestLog:
     provider: str | None = None
     detail: str | None = None
     permitted_until: int | None = None
+    is_for_client: bool = False
 
     def set_source(self, source: Source, info: SourceInfo) -> None:
         """Note the link of the request, as far as a record may state it."""

@@ -71,6 +71,18 @@ def count_frames(format_: Format, data: bytes | mmap) -> int:
     return 1
 
 
+def first_frames(data: bytes | mmap, count: int) -> bytes:
+    """Return a WebP with its first frames alone, and all that is not a frame: metadata come behind the frames."""
+    kept = []
+    frames = 0
+    for chunk in webp_chunks(data):
+        frames += chunk.type == b"ANMF"
+        if chunk.type != b"ANMF" or frames <= count:
+            kept.append(data[chunk.start : chunk.end])
+    body = b"".join((data[8:_RIFF_BYTES], *kept))
+    return b"".join((data[:4], len(body).to_bytes(4, "little"), body))
+
+
 def without_long_texts(data: bytes | mmap) -> bytes | mmap:
     """Return a PNG without its packed texts, if they are long; a prompt or a description stays."""
     packed = [chunk for chunk in png_chunks(data) if chunk.type in _PACKED]

@@ -29,7 +29,7 @@ def find_facts(job: FactsJob, original_descriptor: int) -> Facts:
     """
     deadline = Deadline(job.timeout_s)
     with refused_by(deadline):
-        original = open_original(original_descriptor, job)
+        original = open_original(original_descriptor, job, last_page=0)
         size = plan(original.size, PictureOptions(width=SIDE_MAX, height=SIDE_MAX), SIDE_MAX).scaled
         image = original.decode(size)
         deadline.watch(image)

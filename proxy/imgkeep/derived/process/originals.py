@@ -16,7 +16,7 @@ import pyvips
 from imgkeep.core.derived.plan import turned
 from imgkeep.core.records import Format, PixelSize
 from imgkeep.derived.process import bitmaps, library
-from imgkeep.derived.process.chunks import count_frames, without_long_texts
+from imgkeep.derived.process.chunks import count_frames, first_frames, without_long_texts
 from imgkeep.derived.process.refusals import Refusal, require_frames, require_pixels
 
 if TYPE_CHECKING:
@@ -80,9 +80,14 @@ class Original:
         return _to_srgb(pyvips.Image.thumbnail_source(source, size.width, **options))
 
 
-def open_original(descriptor: int, job: Job) -> Original:
+def open_original(descriptor: int, job: Job, last_page: int | None = None) -> Original:
     """
     Open an original and read its header.
+
+    Args:
+        descriptor: That of the file.
+        job: What it is opened for.
+        last_page: The last page that is decoded; `None`: all may be. Frames behind it are not even looked at.
 
     Raises:
         Refusal: It is no file of this format, a page has too many pixels, or this installation cannot read the format.
@@ -96,8 +101,8 @@ def open_original(descriptor: int, job: Job) -> Original:
     library.allow_svg(is_allowed=job.rasterise_svg)
     bitmap = bitmaps.read(format_, data, job.pixels_max) if format_ in _BITMAPS else None
     frames = count_frames(format_, data) if format_ in (Format.WEBP, Format.APNG) else 1
-    if format_ is Format.WEBP:
-        require_frames(frames, job.frames_max)
+    if format_ is Format.WEBP and frames > 1:
+        data = _frames_to_decode(data, frames, job, last_page)
     if format_ in (Format.PNG, Format.APNG):
         data = without_long_texts(data)
     image = _header(data, format_) if bitmap is None else bitmap
@@ -111,7 +116,7 @@ def open_original(descriptor: int, job: Job) -> Original:
         format=format_,
         size=turned(size) if orientation >= 5 else size,
         orientation=orientation,
-        pages=pages,
+        pages=frames if format_ is Format.WEBP else pages,
         frames=pages if format_ is Format.GIF else frames,
         colours=image.interpretation,
         metadata=tuple(bytes(image.get(name)) for name in _METADATA if image.get_typeof(name)),
@@ -124,6 +129,13 @@ def _map(descriptor: int) -> mmap.mmap:
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     except ValueError:
         raise Refusal("unreadable", "the original is empty") from None
+
+
+def _frames_to_decode(data: bytes | mmap.mmap, frames: int, job: Job, last_page: int | None) -> bytes | mmap.mmap:
+    """Return a WebP without the frames that are not decoded. Raises: Refusal: Too many are."""
+    decoded = frames if last_page is None else min(last_page + 1, frames)
+    require_frames(decoded, job.frames_max)
+    return data if decoded == frames else first_frames(data, decoded)
 
 
 def _header(data: bytes | mmap.mmap, format_: Format) -> pyvips.Image:

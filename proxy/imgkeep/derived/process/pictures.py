@@ -96,7 +96,8 @@ def _prepare(job: DeriveJob, original_descriptor: int) -> _Work:
         raise Refusal("unsupported", "these options are of another version of imgkeep")
     if format_ not in library.writable():
         raise Refusal("unsupported", f"libvips {library.version()} of this installation writes no {format_.name}")
-    original = open_original(original_descriptor, job)
+    page = options.page if options.page is not None or format_ in ANIMATED else 0
+    original = open_original(original_descriptor, job, last_page=page)
     page, count = _pages(original, options, format_, job)
     seen = original.size if options.rotate in (0, 180) else turned(original.size)
     sizes = plan(seen, options, job.side_max)
@@ -109,6 +110,8 @@ def _pages(original: Original, options: PictureOptions, format_: Format, job: De
     if options.page is not None:
         if options.page >= original.pages:
             raise Refusal("no_such_page", f"page: the image has {original.pages}, counted from 0")
+        if original.format in ANIMATED:  # a frame is what changes in the one before, so all up to it are decoded
+            require_frames(options.page + 1, job.frames_max)
         return options.page, 1
     if original.frames == 1 or original.format not in ANIMATED or format_ not in ANIMATED:
         return 0, 1

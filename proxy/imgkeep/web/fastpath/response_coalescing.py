@@ -86,7 +86,8 @@ class SharedResponse:
     def _response_for_followers(self) -> HttpResponse | None:
         if not self._is_for_followers:
             self._is_for_followers = True
-            self._response = None if self._response is None else _make_shareable(self._response)
+            is_shared = self._response is not None and not self._request_log.is_for_client
+            self._response = _make_shareable(self._response) if self._response is not None and is_shared else None
         return self._response
 
 
