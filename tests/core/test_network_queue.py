@@ -1,4 +1,4 @@
-"""Whose turn it is in the queue of a client."""
+"""The order in the queue of a client."""
 
 from __future__ import annotations
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import struct
-import sys
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from PIL import Image
@@ -18,8 +16,6 @@ from imgkeep.derived.messages import Derived, Facts, Refused
 from tests.support import image_files as images
 from tests.support.derive_pool import open_real_pool
 from tests.support.hostile_images import WORST, laughs
-from tests.support.program import ROOT
-from tests.support.waiting import until
 
 if TYPE_CHECKING:
     from tests.support.derive_pool import Pool
@@ -122,16 +118,6 @@ async def test_compressed_profile_and_text_cost_little() -> None:
         assert pool.processes.memory_bytes < 256 * MIBIBYTES
 
 
-async def test_picture_beyond_the_memory_of_its_process_harms_no_other() -> None:
-    image = io.BytesIO()
-    Image.new("RGB", (9_000, 9_000)).save(image, "JPEG", progressive=True)  # all coefficients are in memory
-    async with open_real_pool(memory_bytes_max=256 * MIBIBYTES) as pool:
-        failed = await pool.run("h3000", source=image.getvalue(), original=Format.JPEG)
-        assert isinstance(failed, Refused)
-        assert failed.reason == "too_large"
-        assert isinstance(await ask(pool, Format.PNG, GOOD), Derived)
-
-
 async def test_process_whose_memory_stays_is_replaced() -> None:
     elements = WORST[Format.SVG, "elements"]
     async with open_real_pool() as pool:
@@ -145,43 +131,3 @@ async def test_picture_that_takes_too_long_is_given_up() -> None:
         answer = await ask(pool, Format.SVG, laughs())
         assert isinstance(answer, DeriveFailed | Refused)
         assert isinstance(await ask(pool, Format.PNG, GOOD), Derived)
-
-
-ORPHAN: Final = """
-import asyncio, sys
-from tests.support.hostile_images import laughs
-from imgkeep.core.records import Format
-from tests.support.derive_pool import open_real_pool
-
-async def main():
-    async with open_real_pool(timeout_s=60) as pool:
-        job = asyncio.create_task(pool.run("w400", source=laughs(), original=Format.SVG))
-        while not pool.processes.ready:
-            await asyncio.sleep(0.001)
-        print(*pool.processes.pids, flush=True)
-        await job
-
-asyncio.run(main())
-"""
-
-
-async def test_process_in_the_middle_of_a_job_ends_with_a_killed_server() -> None:
-    server = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", ORPHAN, cwd=ROOT, stdout=asyncio.subprocess.PIPE
-    )
-    try:
-        assert server.stdout is not None
-        pid = int(await server.stdout.readline())
-        assert is_running(pid)
-    finally:
-        server.kill()
-        await server.wait()
-    await until(lambda: not is_running(pid))
-
-
-def is_running(pid: int) -> bool:
-    """Tell whether a process runs; one that only waits for its parent to read its status does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -10,7 +10,7 @@ import pytest
 
 from imgkeep.core.derived.negotiation import read_accept
 from imgkeep.core.derived.options import read_options
-from imgkeep.core.errors import Busy, DeriveFailed, InvalidOption, NotSupported, Removed, StorageError
+from imgkeep.core.errors import Busy, DeriveFailed, NotSupported, Removed, StorageError
 from imgkeep.core.records import Client, Format
 from imgkeep.derived.failed_pictures import CRASHES_MAX, TTL_S
 from imgkeep.derived.messages import Derived, Facts, NotSmaller, Refused
@@ -303,8 +303,3 @@ async def test_svg_is_its_own_picture_unless_a_format_is_named(world: PictureWor
 def test_original_of_another_name_is_none() -> None:
     assert StoredOriginal.named("index.html") is None
     assert StoredOriginal.named(f"{'a' * 64}.png") == StoredOriginal(f"{'a' * 64}.png", "a" * 64, Format.PNG)  # type: ignore[arg-type]
-
-
-def test_unknown_option_is_named() -> None:
-    with pytest.raises(InvalidOption, match="width"):
-        read_options([("width", "40")])

@@ -35,7 +35,7 @@ class NetworkQueue(Generic[T]):
         self._number += 1
 
     def pop(self) -> T:
-        """Remove and return the oldest member of the network whose turn it is; the queue is not empty."""
+        """Remove and return the oldest member of the next network; the queue is not empty."""
         network, members = self._by_network.popitem(last=False)
         member, _ = members.popitem(last=False)
         if members:

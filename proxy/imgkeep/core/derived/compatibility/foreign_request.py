@@ -61,7 +61,7 @@ class ForeignRequest:
 
 
 @dataclass(slots=True)
-class PictureWish:
+class ForeignPicture:
     """
     Size and form of a picture as other servers name them: the size is cut first, and the picture is turned after that.
 

@@ -28,8 +28,8 @@ from typing import Final
 
 from imgkeep.core.derived.compatibility.foreign_request import (
     OPTIONS_CHARS_MAX,
+    ForeignPicture,
     ForeignRequest,
-    PictureWish,
     check_length,
     percent_decoded,
     quoted,
@@ -175,24 +175,24 @@ def _read_size(text: str) -> tuple[int, int]:
     raise InvalidOption(f"{quoted(text)} is not an option of imageproxy")
 
 
-def _translate(options: _Options) -> PictureWish:
-    wish = PictureWish(options.width, options.height, turned=read_turn("r", options.rotate or "0"))
+def _translate(options: _Options) -> ForeignPicture:
+    picture = ForeignPicture(options.width, options.height, turned=read_turn("r", options.rotate or "0"))
     both = bool(options.width and options.height)
     if "sc" in options.flags:
         if not both:
             raise InvalidOption("sc: needs a width and a height")
-        wish.fit, wish.gravity = "cover", "attention"
+        picture.fit, picture.gravity = "cover", "attention"
     elif both and "fit" not in options.flags:
-        wish.fit = "cover"
+        picture.fit = "cover"
     elif both and "scaleUp" in options.flags:
         raise NotSupported("scaleUp: is not supported beside fit")
     elif "scaleUp" in options.flags and (options.width or options.height):
-        wish.fit = "contain"
+        picture.fit = "contain"
     if options.format:
-        wish.others["format"] = options.format
+        picture.others["format"] = options.format
     if options.quality:
-        wish.others["q"] = str(options.quality)
-    return wish
+        picture.others["q"] = str(options.quality)
+    return picture
 
 
 def _judge(options: _Options, source: str, key: str) -> ForeignSignature:

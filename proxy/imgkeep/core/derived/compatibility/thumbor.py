@@ -21,8 +21,8 @@ from hmac import compare_digest, digest
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.derived.compatibility.foreign_request import (
+    ForeignPicture,
     ForeignRequest,
-    PictureWish,
     check_length,
     percent_decoded,
     read_absolute_url,
@@ -170,31 +170,31 @@ def _read_filters(rest: str) -> tuple[ThumborFilters, str]:
     return read_filters(percent_decoded(match[1])), rest[match.end() :]
 
 
-def _translate(options: _Options, filters: ThumborFilters) -> PictureWish:
-    wish = PictureWish(options.width, options.height, turned=filters.turned, others=dict(filters.others))
+def _translate(options: _Options, filters: ThumborFilters) -> ForeignPicture:
+    picture = ForeignPicture(options.width, options.height, turned=filters.turned, others=dict(filters.others))
     sides = bool(options.width) + bool(options.height)
     if options.fits_in and not sides:
         raise InvalidOption("fit-in: needs a size")
     if options.fits_in and sides == 2:
-        _translate_fit_in(wish, filters)
+        _translate_fit_in(picture, filters)
     elif sides == 2:
         if not filters.enlarges:
             raise NotSupported("no_upscale: is not supported beside a width and a height without fit-in")
-        wish.fit = "cover"
-        wish.gravity = "attention" if options.smart else options.vertical + options.horizontal or None
+        picture.fit = "cover"
+        picture.gravity = "attention" if options.smart else options.vertical + options.horizontal or None
     elif sides and (filters.upscales if options.fits_in else filters.enlarges):
-        wish.fit = "contain"
-    if wish.fit != "contain" or sides == 1:
+        picture.fit = "contain"
+    if picture.fit != "contain" or sides == 1:
         # The picture fills its sides, so a fill can show behind transparent parts alone.
-        filters.background_into(wish.others, is_filled=True)
-    return wish
+        filters.background_into(picture.others, is_filled=True)
+    return picture
 
 
-def _translate_fit_in(wish: PictureWish, filters: ThumborFilters) -> None:
+def _translate_fit_in(picture: ForeignPicture, filters: ThumborFilters) -> None:
     if filters.fills and not filters.enlarges:
         raise NotSupported("no_upscale: is not supported beside fill")
     if filters.fills:
-        wish.fit = "contain"
-        filters.background_into(wish.others, is_filled=False)
+        picture.fit = "contain"
+        filters.background_into(picture.others, is_filled=False)
     elif filters.upscales:
         raise NotSupported("upscale: is not supported beside a width and a height without fill")
