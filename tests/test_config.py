@@ -282,6 +282,12 @@ def test_every_setting_can_come_from_the_environment(section: str, key: str) -> 
             {"server": {"workers": 65}}, {}, "server.workers: expected a whole number, at most 64, got 65", id="workers"
         ),
         pytest.param(
+            {"derive": {"memory_bytes_max": 1000}},
+            {},
+            "derive.memory_bytes_max: expected a whole number, at least 268435456, got 1000",
+            id="memory of a derive process",
+        ),
+        pytest.param(
             {"security": {"signature": "always"}},
             {},
             "security.signature: needs security.signing_keys",

@@ -12,7 +12,7 @@ import pytest
 
 from imgkeep.config import ConfigError
 from imgkeep.core.content_negotiation import FORM_FIELDS
-from imgkeep.core.errors import InvalidRequest
+from imgkeep.core.errors import InvalidOption, InvalidRequest
 from imgkeep.web.error_presentation import PLACEHOLDER_BYTES_MAX, present_failure, read_placeholder
 from imgkeep.web.error_to_problem import problem_response
 from tests.support.accept_fields import IMG, TAB
@@ -143,6 +143,9 @@ def test_page_escapes_its_facts() -> None:
     shown = present_failure(problem_response(InvalidRequest("use `a <b>` or ` alone")), "GET", Fields()).body
     assert isinstance(shown, bytes)
     assert b"Use <code>a &lt;b&gt;</code> or ` alone." in shown
+    option = present_failure(problem_response(InvalidOption("w: expected a whole number")), "GET", Fields()).body
+    assert isinstance(option, bytes)
+    assert b">w: expected a whole number." in option, "a name has its own case"
 
 
 async def test_img_gets_the_placeholder_with_the_status_of_the_failure(

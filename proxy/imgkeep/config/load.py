@@ -199,9 +199,14 @@ def _explain(error: str, shown: str | None, unit: Unit | None, choices: tuple[ob
     kind = re.fullmatch(r"Expected `([a-z |]+)`(?: ([<>]=?) ([0-9.]+))?(?:, got .*)?", what)
     if kind is None:  # a message of `_normalize`
         return f"{what[:1].lower()}{what[1:].replace('`', '')}{got}", path
-    limit = f", {_LIMITS[kind[2]]} {float(kind[3]):g}" if kind[2] else ""
+    limit = f", {_LIMITS[kind[2]]} {_plain(kind[3])}" if kind[2] else ""
     message = f"expected {' or '.join(_WORDS.get(word, word) for word in kind[1].split(' | '))}{limit}{got}"
     return f"{message}; it takes {FORMS[unit]}" if unit is not None else message, path
+
+
+def _plain(number: str) -> str:
+    """Return a limit with all its digits, and no more."""
+    return f"{float(number):.15g}"
 
 
 def _apply_exclusive(config: Config, merged: Mapping[str, Any]) -> Config:

@@ -21,6 +21,7 @@ from aiohttp import web
 
 from imgkeep.config import ConfigError
 from imgkeep.core.content_negotiation import Form, choose_form
+from imgkeep.core.errors import InvalidOption
 from imgkeep.core.formats import Spent, Undecided, is_whole, sniff
 from imgkeep.web.html_pages import CONTENT_TYPE, Markup, Page, read_static
 from imgkeep.web.image_headers import csp_of
@@ -132,7 +133,7 @@ def _as_page(response: HttpResponse, body: bytes) -> HttpResponse:
     page = _PAGE.fill(
         status=str(facts.status),
         title=facts.title,
-        detail=Markup(_CODE.sub(r"<code>\1</code>", escape(_as_sentence(facts.detail)))),
+        detail=Markup(_CODE.sub(r"<code>\1</code>", escape(_as_sentence(facts.detail, facts.code)))),
         code=facts.code,
         again="" if wait is None else f"Try again in {wait} {'second' if wait == '1' else 'seconds'}.",
     )
@@ -150,9 +151,9 @@ def _as_placeholder(response: HttpResponse, placeholder: Placeholder) -> HttpRes
     return replace(response, headers=headers, body=placeholder.body)
 
 
-def _as_sentence(detail: str) -> str:
-    """Return a detail as a sentence: in JSON it is a clause."""
-    text = detail[:1].upper() + detail[1:]
+def _as_sentence(detail: str, code: str) -> str:
+    """Return a detail as a sentence: in JSON it is a clause. The name of an option at its start stays as it is."""
+    text = detail if code == InvalidOption.code else detail[:1].upper() + detail[1:]
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 

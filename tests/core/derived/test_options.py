@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imgkeep.core.derived.options import (
+    DEFAULT_QUALITIES,
     FULL_SIZE,
     OPTION_NAMES,
     SIDE_MAX,
@@ -47,6 +48,13 @@ CASES = {
     "w=100&dpr=4&blur=200": PictureOptions(400, blur=250),
     "w=100&dpr=1.333&blur=0.3": PictureOptions(133, blur=0.4),
     "w=100&dpr=1.000": PictureOptions(100),
+    "w=300&dpr=1.3333333730697632": PictureOptions(400),
+    "w=100&dpr=1.0001": PictureOptions(100),
+    "w=9&blur=0.50049": PictureOptions(9, blur=0.5),
+    "w=9&format=webp&q=78": PictureOptions(9, format=PictureFormat.WEBP),
+    "w=9&format=jpeg&q=80": PictureOptions(9, format=PictureFormat.JPEG),
+    "w=9&format=avif&q=78": PictureOptions(9, format=PictureFormat.AVIF, quality=78),
+    "w=9&format=auto&q=78": PictureOptions(9, format=PictureFormat.AUTO, quality=78),
     "dpr=1": FULL_SIZE,
     "w=4&fit=inside": PictureOptions(4),
     "w=4&fit=contain": PictureOptions(4, fit=Fit.CONTAIN),
@@ -128,7 +136,8 @@ MISTAKES = {
     "w=1&dpr=1e0": "dpr: expected a number from 1 to 4",
     "w=1&dpr=2.": "dpr: expected a number from 1 to 4",
     "w=1&dpr=.5": "dpr: expected a number from 1 to 4",
-    "w=1&dpr=1.0000": "dpr: expected a number from 1 to 4",
+    "w=1&dpr=4.0001": "dpr: expected a number from 1 to 4",
+    f"w=1&dpr=1.{'3' * 21}": "dpr: expected a number from 1 to 4",
     "w=8192&dpr=2": "w: is above 16383 pixels after its multiplication by dpr",
     "w=1&h=16383&dpr=1.1": "h: is above 16383 pixels",
     "fit=fill": "fit: expected one of inside, contain, cover",
@@ -226,13 +235,18 @@ def options(draw: st.DrawFn) -> PictureOptions:
         fit,
         Gravity.CENTER if fit is Fit.INSIDE or number < 2 else draw(st.sampled_from(gravities)),
         format_,
-        None if format_ is PictureFormat.PNG else draw(st.one_of(st.none(), st.integers(1, 100))),
+        None if format_ is PictureFormat.PNG else draw(st.one_of(st.none(), qualities_but(format_))),
         draw(st.one_of(st.none(), colours, colours.map(lambda text: f"{text}7f"))),
         draw(st.sampled_from([0, 90, 180, 270])),
         draw(st.one_of(st.just(0), st.integers(300, 250_000).map(lambda number: number / 1000))),
         draw(st.one_of(st.none(), st.integers(0, 99_999))),
         draw(st.booleans()),
     )
+
+
+def qualities_but(format_: PictureFormat | None) -> st.SearchStrategy[int]:
+    """Return qualities without the default of a format, which says no more than none."""
+    return st.integers(1, 100).filter(lambda quality: quality != DEFAULT_QUALITIES.get(format_))
 
 
 def parameters_of(options: PictureOptions) -> list[tuple[str, str]]:

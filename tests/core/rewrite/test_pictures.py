@@ -120,6 +120,18 @@ PAGES = {
             'sizes="(max-width: 1024px) 100vw, 1024px" width="1024" height="768">'
         ),
     ),
+    "a known image beside a <source>": (
+        {"known": True},
+        (
+            f'<picture><source srcset="{B}" media="(max-width: 600px)"><img src="{A}"></picture>'
+            f'<picture><img src="{A}"></picture><video><source src="c.mp4"></video><img src="{A}">'
+        ),
+        (
+            '<picture><source srcset="b.png" media="(max-width: 600px)"><img src="a.png"></picture>'
+            '<picture><img src="a.png" width="1024" height="768"></picture><video><source src="c.mp4"></video>'
+            '<img src="a.png" width="1024" height="768">'
+        ),
+    ),
     "widths of a list, a known image": (
         {"widths": [64, 2560, 4000], "known": True, "sizes": "9em"},
         f'<img width=5 height=4 src="{A}">',

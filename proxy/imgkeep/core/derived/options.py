@@ -30,6 +30,8 @@ OPTION_NAMES: Final = (
 SIDE_MAX: Final = 16_383
 """Maximum of a width or a height in device pixels: WebP's own, the smallest among the formats that are written."""
 DPR_MAX: Final = 4
+DECIMALS: Final = 3
+"""Number of decimals that count. More are allowed: a browser's own `devicePixelRatio` is 1.3333333730697632."""
 BLUR_MAX: Final = 250
 """Maximum standard deviation of a blur in pixels: beyond it a picture has one colour, and libvips needs a second."""
 PAGE_MAX: Final = 99_999
@@ -42,7 +44,7 @@ BLUR_MIN: Final = 0.3
 """Minimum standard deviation of a blur: a smaller one changes no pixel of 8 bits that a person could tell."""
 
 _WHOLE: Final = re.compile(r"0|[1-9][0-9]{0,4}")
-_DECIMAL: Final = re.compile(r"(?:0|[1-9][0-9]{0,2})(?:\.[0-9]{1,3})?")
+_DECIMAL: Final = re.compile(r"(?:0|[1-9][0-9]{0,2})(?:\.[0-9]{1,20})?")
 _COLOUR: Final = re.compile(r"[0-9a-f]{3}|[0-9a-f]{6}|[0-9a-f]{8}")
 _STEM_PART: Final = re.compile(r"(?P<name>bg|[whqrbp])(?P<value>[0-9a-f.]+)|(?P<word>[a-z]+)")
 _STEM_NAMES: Final = {"w": "w", "h": "h", "q": "q", "bg": "bg", "r": "rotate", "b": "blur", "p": "page"}
@@ -88,6 +90,15 @@ class PictureFormat(Enum):
     WEBP = "webp"
     AVIF = "avif"
     JXL = "jxl"
+
+
+DEFAULT_QUALITIES: Final[Mapping[PictureFormat | None, int]] = {
+    PictureFormat.JPEG: 80,
+    PictureFormat.WEBP: 78,
+    PictureFormat.AVIF: 55,
+    PictureFormat.JXL: 75,
+}
+"""Quality of each lossy format, if the request names none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +162,8 @@ def read_options(
     options = replace(base, **read)  # type: ignore[arg-type]  # each reader returns what its field takes
     if options.format is PictureFormat.PNG and "q" not in given:
         options = replace(options, quality=None)  # of a preset that had another format
+    if options.quality is not None and options.quality == DEFAULT_QUALITIES.get(options.format):
+        options = replace(options, quality=None)
     options = _multiply(options, _read_dpr(given.get("dpr"), options))
     _require_effect(options, given)
     return options
@@ -260,7 +273,7 @@ def _read_whole(name: str, text: str, least: int, most: int) -> int:
 def _read_decimal(name: str, text: str, least: float, most: float) -> float:
     if _DECIMAL.fullmatch(text) is None or not least <= float(text) <= most:
         raise InvalidOption(f"{name}: expected a number from {least:g} to {most:g}")
-    return float(text)
+    return round(float(text), DECIMALS)
 
 
 def _read_blur(name: str, text: str) -> float:
@@ -334,7 +347,9 @@ def _multiply(options: PictureOptions, dpr: float) -> PictureOptions:
     for name, side in sides.items():
         if side and side > SIDE_MAX:
             raise InvalidOption(f"{name}: is above {SIDE_MAX} pixels after its multiplication by dpr")
-    return replace(options, width=sides["w"], height=sides["h"], blur=round(min(options.blur * dpr, BLUR_MAX), 3))
+    return replace(
+        options, width=sides["w"], height=sides["h"], blur=round(min(options.blur * dpr, BLUR_MAX), DECIMALS)
+    )
 
 
 def _require_effect(options: PictureOptions, given: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from imgkeep.core.rewrite import css, json_ld, srcset, svg_style
 from imgkeep.core.rewrite.html_attributes import Form
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
 
     from imgkeep.core.rewrite.character_references import Value
     from imgkeep.core.rewrite.charset import Charset
@@ -41,9 +41,9 @@ class Values:
         """Return the new source of an attribute's value in these quotes."""
         return self._rewritten(source, references.read, form, lambda link, _: references.write(link, quote))
 
-    def new_attributes(self, src: str, given: Callable[[str], str | None]) -> str:
+    def new_attributes(self, src: str, given: Callable[[str], str | None], without: Container[str] = ()) -> str:
         """Return the source of the attributes that an `<img>` gets behind its `src`, whose link was rewritten."""
-        made = self.page.attributes(src, given)
+        made = ((name, value) for name, value in self.page.attributes(src, given) if name not in without)
         return "".join(f' {name}="{references.write(value, _QUOTE)}"' for name, value in made)
 
     def holds_one_source(self, src: str, candidates: str) -> bool:

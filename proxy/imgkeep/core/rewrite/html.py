@@ -36,6 +36,7 @@ TOKEN_CHARS_MAX: Final = 1 << 20
 _COMMENT_END: Final = re.compile(r"--!?>")
 _SRCSET: Final = ' srcset="'
 _SIZES: Final = ' sizes="'
+_DIMENSIONS: Final = frozenset({"width", "height"})
 _SECTION: Final = "<![CDATA["
 
 
@@ -86,6 +87,8 @@ class Html:
         self._is_page = is_page
         self._scripting = scripting
         self._templates = 0
+        self._follows_source = False
+        """Whether the next `<img>` is behind a `<source>` of a `<picture>`, as their order is."""
         self._foreign = Foreign()
         self._read = self._read_markup
         self._raw = Raw("", None)
@@ -292,6 +295,8 @@ class Html:
             self._change(text, start, end, new)
             if form is Form.PICTURE and attribute is attributes.get("src") and new != text[start:end]:
                 self._add_attributes(attribute, self._values.read(text[start:end]), value)
+        if tag.name in {"img", "source"}:
+            self._follows_source = tag.name == "source" and "srcset" in attributes
 
     def _find_added(self, text: str, attributes: Mapping[str, Attribute]) -> tuple[int, int] | None:
         """Return where the `srcset` and the `sizes` are that a rewriting added and an undo removes; `None`: nowhere."""
@@ -309,7 +314,9 @@ class Html:
 
     def _add_attributes(self, src: Attribute, link: str, value: Callable[[str], str | None]) -> None:
         """Add attributes to an `<img>` behind its `src`, which has a new link."""
-        if self._values.page.has_pictures and (new := self._values.new_attributes(link, value)):
+        # The image of a `<source>` may have other proportions, which dimensions of this one would spoil.
+        without = _DIMENSIONS if self._follows_source else ()
+        if self._values.page.has_pictures and (new := self._values.new_attributes(link, value, without)):
             end = src.end + len(src.quote)
             self._edits.append(Edit(end, end, new))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import pyvips
 
+from imgkeep.core.derived.options import DEFAULT_QUALITIES
 from imgkeep.core.records import Format
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ HAS_GREY: Final = (Format.JPEG, Format.PNG)
 
 _KEEP_NOTHING: Final = 0
 _KEEP_EXIF_XMP_IPTC: Final = 0b111
-_QUALITY: Final = {Format.JPEG: 80, Format.WEBP: 78, Format.AVIF: 55, Format.JXL: 75}
+_QUALITY: Final = {Format[each.name]: quality for each, quality in DEFAULT_QUALITIES.items() if each is not None}
 _SETTINGS: Final[Mapping[Format, tuple[str, Mapping[str, object]]]] = {
     Format.JPEG: ("jpegsave_target", {"optimize_coding": True}),
     Format.PNG: ("pngsave_target", {"compression": 6, "filter": "all"}),
