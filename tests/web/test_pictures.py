@@ -152,8 +152,8 @@ async def test_entity_tag_of_one_format_is_none_of_another(imgkeep: Imgkeep, ori
 async def test_defaults_by_name_give_a_picture(imgkeep: Imgkeep, origin: FakeOrigin) -> None:
     """The original may hold the place where it was taken, and `metadata=strip` is one of the defaults."""
     url = origin.gives("/a.png", IMAGE)
-    assert await (await ask(imgkeep, url, "metadata=strip")).read() == b"full as PNG"
-    assert await (await ask(imgkeep, url, "rotate=0")).read() == b"full as PNG"
+    assert await (await ask(imgkeep, url, "metadata=strip")).read() == picture_of("full", "PNG")
+    assert await (await ask(imgkeep, url, "rotate=0")).read() == picture_of("full", "PNG")
 
 
 async def test_svg_is_served_as_it_is(imgkeep: Imgkeep, origin: FakeOrigin) -> None:

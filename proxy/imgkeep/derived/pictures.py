@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -24,6 +23,7 @@ from imgkeep.derived.derive_call import DeriveCall
 from imgkeep.derived.failed_pictures import FailedPictures
 from imgkeep.derived.messages import Derived, DeriveJob, NotSmaller, Refused
 from imgkeep.derived.original_file import open_original
+from imgkeep.derived.written_pictures import is_as_stated
 from imgkeep.images.singleflight import SingleFlight
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ class DerivedPictures:
             self.failed.note(name, error, crashed=True)
             raise
         match answer:
-            case Derived(size=size) if 0 < size == os.fstat(output).st_size:
+            case Derived() if is_as_stated(answer, name.format, self._settings.side_max, output):
                 return True
             case NotSmaller() if name.negotiated:
                 return False
