@@ -15,6 +15,8 @@ from imgkeep.core.thumbhash import (
     HASH_BYTES_MAX,
     SIDE_MAX,
     InvalidThumbHash,
+    aspect_ratio,
+    average_colour,
     decode,
     encode,
 )
@@ -54,6 +56,8 @@ def test_decoded_picture_is_that_of_the_reference(case: dict[str, Any]) -> None:
     if expected["rgba"] is not None:
         pairs = zip(picture.rgba, b64decode(expected["rgba"]), strict=True)
         assert max(abs(ours - theirs) for ours, theirs in pairs) <= 1
+    assert average_colour(thumbhash) == pytest.approx(case["average"], abs=1e-5)
+    assert aspect_ratio(thumbhash) == pytest.approx(case["ratio"], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -97,5 +101,6 @@ def test_any_bytes_are_a_hash_or_refused(data: bytes) -> None:
     ids=["empty", "header", "cut", "longer", "no side"],
 )
 def test_bytes_that_are_no_hash_are_refused(data: bytes) -> None:
-    with pytest.raises(InvalidThumbHash):
-        decode(data)
+    for read in (decode, average_colour, aspect_ratio):
+        with pytest.raises(InvalidThumbHash):
+            read(data)

@@ -18,7 +18,6 @@ from imgkeep.derived.pictures import DerivedPictures
 from imgkeep.derived.processes import DeriveProcesses
 from imgkeep.observability.derive_metrics import DeriveMetrics
 from imgkeep.observability.metrics import Metrics
-from tests.support.picture_program import picture_of
 from tests.support.stores import local_store
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 class ScriptedProcesses(DeriveProcesses):
     """
-    Write a picture that names the options of its job (`picture_program.picture_of`).
+    Writes the stem and the format of each job as its picture.
 
     Attributes:
         jobs: The jobs so far, with the bytes of their originals.
@@ -72,7 +71,7 @@ class ScriptedProcesses(DeriveProcesses):
         answer = self.answers.get(f"{job.stem}.{job.format}")
         if isinstance(answer, Exception):
             raise answer
-        picture = picture_of(job.stem, job.format)
+        picture = f"{job.stem} as {job.format}".encode()
         os.pwrite(output, picture, 0)
         return answer or Derived(size=len(picture), width=1, height=1)
 
