@@ -18,6 +18,7 @@ from imgkeep.derived.pictures import StoredOriginal
 from imgkeep.images.request_context import INTERNAL, RequestContext
 from imgkeep.web.client_presence import ClientPresence
 from tests.support.images import make_image, png_of
+from tests.support.picture_program import picture_of as fake_picture
 from tests.support.pictures import picture_world
 from tests.support.stores import put_image, read_all
 from tests.support.waiting import until
@@ -71,7 +72,7 @@ async def test_picture_is_made_once_and_found_afterwards(world: PictureWorld, bo
     original = await original_in(world, body)
     made = await picture_of(world, original, "w=40&format=webp")
     assert made is not None
-    assert (made[0], made[2]) == (b"w40 as WEBP", True)
+    assert (made[0], made[2]) == (fake_picture("w40", "WEBP"), True)
     assert await picture_of(world, original, "format=WEBP&w=20&dpr=2") == (*made[:2], False)
     [(job, seen)] = world.processes.jobs
     assert seen == body
@@ -104,7 +105,7 @@ async def test_client_that_leaves_ends_neither_the_job_nor_the_waiting_of_others
     world.processes.gate.set()
     answer = await staying
     assert answer is not None
-    assert answer[0] == b"w40 as PNG"
+    assert answer[0] == fake_picture("w40", "PNG")
 
 
 async def test_all_clients_leave_and_the_picture_is_there_for_the_next(world: PictureWorld) -> None:
@@ -131,7 +132,7 @@ async def test_negotiated_picture_that_is_not_smaller_gives_way_to_the_format_of
     for is_new in (True, False):
         answer = await picture_of(world, original, "format=auto", "image/avif,image/webp")
         assert answer is not None
-        assert (answer[0], answer[2]) == (b"full as PNG", is_new)
+        assert (answer[0], answer[2]) == (fake_picture("full", "PNG"), is_new)
     assert [(job.format, job.smaller_than) for job, _ in world.processes.jobs] == [
         ("AVIF", len(IMAGE)),
         ("PNG", len(IMAGE)),

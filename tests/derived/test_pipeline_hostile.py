@@ -262,6 +262,6 @@ STRANGE: dict[str, Callable[[], tuple[bytes, str]]] = {
 
 
 def test_format_that_is_not_stored_reaches_no_loader() -> None:
-    """libvips reads a matrix of numbers as an image."""
+    """A matrix of numbers is an image for libvips."""
     assert pyvips.type_find("VipsOperation", "matrixload_source")
     assert "something else" not in refused(b"1 1\n5\n", "PNG").detail, "its loader has opened the file"

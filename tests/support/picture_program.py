@@ -1,5 +1,5 @@
 """
-A program in the place of a derive process: it writes options and format of each job as its picture.
+A program in the place of a derive process: its pictures have a head of their format, and name their options.
 
 With the path of a pipe as its argument it begins no job before another process has opened the pipe to write.
 """
@@ -14,13 +14,22 @@ from typing import Final
 
 from imgkeep.derived.messages import LENGTH_BYTES, Derived, DeriveJob, Ready, decode_job, encode
 
+HEADS: Final = {
+    "JPEG": bytes.fromhex("ffd8ffc0000b080001000101011100"),
+    "PNG": bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55000000004944415435af061e"),
+    "GIF": b"GIF89a\1\0\1\0\0\0\0;",
+    "WEBP": b"RIFF\x16\0\0\0WEBPVP8L\n\0\0\0/" + bytes(9),
+    "AVIF": b"\0\0\0\x10ftypmif3avif\0\0\0\x42mini\x08\x08\0\0" + b"pixels" * 9,
+}
+"""The shortest file of each format that imgkeep takes for one."""
+
 COMMAND: Final = (sys.executable, str(Path(__file__)))
 WRITES: Final = ("JPEG", "PNG", "WEBP", "AVIF", "GIF")
 
 
 def picture_of(stem: str, format_: str) -> bytes:
     """Return the picture that the program makes."""
-    return f"{stem} as {format_}".encode()
+    return HEADS[format_] + f"{stem} as {format_}".encode()
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from imgkeep.derived.pictures import DerivedPictures
 from imgkeep.derived.processes import DeriveProcesses
 from imgkeep.observability.derive_metrics import DeriveMetrics
 from imgkeep.observability.metrics import Metrics
+from tests.support.picture_program import picture_of
 from tests.support.stores import local_store
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 class ScriptedProcesses(DeriveProcesses):
     """
-    Writes the stem and the format of each job as its picture.
+    Write a picture that names the options of its job (`picture_program.picture_of`).
 
     Attributes:
         jobs: The jobs so far, with the bytes of their originals.
@@ -71,7 +72,7 @@ class ScriptedProcesses(DeriveProcesses):
         answer = self.answers.get(f"{job.stem}.{job.format}")
         if isinstance(answer, Exception):
             raise answer
-        picture = f"{job.stem} as {job.format}".encode()
+        picture = picture_of(job.stem, job.format)
         os.pwrite(output, picture, 0)
         return answer or Derived(size=len(picture), width=1, height=1)
 

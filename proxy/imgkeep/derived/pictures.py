@@ -10,7 +10,6 @@ Rules:
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -24,6 +23,7 @@ from imgkeep.derived.derive_call import DeriveCall
 from imgkeep.derived.failed_pictures import FailedPictures
 from imgkeep.derived.messages import Derived, DeriveJob, NotSmaller, Refused
 from imgkeep.derived.original_file import open_original
+from imgkeep.derived.written_pictures import is_as_stated
 from imgkeep.images.singleflight import SingleFlight
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class DerivedPictures:
             if picture is None or picture.body.size:
                 return picture
             await picture.body.aclose()  # a marker
-        raise DeriveFailed("no picture was made of the image")
+        raise DeriveFailed("no picture was made of the image: report this as an error of imgkeep")
 
     async def require_usable(self) -> None:
         """Raise `NotSupported` where this installation makes no pictures."""
@@ -293,14 +293,16 @@ class DerivedPictures:
             self.failed.note(name, error, crashed=True)
             raise
         match answer:
-            case Derived(size=size) if 0 < size == os.fstat(output).st_size:
+            case Derived() if is_as_stated(answer, name.format, self._settings.side_max, output):
                 return True
             case NotSmaller() if name.negotiated:
                 return False
             case Refused(reason=reason, detail=detail):
                 refused = NotSupported(detail) if reason == "unsupported" else DeriveFailed(detail)
             case _:  # an empty picture would be a marker
-                refused = DeriveFailed("the answer of the derive process does not fit its picture")
+                refused = DeriveFailed(
+                    "the answer of the derive process does not fit its picture: ask for the original"
+                )
         self.failed.note(name, refused, crashed=False)
         raise refused
 
