@@ -15,8 +15,6 @@ from imgkeep.core.thumbhash import (
     HASH_BYTES_MAX,
     SIDE_MAX,
     InvalidThumbHash,
-    aspect_ratio,
-    average_colour,
     decode,
     encode,
 )
@@ -56,8 +54,6 @@ def test_decoded_picture_is_that_of_the_reference(case: dict[str, Any]) -> None:
     if expected["rgba"] is not None:
         pairs = zip(picture.rgba, b64decode(expected["rgba"]), strict=True)
         assert max(abs(ours - theirs) for ours, theirs in pairs) <= 1
-    assert average_colour(thumbhash) == pytest.approx(case["average"], abs=1e-5)
-    assert aspect_ratio(thumbhash) == pytest.approx(case["ratio"], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +97,5 @@ def test_any_bytes_are_a_hash_or_refused(data: bytes) -> None:
     ids=["empty", "header", "cut", "longer", "no side"],
 )
 def test_bytes_that_are_no_hash_are_refused(data: bytes) -> None:
-    for read in (decode, average_colour, aspect_ratio):
-        with pytest.raises(InvalidThumbHash):
-            read(data)
+    with pytest.raises(InvalidThumbHash):
+        decode(data)

@@ -101,7 +101,7 @@ class PictureMaker:
             return None
         picture = await pictures.open(original, names, INTERNAL)
         if picture is None:
-            raise ImgkeepError("the bytes of the image are not in the store")
+            raise ImgkeepError("the bytes of the image are not in the store: see `imgkeep verify`")
         return picture
 
 
@@ -203,7 +203,7 @@ async def _open(services: Services, record: Record, picture: Picture | None) -> 
         return picture.body, picture.name.format.media_type
     body = await services.storage.store.fetch(record.object_name, record.size)
     if body is None:
-        raise ImgkeepError("the bytes of the image are not in the store")
+        raise ImgkeepError("the bytes of the image are not in the store: see `imgkeep verify`")
     return body, record.format.media_type
 
 

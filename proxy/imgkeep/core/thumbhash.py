@@ -142,27 +142,6 @@ def decode(thumbhash: bytes) -> Pixels:
     return Pixels(width, height, bytes(rgba))
 
 
-def average_colour(thumbhash: bytes) -> tuple[float, float, float, float]:
-    """
-    Return red, green, blue and alpha of the average of a ThumbHash, each from 0 to 1.
-
-    Raises:
-        InvalidThumbHash: The bytes are none.
-    """
-    header = _read_header(thumbhash)
-    return (*_to_rgb(header.l, header.p, header.q), header.a)
-
-
-def aspect_ratio(thumbhash: bytes) -> float:
-    """
-    Return the width of the picture of a ThumbHash divided by its height, roughly.
-
-    Raises:
-        InvalidThumbHash: The bytes are none.
-    """
-    return _read_header(thumbhash).ratio
-
-
 def _split_channels(rgba: bytes) -> tuple[list[float], list[float], list[float], list[float]]:
     """Return L, P, Q and A of each pixel, before a background of the average colour."""
     a = [each / 255 for each in rgba[3::4]]

@@ -50,7 +50,7 @@ class FailedPictures:
         if error is not None:
             raise copy.copy(error)  # each request has a traceback of its own
         if self._crashes.get(name.digest, 0) >= CRASHES_MAX:
-            raise DeriveFailed("the image has ended several processes that made pictures of it: no more are made")
+            raise DeriveFailed("the image has ended several processes: ask for the original, or retry in ten minutes")
 
     def note(self, name: PictureName, error: ImgkeepError, *, crashed: bool) -> None:
         """Remember a failure; `crashed`: it ended the process."""

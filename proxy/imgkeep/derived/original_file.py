@@ -50,9 +50,11 @@ async def _copy(body: Body, draft: Draft) -> int:
     while piece := await body.read(draft.size, PIECE_BYTES):
         await draft.write(piece)
     if draft.size != await body.wait_for_size():
-        raise StorageError("the original is shorter than its size")
+        raise StorageError("the original is shorter than its size: verify the store with `imgkeep verify`")
     await draft.share_file()
     descriptor = draft.descriptor if isinstance(draft, LocalDraft) else None
     if descriptor is None:
-        raise StorageError("the disk cannot take the original, of which a picture is made")
+        raise StorageError(
+            "the local disk cannot take the original, of which a picture is made: free some of its space"
+        )
     return descriptor

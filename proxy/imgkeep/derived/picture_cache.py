@@ -127,7 +127,7 @@ class PictureDraft:
         is_sealed = self._seal()
         size = os.fstat(self.descriptor).st_size
         if size > PICTURE_BYTES_MAX:
-            raise StorageError("a derived picture is too large")
+            raise StorageError("the derived picture is too large: ask for a smaller one")
         if size > SMALL_BYTES_MAX and is_sealed:  # small ones are copied: a process may have only so many maps
             with suppress(OSError):
                 return mmap.mmap(self.descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)

@@ -172,7 +172,7 @@ class DerivedPictures:
             if picture is None or picture.body.size:
                 return picture
             await picture.body.aclose()  # a marker
-        raise DeriveFailed("no picture was made of the image")
+        raise DeriveFailed("no picture was made of the image: report this as an error of imgkeep")
 
     async def require_usable(self) -> None:
         """Raise `NotSupported` where this installation makes no pictures."""
@@ -300,7 +300,9 @@ class DerivedPictures:
             case Refused(reason=reason, detail=detail):
                 refused = NotSupported(detail) if reason == "unsupported" else DeriveFailed(detail)
             case _:  # an empty picture would be a marker
-                refused = DeriveFailed("the answer of the derive process does not fit its picture")
+                refused = DeriveFailed(
+                    "the answer of the derive process does not fit its picture: ask for the original"
+                )
         self.failed.note(name, refused, crashed=False)
         raise refused
 

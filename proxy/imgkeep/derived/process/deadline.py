@@ -53,14 +53,18 @@ def refused_by(deadline: Deadline) -> Iterator[None]:
         elif re.search(r"write error|write failed", text, re.IGNORECASE):
             refusal = Refusal("too_large", "there is no room for the picture")
         elif re.search(r"memory|encoder plugin", text, re.IGNORECASE):  # AVIF's says no more than that
-            refusal = Refusal("too_large", "the picture needs more memory than derive.memory_bytes_max")
+            refusal = Refusal(
+                "too_large", "the picture needs more memory than derive.memory_bytes_max; ask for a smaller one"
+            )
         elif re.search(r"unsupported|not supported", text, re.IGNORECASE):
             refusal = Refusal("unsupported", f"libvips cannot read this kind of image: {_readable(text)}")
         else:
             refusal = Refusal("unreadable", f"libvips cannot read the image: {_readable(text)}")
         raise refusal from error
     except MemoryError as error:
-        raise Refusal("too_large", "the picture needs more memory than derive.memory_bytes_max") from error
+        raise Refusal(
+            "too_large", "the picture needs more memory than derive.memory_bytes_max; ask for a smaller one"
+        ) from error
 
 
 def _readable(text: str) -> str:

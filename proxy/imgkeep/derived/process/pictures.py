@@ -93,9 +93,12 @@ def _prepare(job: DeriveJob, original_descriptor: int) -> _Work:
     """Read the header, and decide. Raises: Refusal."""
     options, format_ = read_stem(job.stem), Format[job.format]
     if options is None:
-        raise Refusal("unsupported", "these options are of another version of imgkeep")
+        raise Refusal("unsupported", "these options are of another version of imgkeep: restart the server")
     if format_ not in library.writable():
-        raise Refusal("unsupported", f"libvips {library.version()} of this installation writes no {format_.name}")
+        raise Refusal(
+            "unsupported",
+            f"libvips {library.version()} of this installation writes no {format_.name}: ask for another format",
+        )
     page = options.page if options.page is not None or format_ in ANIMATED else 0
     original = open_original(original_descriptor, job, last_page=page)
     page, count = _pages(original, options, format_, job)
