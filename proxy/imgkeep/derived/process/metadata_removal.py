@@ -31,8 +31,8 @@ _JPEG_KEPT: Final = {0xE0: b"JFIF\0", 0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
 """Application segments that decide how pixels look: their beginnings by their markers."""
 _EXIF_MARK: Final = b"Exif\0\0"
 _WEBP_DROPPED: Final = frozenset({b"EXIF", b"XMP "})
-_WEBP_HAS_EXIF: Final = 0x08
-_WEBP_HAS_XMP: Final = 0x04
+_WEBP_HAS_METADATA: Final = 0x0C
+"""Flags for EXIF and XMP."""
 _GIF_LOOPS: Final = (b"NETSCAPE2.0", b"ANIMEXTS1.0")
 
 
@@ -44,7 +44,7 @@ def without_metadata(original: Original) -> bytes | None:
         case Format.PNG:
             pieces = _png(original.data, original.orientation)
         case Format.WEBP:
-            return _webp(original.data, original.orientation)
+            return _webp(original.data)
         case Format.GIF:
             pieces = _gif(original.data)
         case Format.AVIF:
@@ -120,20 +120,15 @@ def _png_chunk(type_: bytes, body: bytes) -> bytes:
     return pack(">I", len(body)) + type_ + body + pack(">I", crc32(type_ + body))
 
 
-def _webp(data: bytes | mmap, orientation: int) -> bytes:
+def _webp(data: bytes | mmap) -> bytes:
     """Return a file of the chunks that stay (RFC 9649, 2.7)."""
     kept = []
     for each in webp_chunks(data):
         chunk = data[each.start : each.end]
         if each.type == b"VP8X":
-            flags = chunk[8] & ~_WEBP_HAS_XMP
-            flags = flags & ~_WEBP_HAS_EXIF if orientation == 1 else flags | _WEBP_HAS_EXIF
-            chunk = chunk[:8] + bytes((flags,)) + chunk[9:]
+            chunk = chunk[:8] + bytes((chunk[8] & ~_WEBP_HAS_METADATA,)) + chunk[9:]
         if each.type not in _WEBP_DROPPED:
             kept.append(chunk)
-    if orientation != 1:
-        block = _exif(orientation)
-        kept.append(b"EXIF" + pack("<I", len(block)) + block)
     body = b"WEBP" + b"".join(kept)
     return b"RIFF" + pack("<I", len(body)) + body
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from imgkeep.core.derived.plan import Plan
     from imgkeep.derived.messages import DeriveJob
 
+_TURNED_BY_BROWSERS: Final = (Format.JPEG, Format.PNG)
+"""Formats in which all browsers apply an EXIF orientation; in a WebP some do not."""
 _TRANSPARENT: Final = (0, 0, 0, 0)
 _WHITE: Final = (255, 255, 255, 255)
 
@@ -59,7 +61,8 @@ class _Work:
         """Return whether the original could take the place of the picture."""
         is_changed = self.options.rotate or self.options.blur or self.options.background
         has_all = self.count == self.original.frames and (self.options.page is None or self.original.pages == 1)
-        return not is_changed and has_all and self.sizes.canvas == self.original.size
+        is_upright = self.original.orientation == 1 or self.original.format in _TURNED_BY_BROWSERS
+        return is_upright and not is_changed and has_all and self.sizes.canvas == self.original.size
 
 
 def derive(job: DeriveJob, original_descriptor: int, picture_descriptor: int) -> Derived | NotSmaller:
