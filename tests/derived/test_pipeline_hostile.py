@@ -259,3 +259,9 @@ STRANGE: dict[str, Callable[[], tuple[bytes, str]]] = {
     "an interlaced image": lambda: (encoded(Image.effect_noise((900, 900), 9), "JPEG", progressive=True), "JPEG"),
     "a text bomb": text_bomb,
 }
+
+
+def test_format_that_is_not_stored_reaches_no_loader() -> None:
+    """A matrix of numbers is an image for libvips."""
+    assert pyvips.type_find("VipsOperation", "matrixload_source")
+    assert "something else" not in refused(b"1 1\n5\n", "PNG").detail, "its loader has opened the file"

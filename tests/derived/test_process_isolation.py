@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from imgkeep.core.records import Format
+from imgkeep.derived.messages import PICTURE_BYTES_MAX
 from tests.support import image_files as images
 from tests.support.derive_pool import MIBIBYTES, open_real_pool
 
@@ -32,6 +33,7 @@ async def test_processes_give_way_to_serving_and_have_limits_and_no_secret(monke
             limits = await read(pid, "limits")
             assert f"Max address space         {512 * MIBIBYTES}" in limits
             assert "Max core file size        0" in limits
+            assert f"Max file size             {PICTURE_BYTES_MAX}" in limits
             assert "hunter2" not in await read(pid, "environ") + await read(pid, "cmdline")
             assert await read(pid, "oom_score_adj") == "1000\n"
             assert not [name for name in await open_files(pid) if name.startswith(("/root", "/home", "/tmp"))]

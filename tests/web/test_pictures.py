@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
+from multidict import CIMultiDict
 from PIL import Image
 from yarl import URL
 
 from imgkeep.bootstrap.platform import Platform
 from imgkeep.bootstrap.server import SERVICES
+from imgkeep.core.signing import signed_images_path, signed_path
+from imgkeep.images.object_urls import ObjectUrl
+from imgkeep.images.request_context import RedirectToObject, RedirectToSource
+from imgkeep.web.request_response import ImageRequest
+from imgkeep.web.request_state import RequestLog
+from tests.support.clock import FakeClock
 from tests.support.concurrent_requests import HeldResponse
 from tests.support.fast_path import WITH_AND_WITHOUT_FAST_PATH
 from tests.support.image_requests import fast_path_of
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
 
 IMAGE = make_image()
 PLATFORM = Platform(derive_command=COMMAND)
+KEY = "0123456789abcdef"
 CHROMIUM = "image/avif,image/webp,image/apng,image/svg+xml,image/*,*/*;q=0.8"
 SAFARI = "image/webp,image/avif;q=0,image/png,*/*;q=0.5"
 
@@ -294,3 +302,41 @@ async def test_flood_of_sizes_is_refused_and_others_are_served(
     with await asyncio.to_thread(gate.open, "wb"):
         statuses = [answer.status for answer in await asyncio.gather(*flood)]
     assert sorted(statuses) == [200] * 5 + [503] * 55
+
+
+@WITH_AND_WITHOUT_FAST_PATH
+async def test_signature_of_options_ends_for_cached_pictures_too(
+    start: Callable[..., Awaitable[Imgkeep]], origin: FakeOrigin
+) -> None:
+    clock = FakeClock()
+    platform = Platform(derive_command=COMMAND, clock=clock)
+    imgkeep = await start(
+        platform=platform, derive={"allow": "signed", "widths": [64]}, security={"signing_keys": [KEY]}
+    )
+    url, end = origin.gives("/a.png", IMAGE), int(clock.now.timestamp()) + 100
+    open_to_all = await ask(imgkeep, url, "w=64")
+    assert "immutable" in open_to_all.headers["Cache-Control"]
+    path = open_to_all.headers["Content-Location"].partition("?")[0]
+    options = (("w", "40"), ("format", "auto"))
+    for signed in (
+        signed_path(KEY, url, expires=end, options=options),
+        signed_images_path(KEY, path, expires=end, options=options),
+    ):
+        target = URL(signed, encoded=True)
+        for _ in range(3):
+            answer = await imgkeep.client.get(target)
+            assert (answer.status, answer.headers["Cache-Control"]) == (200, "public, max-age=100")
+        for changed in (signed.replace("w=40", "w=41"), signed.replace("auto", "webp"), f"{signed}&h=10"):
+            refused = await imgkeep.client.get(URL(changed, encoded=True))
+            assert (refused.status, (await refused.json())["code"]) == (403, "signature_invalid")
+        clock.advance(100)
+        assert (await imgkeep.client.get(target)).status == 403
+        clock.advance(-100)
+
+
+async def test_redirect_of_a_negotiated_url_says_so(imgkeep: Imgkeep) -> None:
+    responses = fast_path_of(imgkeep).handlers.responses
+    request = ImageRequest("/img", "", False, "/img", CIMultiDict(), "", True, RequestLog(), varies=True)
+    to = RedirectToObject(ObjectUrl("https://cdn.example/a.avif", 60), '"tag"', None, None)
+    assert responses.redirect_to_object(request, to).headers["Vary"] == "Accept"
+    assert responses.redirect(request, RedirectToSource("https://origin.test/a.png")).headers["Vary"] == "Accept"
