@@ -12,6 +12,7 @@ import asyncio
 import pkgutil
 import sys
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +21,7 @@ import imgkeep.core.rewrite
 from imgkeep.core.errors import InvalidRequest
 from imgkeep.core.rewrite import ImgLinks, every, rewrite_html, rewrite_markdown
 from imgkeep.core.rewrite.markdown import steps_max
+from imgkeep.core.rewrite.pictures import PictureSettings
 from imgkeep.integrations.asgi import Imgkeep
 from imgkeep.integrations.links import FRAGMENT_STEPS_MAX, LinkRewriter
 from imgkeep.integrations.response_body import HEAVY_CHARS, STEP_BYTES
@@ -189,7 +191,7 @@ TEXTS: dict[str, Maker] = {
     "elements in MathML": flood("</x>", "<div><math>" + "<a>" * 127),
 }
 
-NO_PARSERS = {"attribute_values", "budget", "links", "patterns", "stream"}
+NO_PARSERS = {"attribute_values", "budget", "links", "patterns", "pictures", "stream"}
 """Modules that read nothing by themselves."""
 
 OF_MARKDOWN = {"commonmark", "markdown"}
@@ -238,6 +240,15 @@ def test_html_is_linear(make: Maker) -> None:
     of_long = lines_of(lambda: rewrite_html(long.encode(), LINKER, charset="utf-8"))
     assert of_long < 4.5 * of_short + 2000
     assert of_long < LINES_PER_BYTE_MAX * len(long)
+
+
+def test_pictures_in_a_page_are_linear() -> None:
+    """An image of some 30 characters gets the links of a whole ladder of widths."""
+    settings = PictureSettings("q=80", "auto", "50vw", is_lazy=True).read(range(1, 65), {}, None)
+    linker = ImgLinks(every, "https://k.example", pictures=settings)
+    make = numbered("<img width={} src=http://a.co/b>")
+    of_short, of_long = (lines_of(partial(rewrite_html, make(size), linker)) for size in (1000, 4000))
+    assert of_long < 4.5 * of_short + 2000
 
 
 @pytest.mark.parametrize("make", MARKDOWN)

@@ -21,7 +21,7 @@ from imgkeep.storage.cache_index import CacheShare
 from imgkeep.storage.local.body import LocalBody
 from imgkeep.storage.local.disk import Disk
 from imgkeep.storage.local.opened_file import OpenedFile
-from tests.support.stores import read_all
+from tests.support.stores import limit_disk, read_all
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -382,17 +382,7 @@ async def test_pictures_make_room_for_originals(disk: Disk, monkeypatch: pytest.
     for width in range(1, 6):
         await make(cache, name_of(width=width), bytes(1000))
 
-    class Usage:
-        """A disk of 6,000 bytes."""
-
-        f_flag = f_files = 0
-        f_frsize = 1
-
-        def __init__(self, _place: Path) -> None:
-            self.free = self.f_bavail = 6000 - sum(path.stat().st_size for path in disk.root.rglob("*.webp"))
-
-    monkeypatch.setattr("shutil.disk_usage", Usage)
-    monkeypatch.setattr("os.statvfs", Usage)
+    limit_disk(monkeypatch, disk.root, "*.webp")
     monkeypatch.setattr(disk._free_space, "_measured_at", float("-inf"))
     draft = await disk.begin(2000)
     assert len(files(disk)) == 3

@@ -416,7 +416,9 @@ async def test_pictures_go_with_their_object_and_are_none(store: Store) -> None:
     for name in (one, two, replace(one, digest=other)):
         await put_picture(store, name, BODY[:70_000])
     assert await fetch_picture(store, two) == BODY[:70_000]
-    assert (await store.pictures.has(one), await store.pictures.count(record.digest, 64)) == (True, 2)
+    # Where a list is dear, pictures are not counted.
+    counted = 0 if isinstance(store, BucketStore) and not store.client.features.cheap_lists else 2
+    assert (await store.pictures.has(one), await store.pictures.count(record.digest, 64)) == (True, counted)
     assert [path async for path, _ in store.walk(OBJECTS)] == [object_path(record.object_name)]
     assert [path async for path, _ in store.walk(DERIVED)] == sorted(
         [one.path, two.path, replace(one, digest=other).path]

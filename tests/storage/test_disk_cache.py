@@ -14,7 +14,7 @@ from imgkeep.storage.disk_cache import DiskCache
 from imgkeep.storage.local.disk import HASHED_BYTES_MAX, Disk
 from imgkeep.storage.local.store import LocalStore
 from imgkeep.storage.memory import MemorySpool
-from tests.support.stores import put_image, read_all, record_of
+from tests.support.stores import limit_disk, put_image, read_all, record_of
 from tests.support.waiting import until
 
 if TYPE_CHECKING:
@@ -116,17 +116,7 @@ async def test_copies_make_room_for_drafts(tmp_path: Path, monkeypatch: pytest.M
     for n in range(5):
         await copy(cache, bytes([n]) * 1000)
 
-    class Usage:
-        """A disk of 6,000 bytes."""
-
-        f_flag = f_files = 0
-        f_frsize = 1
-
-        def __init__(self, _place: Path) -> None:
-            self.free = self.f_bavail = 6000 - sum(path.stat().st_size for path in disk.root.rglob("*.png"))
-
-    monkeypatch.setattr("shutil.disk_usage", Usage)
-    monkeypatch.setattr("os.statvfs", Usage)
+    limit_disk(monkeypatch, disk.root, "*.png")
     draft = await cache.begin(2000)
     assert len(list((disk.root / "cache").rglob("*.png"))) == 3
     await draft.aclose()

@@ -19,10 +19,28 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    import pytest
+
     from imgkeep.core.records import Tombstone
     from imgkeep.storage.interfaces import Body, Draft, Spool, Store
 
+
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+DISK_BYTES = 6000
+
+
+def limit_disk(monkeypatch: pytest.MonkeyPatch, folder: Path, pattern: str) -> None:
+    """Let the disk have `DISK_BYTES`, of which the files in a folder that match a pattern take their sizes."""
+
+    class Usage:
+        f_flag = f_files = 0
+        f_frsize = 1
+
+        def __init__(self, _place: Path) -> None:
+            self.free = self.f_bavail = DISK_BYTES - sum(path.stat().st_size for path in folder.rglob(pattern))
+
+    monkeypatch.setattr("shutil.disk_usage", Usage)
+    monkeypatch.setattr("os.statvfs", Usage)
 
 
 def record_of(body: bytes, *, name: str = "a", etag: str = '"one"') -> Record:
