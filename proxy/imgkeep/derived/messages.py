@@ -16,6 +16,8 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 from msgspec import Meta, Struct
 
+from imgkeep.core.derived.options import SIDE_MAX
+
 LENGTH_BYTES: Final = 4
 """Size of the number before each message, most significant byte first."""
 MESSAGE_BYTES_MAX: Final = 65_536
@@ -85,7 +87,7 @@ class DeriveJob(Struct, tag="derive", frozen=True, kw_only=True):
     original_format: str
     pixels_max: int
     frames_max: int
-    side_max: int = 16_383
+    side_max: int = SIDE_MAX
     rasterise_svg: bool = False
     smaller_than: int = 0
     timeout_s: float = 20
