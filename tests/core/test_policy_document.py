@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from imgkeep.core.derived.derive_policy import WIDTHS_MAX
 from imgkeep.core.derived.options import SIDE_MAX
 from imgkeep.core.identity import BUILT_IN
 from imgkeep.core.policy import Policy, judge
 from imgkeep.core.policy_document import (
     ITEMS_MAX,
-    LADDER_MAX,
     describe_policy,
     facts_for_pages,
     read_ladder,
@@ -86,7 +86,7 @@ def test_words_are_written_out() -> None:
     assert BUILT_IN.resolve(["shared"]) == BUILT_IN.shared_hosts
 
 
-@pytest.mark.parametrize("widths", [None, "64", [0], [SIDE_MAX + 1], ["64"], [1.5], [[]], [1] * (LADDER_MAX + 1)])
+@pytest.mark.parametrize("widths", [None, "64", [0], [SIDE_MAX + 1], ["64"], [1.5], [[]], [1] * (WIDTHS_MAX + 1)])
 def test_widths_of_a_document_are_read_or_unknown(widths: object) -> None:
     assert read_ladder({"widths": [64, 128]}) == (64, 128)
     assert read_ladder({}) == read_ladder({"widths": widths}) == ()

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 from imgkeep.config.errors import ConfigError
 from imgkeep.config.rule import Rule
-from imgkeep.core.derived.derive_policy import read_presets
+from imgkeep.core.derived.derive_policy import WIDTHS_MAX, read_presets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from imgkeep.config.schema import Config, Derive
 
-WIDTHS_MAX: Final = 64
-"""Maximum number of widths in the ladder: each is a picture of every original, in every format."""
 PRESETS_MAX: Final = 256
 """Maximum number of presets, likewise."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final
 
+from imgkeep.core.derived.derive_policy import WIDTHS_MAX
 from imgkeep.core.derived.options import SIDE_MAX
 from imgkeep.core.policy import LOCAL_SUFFIXES, Policy
 from imgkeep.core.source_url import SOURCE_CHARS_MAX
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 
 ITEMS_MAX: Final = 20_000
 """Maximum number of entries in one list of a document: many times what an operator writes."""
-
-
-LADDER_MAX: Final = 64
-"""Maximum number of widths."""
 
 
 def describe_policy(policy: Policy, *, signature: str) -> dict[str, Any]:
@@ -82,7 +79,7 @@ def read_policy(facts: Mapping[str, Any], names: Callable[[Source], tuple[str, .
 def read_ladder(facts: Mapping[str, Any]) -> tuple[int, ...]:
     """Return `derive.widths` of a document; empty: it has none, as that of an imgkeep without derived pictures."""
     widths = facts.get("widths")
-    if not isinstance(widths, list) or len(widths) > LADDER_MAX:
+    if not isinstance(widths, list) or len(widths) > WIDTHS_MAX:
         return ()
     return tuple(widths) if all(isinstance(width, int) and 1 <= width <= SIDE_MAX for width in widths) else ()
 

@@ -11,15 +11,19 @@ come with the first byte of its frame.
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+from imgkeep.core.derived.options import SIDE_MAX
 
 LENGTH_BYTES: Final = 4
 """Size of the number before each message, most significant byte first."""
 MESSAGE_BYTES_MAX: Final = 65_536
 """Maximum size of a message; the largest ones have a ThumbHash or a sentence."""
+DETAIL_CHARS_MAX: Final = 500
+"""Maximum length of the reason of a refusal, of which the server remembers thousands."""
 PICTURE_BYTES_MAX: Final = 536_870_912
 """Maximum size of a file that a derive process writes: twice the pixels of the largest picture."""
 
@@ -83,7 +87,7 @@ class DeriveJob(Struct, tag="derive", frozen=True, kw_only=True):
     original_format: str
     pixels_max: int
     frames_max: int
-    side_max: int = 16_383
+    side_max: int = SIDE_MAX
     rasterise_svg: bool = False
     smaller_than: int = 0
     timeout_s: float = 20
@@ -134,7 +138,7 @@ class Refused(Struct, tag="refused", frozen=True, kw_only=True):
     """
 
     reason: str
-    detail: str
+    detail: Annotated[str, Meta(max_length=DETAIL_CHARS_MAX)]
 
 
 Job: TypeAlias = DeriveJob | FactsJob

@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imgkeep.core.derived.derive_policy import WIDTHS_MAX
 from imgkeep.core.derived.options import Fit, PictureOptions
 from imgkeep.core.records import PixelSize
 from imgkeep.core.rewrite import ImgLinks, PictureSettings, SourceLinks, every, rewrite_html, rewrite_markdown
 from imgkeep.core.rewrite.links import ADDED_CHARS_MAX
-from imgkeep.core.rewrite.pictures import RULES_MAX, SIZES_CHARS_MAX, WIDTHS_MAX
+from imgkeep.core.rewrite.pictures import RULES_MAX, SIZES_CHARS_MAX
 from imgkeep.core.signing import Signatures
 from imgkeep.core.source_url import read_img_query
 

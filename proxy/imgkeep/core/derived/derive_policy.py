@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from imgkeep.core.derived.options import VALUE_CHARS_MAX, PictureOptions, read_options, read_preset
+from imgkeep.core.derived.options import TOLD_MAX, VALUE_CHARS_MAX, PictureOptions, read_options, read_preset
 from imgkeep.core.errors import InvalidOption, OptionsForbidden, SignatureExpired
 
 if TYPE_CHECKING:
@@ -31,12 +31,11 @@ DEFAULT_WIDTHS: Final = (
 )
 """Default of `derive.widths`: the ladder of Next.js, whose pages ask for these, and the steps between."""
 
+WIDTHS_MAX: Final = 64
+"""Maximum number of widths in a ladder, or in a `srcset`: each is a picture of every original, in every format."""
 _DPRS: Final = frozenset({"1", "2", "3", "4"})
 _BESIDE_A_PRESET: Final = frozenset({"preset", "dpr", "format"})
-PRESET_CHARS_MAX: Final = VALUE_CHARS_MAX
-_PRESET_NAME: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{PRESET_CHARS_MAX}}}")
-TOLD_MAX: Final = 20
-"""Maximum number of presets, and of widths, that a message lists."""
+_PRESET_NAME: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{VALUE_CHARS_MAX}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +160,7 @@ def read_presets(texts: Mapping[str, str], side_max: int) -> dict[str, PictureOp
 
 def _read_preset(name: str, text: str, side_max: int) -> PictureOptions:
     if _PRESET_NAME.fullmatch(name) is None:
-        raise ValueError(f"{name[:PRESET_CHARS_MAX]!r} is no name: expected letters, digits, - and _, 64 at most")
+        raise ValueError(f"{name[:VALUE_CHARS_MAX]!r} is no name: expected letters, digits, - and _, 64 at most")
     try:
         options = read_preset(text)
     except InvalidOption as error:

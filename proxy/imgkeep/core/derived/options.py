@@ -36,8 +36,8 @@ BLUR_MAX: Final = 250
 """Maximum standard deviation of a blur in pixels: beyond it a picture has one colour, and libvips needs a second."""
 PAGE_MAX: Final = 99_999
 STEM_PARTS_MAX: Final = 10
-PRESETS_TOLD_MAX: Final = 20
-"""Maximum number of presets that a message lists."""
+TOLD_MAX: Final = 20
+"""Maximum number of presets, and of widths, that a message lists."""
 VALUE_CHARS_MAX: Final = 64
 """Maximum length of a value: that of a preset's name, the longest."""
 BLUR_MIN: Final = 0.3
@@ -247,7 +247,7 @@ def _collect(parameters: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 def _find_preset(name: str, presets: Mapping[str, PictureOptions]) -> PictureOptions:
     if name not in presets:
-        known = ", ".join(sorted(presets)[:PRESETS_TOLD_MAX]) or "none"
+        known = ", ".join(sorted(presets)[:TOLD_MAX]) or "none"
         raise InvalidOption(f"preset: there is no preset of this name in [derive.presets]; there are {known}")
     return presets[name]
 

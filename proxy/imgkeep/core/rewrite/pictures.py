@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from imgkeep.core.derived.derive_policy import WIDTHS_MAX
 from imgkeep.core.derived.options import SIDE_MAX, Fit, PictureOptions, read_options, split_options
 from imgkeep.core.derived.plan import plan, turned
 from imgkeep.core.errors import InvalidOption, SourceRejected
@@ -32,8 +33,6 @@ Attributes: TypeAlias = "Callable[[str], str | None]"
 
 RULES_MAX: Final = 100
 RULE_CHARS_MAX: Final = 1000
-WIDTHS_MAX: Final = 64
-"""Maximum number of widths in a `srcset`."""
 SIZES_CHARS_MAX: Final = 1000
 DENSITY: Final = 2
 """Device pixels for a CSS pixel up to which `widths="auto"` goes: people see no difference beyond."""

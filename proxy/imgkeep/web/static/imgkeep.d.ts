@@ -74,7 +74,7 @@ export function imgUrl<Src extends string | Instance<"URL"> | Nothing>(
 ): string | Extract<Src, Nothing>;
 
 /**
- * Makes a `srcset` of one link in several widths, in CSS pixels, with `format: "auto"` unless the options name another
+ * Makes a `srcset` of one link in several widths, in pixels of the picture, with `format: "auto"` unless the options name another
  * one. It is empty for a link that the module leaves alone.
  */
 export function srcset<Src extends string | Instance<"URL"> | Nothing>(
