@@ -20,7 +20,7 @@ from tests.support.derive_pool import open_pool, open_real_pool
 from tests.support.waiting import until
 
 PICTURE = Derived(size=7, width=1, height=1)
-CRASHES = ("exit3", "abort", "allocate", "garbage", "long", "greet")
+CRASHES = ("exit3", "abort", "allocate", "garbage", "long", "greet", "verbose")
 
 
 def job_of(stem: str) -> DeriveJob:

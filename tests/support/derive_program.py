@@ -6,6 +6,7 @@ A program that speaks the protocol of a derive process, and misbehaves as the st
     hang, exit0, exit3, abort           does not answer
     killed, killed-once, allocate, seal
     garbage, long, greet, twice, split  answers wrong, twice, or byte by byte
+    verbose                             refuses with a long reason
 
 Its first argument says how it starts: `ok`, `unusable`, `exit`, `garbage` or `hang`.
 """
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from imgkeep.derived.messages import (
+    DETAIL_CHARS_MAX,
     LENGTH_BYTES,
     MESSAGE_BYTES_MAX,
     Derived,
@@ -31,6 +33,7 @@ from imgkeep.derived.messages import (
     Facts,
     ProcessLimits,
     Ready,
+    Refused,
     Unusable,
     decode_job,
     encode,
@@ -88,6 +91,7 @@ def misbehave(stem: str, sock: socket.socket, descriptors: list[int], limits: Pr
         "garbage": b"\x00\x00\x00\x04\xff\xff\xff\xff",
         "long": (MESSAGE_BYTES_MAX + 1).to_bytes(LENGTH_BYTES),
         "greet": encode(READY),
+        "verbose": encode(Refused(reason="unreadable", detail="x" * (DETAIL_CHARS_MAX + 1))),
     }
     if stem in ends:
         ends[stem]()

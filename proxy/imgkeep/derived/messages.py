@@ -11,10 +11,10 @@ come with the first byte of its frame.
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from imgkeep.core.derived.options import SIDE_MAX
 
@@ -22,6 +22,8 @@ LENGTH_BYTES: Final = 4
 """Size of the number before each message, most significant byte first."""
 MESSAGE_BYTES_MAX: Final = 65_536
 """Maximum size of a message; the largest ones have a ThumbHash or a sentence."""
+DETAIL_CHARS_MAX: Final = 500
+"""Maximum length of the reason of a refusal, of which the server remembers thousands."""
 PICTURE_BYTES_MAX: Final = 536_870_912
 """Maximum size of a file that a derive process writes: twice the pixels of the largest picture."""
 
@@ -136,7 +138,7 @@ class Refused(Struct, tag="refused", frozen=True, kw_only=True):
     """
 
     reason: str
-    detail: str
+    detail: Annotated[str, Meta(max_length=DETAIL_CHARS_MAX)]
 
 
 Job: TypeAlias = DeriveJob | FactsJob
