@@ -19,7 +19,7 @@ FIRST, SECOND, THIRD, OTHER = Member("a", 1), Member("a", 2), Member("a", 3), Me
 def queue_of(*members: Member) -> NetworkQueue[Member]:
     queue: NetworkQueue[Member] = NetworkQueue()
     for member in members:
-        queue.add(member)
+        queue.add(member, member.network)
     return queue
 
 
@@ -38,5 +38,5 @@ def test_newest_of_the_longest_network_goes_first() -> None:
 
 def test_discarded_member_is_gone() -> None:
     queue = queue_of(FIRST, SECOND)
-    assert [queue.discard(each) for each in (FIRST, FIRST, OTHER)] == [True, False, False]
+    assert [queue.discard(each, each.network) for each in (FIRST, FIRST, OTHER)] == [True, False, False]
     assert [queue.pop() for _ in range(len(queue))] == [SECOND]

@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-
-class HasNetwork(Protocol):
-    """Something that waits, on behalf of a network of its client."""
-
-    @property
-    def network(self) -> str:
-        """The narrowest network of the client."""
-
-
-T = TypeVar("T", bound=HasNetwork)
+T = TypeVar("T")
 
 
 class NetworkQueue(Generic[T]):
@@ -29,9 +20,9 @@ class NetworkQueue(Generic[T]):
     def __len__(self) -> int:
         return self._number
 
-    def add(self, member: T) -> None:
+    def add(self, member: T, network: str) -> None:
         """Add what is not in the queue."""
-        self._by_network.setdefault(member.network, OrderedDict())[member] = None
+        self._by_network.setdefault(network, OrderedDict())[member] = None
         self._number += 1
 
     def pop(self) -> T:
@@ -45,17 +36,18 @@ class NetworkQueue(Generic[T]):
 
     def pop_newest(self) -> T:
         """Remove and return the newest member of the network that has most; the queue is not empty."""
-        member, _ = max(self._by_network.values(), key=len).popitem()
-        self._note_removed(member.network)
+        network, members = max(self._by_network.items(), key=lambda item: len(item[1]))
+        member, _ = members.popitem()
+        self._note_removed(network)
         return member
 
-    def discard(self, member: T) -> bool:
+    def discard(self, member: T, network: str) -> bool:
         """Remove a member; tell whether it was there."""
-        members = self._by_network.get(member.network)
+        members = self._by_network.get(network)
         if members is None or member not in members:
             return False
         del members[member]
-        self._note_removed(member.network)
+        self._note_removed(network)
         return True
 
     def _note_removed(self, network: str) -> None:

@@ -73,7 +73,7 @@ class JobQueue:
                 return job
             displaced = longest.pop_newest()
             self._size -= 1
-        self._clients.setdefault(job.name, NetworkQueue()).add(job)
+        self._clients.setdefault(job.name, NetworkQueue()).add(job, job.network)
         self._size += 1
         return displaced
 
@@ -97,7 +97,7 @@ class JobQueue:
     def discard(self, job: WaitingJob) -> None:
         """Remove a job, if it is there."""
         jobs = self._clients.get(job.name)
-        if jobs is not None and jobs.discard(job):
+        if jobs is not None and jobs.discard(job, job.network):
             self._size -= 1
             if not jobs:
                 del self._clients[job.name]

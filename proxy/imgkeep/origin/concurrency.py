@@ -107,7 +107,7 @@ class FetchLimiter:
                 self.known.leave_host(at_host)
                 raise
         slot.at_host, slot.queue = at_host, at_host.moving if slot.started else at_host.queue
-        slot.queue.add(slot)
+        slot.queue.add(slot, slot.network)
         at_host.host.waiting += 1
         self._count_waiting(slot, 1)
         self._list(at_host)
@@ -125,7 +125,7 @@ class FetchLimiter:
         if not slot.waited:
             self._check_queue(owner, own=own)
         slot.queue = owner.waiting_for_all
-        owner.waiting_for_all.add(slot)
+        owner.waiting_for_all.add(slot, slot.network)
         self._count_waiting(slot, 1)
         self._next[own][owner] = None
         if self._wants_all:
@@ -138,7 +138,7 @@ class FetchLimiter:
         queue, at_host = slot.queue, slot.at_host
         assert queue is not None
         slot.queue = None
-        queue.discard(slot)
+        queue.discard(slot, slot.network)
         self._count_waiting(slot, -1)
         if queue is slot.owner.waiting_for_all:
             if not queue:
