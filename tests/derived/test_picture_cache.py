@@ -6,6 +6,7 @@ import asyncio
 import errno
 import fcntl
 import os
+from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -79,17 +80,30 @@ def files(disk: Disk) -> list[str]:
 @pytest.mark.parametrize("data", [b"small", LARGE, b""], ids=["small", "large", "marker"])
 async def test_picture_survives_a_restart(disk: Disk, data: bytes) -> None:
     cache = PictureCache(disk, 1_000_000)
-    assert await found(cache, name_of()) is None
-    await make(cache, name_of(), data)
-    assert (disk.root / "derived" / "11" / ONE / "w320.webp").read_bytes() == data
+    name = replace(name_of(), negotiated=not data)
+    assert await found(cache, name) is None
+    await make(cache, name, data)
+    assert (disk.root / "derived" / "11" / ONE / name.file_name).read_bytes() == data
     restarted = PictureCache(disk, 1_000_000)
     await restarted.open()
     await restarted.wait_until_counted()
     assert restarted.bytes == len(data)
-    assert await found(restarted, name_of()) == data
+    assert await found(restarted, name) == data
     assert (restarted.hits, restarted.misses) == (1, 0)
     assert not list((disk.root / "partial").iterdir())
     await restarted.aclose()
+
+
+@pytest.mark.parametrize("size", [0, 100, 90_000])
+async def test_picture_that_was_cut_is_made_again(disk: Disk, size: int) -> None:
+    data = b"RIFF" + (len(LARGE) - 8).to_bytes(4, "little") + LARGE[8:]
+    await make(PictureCache(disk, 1_000_000), name_of(), data)
+    os.truncate(disk.root / "derived" / "11" / ONE / "w320.webp", size)
+    disk.memory_cache.evict(f"derived/11/{ONE}/w320.webp")
+    restarted = PictureCache(disk, 1_000_000)
+    assert [await found(restarted, name_of()) for _ in range(2)] == [None, None]
+    await make(restarted, name_of(), data)
+    assert await found(restarted, name_of()) == data
 
 
 @pytest.mark.parametrize("data", [b"small", LARGE], ids=["small", "large"])

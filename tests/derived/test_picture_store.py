@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,8 @@ from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import REMOVED
 from imgkeep.core.records import Digest, Format
 from imgkeep.derived import picture_store
-from imgkeep.derived.picture_cache import PictureCache, PictureDraft
+from imgkeep.derived.picture_cache import PictureCache
+from imgkeep.derived.picture_drafts import PictureDraft
 from imgkeep.derived.picture_store import PictureStore
 from imgkeep.images.object_urls import ObjectUrls
 from imgkeep.storage.memory import MemoryBody
@@ -192,9 +194,19 @@ async def test_picture_that_breaks_off_leaves_the_draft_empty(node: Node, files:
     assert await node.fetch(NAME) == DATA
 
 
-async def test_marker_and_vanished_picture_are_not_uploaded(node: Node, files: FakeFiles) -> None:
-    await node.make(NAME, b"")
+async def test_picture_that_another_program_has_cut_is_replaced(node: Node, files: FakeFiles) -> None:
+    whole = b"RIFF" + (len(DATA) - 8).to_bytes(4, "little") + DATA[8:]
+    files.stored[NAME.path] = whole[:100]
+    assert await node.fetch(NAME) is None
+    await node.make(NAME, whole)
     node.pictures.put_later(NAME)
+    await node.pictures.wait_until_uploaded()
+    assert files.stored[NAME.path] == whole
+
+
+async def test_marker_and_vanished_picture_are_not_uploaded(node: Node, files: FakeFiles) -> None:
+    await node.make(replace(NAME, negotiated=True), b"")
+    node.pictures.put_later(replace(NAME, negotiated=True))
     node.pictures.put_later(PictureName(ONE, "w640", Format.WEBP))
     await until(lambda: not node.pictures._tasks)
     assert (files.puts, node.pictures.uploads) == (0, 0)

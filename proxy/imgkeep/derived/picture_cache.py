@@ -5,7 +5,8 @@ The cache of derived pictures: files on the disk of the stores, the least recent
 
 Rules:
 - A picture can be made again, so the cache may lose any of them, and a disk that fails is a miss. A picture is written
-  whole or not at all, with fsync, so it is used without a check of its bytes: nothing but this cache knows their hash.
+  whole or not at all, with fsync, so it is used without a check of its bytes, but for its end when a process first
+  opens it (`cut_pictures.py`): nothing but this cache knows their hash.
 - A derive process writes into memory (`PictureDraft`). So it never waits for the disk of the stores, and a picture that
   no disk takes is answered from there, within `MEMORY_BYTES_MAX`.
 - No original has more than `PER_ORIGINAL_MAX` pictures here: a client that asks one image for ten thousand sizes evicts
@@ -19,24 +20,22 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import mmap
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from cachetools import LRUCache
 
 from imgkeep.core.errors import Removed, StorageError
 from imgkeep.core.layout import REMOVED
+from imgkeep.derived.cut_pictures import is_cut
 from imgkeep.derived.messages import PICTURE_BYTES_MAX
+from imgkeep.derived.picture_drafts import PictureDraft
 from imgkeep.storage.cache_index import CacheIndex
-from imgkeep.storage.local import atomic_files, open_files
-from imgkeep.storage.local.memory_cache import SMALL_BYTES_MAX
+from imgkeep.storage.local import atomic_files
 from imgkeep.storage.memory import MemorySpool
 
 if TYPE_CHECKING:
@@ -45,11 +44,14 @@ if TYPE_CHECKING:
 
     from imgkeep.core.derived.names import PictureName
     from imgkeep.core.records import Digest
+    from imgkeep.derived.picture_drafts import Data
     from imgkeep.storage.cache_index import CacheShare
     from imgkeep.storage.interfaces import Body
+    from imgkeep.storage.local.body import LocalBody
     from imgkeep.storage.local.disk import Disk
     from imgkeep.storage.local.memory_cache import CacheEntry
     from imgkeep.storage.local.opened_file import FileDigest
+    from imgkeep.storage.memory import MemoryBody
 
 FOLDER: Final = "derived"
 PER_ORIGINAL_MAX: Final = 128
@@ -65,13 +67,6 @@ HASHED_AT_ONCE_MAX: Final = 1_048_576
 DIGESTS_MAX: Final = 20_000
 """Maximum number of hashes that are remembered, 400 bytes each: another one is found anew, in a thread."""
 
-_SEALS: Final = (
-    getattr(fcntl, "F_SEAL_SHRINK", 0) | getattr(fcntl, "F_SEAL_GROW", 0) | getattr(fcntl, "F_SEAL_WRITE", 0)
-)
-
-Data: TypeAlias = bytes | mmap.mmap
-"""The bytes of a picture in memory."""
-
 
 @dataclass(frozen=True, slots=True)
 class FoundPicture:
@@ -85,69 +80,6 @@ class FoundPicture:
 
     body: Body
     etag: str
-
-
-class PictureDraft:
-    """
-    An empty file in memory for the bytes of one picture.
-
-    Attributes:
-        descriptor: Its descriptor, open until `aclose`. The process that writes leaves its offset undefined.
-    """
-
-    def __init__(self) -> None:
-        if hasattr(os, "memfd_create"):
-            self.descriptor = os.memfd_create("picture", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        else:
-            with tempfile.TemporaryFile() as file:
-                self.descriptor = os.dup(file.fileno())
-
-    def write(self, data: bytes, offset: int) -> int:
-        """Write some bytes, which takes no disk; return where they end."""
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self.descriptor, view, offset)
-            view, offset = view[written:], offset + written
-        return offset
-
-    def clear(self) -> None:
-        """Make the file empty again. Raises: StorageError: A derive process has made that impossible."""
-        try:
-            os.ftruncate(self.descriptor, 0)
-        except OSError:
-            raise StorageError("a derive process has sealed the file of its picture") from None
-
-    def read(self) -> Data:
-        """
-        Return the bytes that are in the file now; they stay valid after `aclose`.
-
-        Raises:
-            StorageError: There are too many.
-        """
-        is_sealed = self._seal()
-        size = os.fstat(self.descriptor).st_size
-        if size > PICTURE_BYTES_MAX:
-            raise StorageError("the derived picture is too large: ask for a smaller one")
-        if size > SMALL_BYTES_MAX and is_sealed:  # small ones are copied: a process may have only so many maps
-            with suppress(OSError):
-                return mmap.mmap(self.descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-        return open_files.read_all(self.descriptor, size)
-
-    def _seal(self) -> bool:
-        """
-        Make sure that the file stays as it is: a derive process that a hostile original has taken over may still have
-        it, and reading the map of a file that becomes shorter would end this process.
-
-        `False`: not on this system, or not while that process has mapped the file to write.
-        """
-        try:
-            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, _SEALS)
-        except (AttributeError, OSError):
-            return False
-        return True
-
-    async def aclose(self) -> None:
-        os.close(self.descriptor)
 
 
 class PictureCache:
@@ -279,20 +211,35 @@ class PictureCache:
         if not self._bytes_max:
             return None
         path = self._index.path_of(key)
+        known = self._digests.get(path)
         try:
-            opened = await self._disk.open_file(path, self._digests.get(path))
+            opened = await self._disk.open_file(path, known)
         except StorageError:
             return None
         if opened is None:
             self._index.forget(key)
             return None
-        self._digests[path] = opened.digest
         try:
+            if opened.digest != known and await self._is_cut(name, opened.body):
+                await opened.body.aclose()
+                self._index.forget(key)
+                return None
+            self._digests[path] = opened.digest
             await self._index.use(key, opened.body.size)
         except BaseException:
             await opened.body.aclose()
             raise
         return FoundPicture(opened.body, _make_etag(opened.digest.digest))
+
+    async def _is_cut(self, name: PictureName, body: LocalBody | MemoryBody) -> bool:
+        """Return whether a picture that this process has not seen before is cut off, and no copy of it may be used."""
+        try:
+            cut = await is_cut(name, body.size, body.read)
+        except StorageError:
+            cut = True
+        if cut:
+            self._forget_bytes(_key_of(name))
+        return cut
 
     async def _put_on_disk(self, data: Data, name: PictureName) -> FoundPicture | None:
         """Write a picture to the disk; `None`: that is not possible."""

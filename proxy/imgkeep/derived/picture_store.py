@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Final
 from cachetools import LRUCache, TTLCache
 
 from imgkeep.core.errors import Busy, Removed, StorageError
+from imgkeep.derived.cut_pictures import is_cut
 from imgkeep.derived.messages import PICTURE_BYTES_MAX
+from imgkeep.derived.original_file import PIECE_BYTES
 from imgkeep.derived.picture_cache import PER_ORIGINAL_MAX
 from imgkeep.storage.memory import MemorySpool
 
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
     from imgkeep.clock import Sleep
     from imgkeep.core.derived.names import PictureName
     from imgkeep.core.records import Digest
-    from imgkeep.derived.picture_cache import PictureCache, PictureDraft
+    from imgkeep.derived.picture_cache import PictureCache
+    from imgkeep.derived.picture_drafts import PictureDraft
     from imgkeep.images.object_urls import ObjectUrl, ObjectUrls
     from imgkeep.storage.picture_files import PictureFiles
 
@@ -54,7 +57,6 @@ ABSENT_TTL_S: Final = 30
 """Time for which a picture that was not there is not asked for again; this process finds at once what it puts."""
 RETRY_INTERVAL_S: Final = 60
 """Interval of attempts to delete pictures of removed originals while the store is away."""
-PIECE_BYTES: Final = 262_144
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +184,12 @@ class PictureStore:
                 offset = draft.write(data, offset)
         finally:
             await body.aclose()
-        return 0 < offset == size
+        if not 0 < offset == size:
+            return False
+        if await is_cut(name, size, draft.read_piece):
+            await files.delete_all(name.digest)  # no other node is to use it, nor a client that is sent there
+            return False
+        return True
 
     # --- uploads
 
