@@ -22,6 +22,7 @@ from imgkeep.core.errors import ImgkeepError, InvalidOption, NotSupported
 from imgkeep.core.records import Key, Wanted
 from imgkeep.core.source_url import read_source
 from imgkeep.derived.cores import count_cores
+from imgkeep.derived.original_file import PIECE_BYTES
 from imgkeep.derived.pictures import StoredOriginal
 from imgkeep.images.request_context import INTERNAL
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from imgkeep.derived.pictures import Picture
     from imgkeep.storage.interfaces import Body
 
-PIECE_BYTES: Final = 262_144
 PAGE: Final = 500
 """Maximum number of images in one statement."""
 _KEY: Final = re.compile("[0-9a-f]{64}")

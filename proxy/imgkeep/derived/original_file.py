@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from imgkeep.storage.interfaces import Body, Draft, Spool
 
 PIECE_BYTES: Final = 262_144
+"""Size of the pieces in which originals and pictures are copied."""
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import Busy, DeriveFailed, ImgkeepError, StorageError
+from imgkeep.derived.original_file import PIECE_BYTES
 from imgkeep.images.interfaces import LinkFailure
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ WAIT_TIMEOUT_S: Final = 60
 """Timeout for one of them: a derivation and its place in the queue take less."""
 FAILURE_TTL_S: Final = 60
 """Time for which other nodes learn of a failure; they remember it themselves from then on."""
-PIECE_BYTES: Final = 262_144
-"""Size of the pieces in which a picture of another node is read."""
 
 
 class PictureSharing:

@@ -27,6 +27,7 @@ from cachetools import LRUCache, TTLCache
 from imgkeep.core.errors import Busy, Removed, StorageError
 from imgkeep.derived.cut_pictures import is_cut
 from imgkeep.derived.messages import PICTURE_BYTES_MAX
+from imgkeep.derived.original_file import PIECE_BYTES
 from imgkeep.derived.picture_cache import PER_ORIGINAL_MAX
 from imgkeep.storage.memory import MemorySpool
 
@@ -56,7 +57,6 @@ ABSENT_TTL_S: Final = 30
 """Time for which a picture that was not there is not asked for again; this process finds at once what it puts."""
 RETRY_INTERVAL_S: Final = 60
 """Interval of attempts to delete pictures of removed originals while the store is away."""
-PIECE_BYTES: Final = 262_144
 
 log = logging.getLogger(__name__)
 
