@@ -311,7 +311,7 @@ class DeriveProcess:
     def _note_status(self, collected: asyncio.Future[int | None]) -> None:
         status = collected.result()
         if self.ending is Ending.CRASHED and not self._killed:
-            self.ending = _ENDINGS.get(status, Ending.CRASHED)
+            self.ending = Ending.CRASHED if status is None else _ENDINGS.get(status, Ending.CRASHED)
         self._status.set_result(status)
         self._gone(self)
 
