@@ -194,6 +194,11 @@ def test_nonsense_is_refused(format_: str, original: bytes) -> None:
             "too_large",
             "derive.memory_bytes_max",
         ),
+        (
+            "heif: Memory allocation error: Failed to allocate image (6.0)\nwbuffer_write: write failed\n",
+            "too_large",
+            "derive.memory_bytes_max",
+        ),
         ("heif: Security limit exceeded: Image size exceeds the maximum\n", "too_large", "larger than libvips reads"),
         ("heif: Unsupported feature: Unsupported codec (4.3000)\n", "unsupported", "Unsupported codec"),
         (

@@ -50,12 +50,12 @@ def refused_by(deadline: Deadline) -> Iterator[None]:
             refusal = Refusal("too_slow", "the picture takes longer than derive.timeout_s; ask for a smaller one")
         elif re.search(r"too (?:large|big)|exceeds? ", text, re.IGNORECASE):
             refusal = Refusal("too_large", f"the image is larger than libvips reads: {_readable(text)}")
-        elif re.search(r"write error|write failed", text, re.IGNORECASE):
-            refusal = Refusal("too_large", "there is no room for the picture")
-        elif re.search(r"memory|encoder plugin", text, re.IGNORECASE):  # AVIF's says no more than that
+        elif re.search(r"memory|encoder plugin", text, re.IGNORECASE):  # of AVIF; a failed write may follow
             refusal = Refusal(
                 "too_large", "the picture needs more memory than derive.memory_bytes_max; ask for a smaller one"
             )
+        elif re.search(r"write error|write failed", text, re.IGNORECASE):
+            refusal = Refusal("too_large", "there is no room for the picture")
         elif re.search(r"unsupported|not supported", text, re.IGNORECASE):
             refusal = Refusal("unsupported", f"libvips cannot read this kind of image: {_readable(text)}")
         else:

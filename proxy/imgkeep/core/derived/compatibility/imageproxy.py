@@ -44,7 +44,7 @@ from imgkeep.core.signing import ForeignSignature
 _ENCODED: Final = re.compile(r"https?%3A%2F", re.ASCII | re.IGNORECASE)
 _BASE64: Final = re.compile(r"[A-Za-z0-9_-]+")
 _SIZE: Final = re.compile(r"([0-9]{0,8})(x?)([0-9]{0,8})")
-_FRACTION: Final = re.compile(r"(?=.*\.)[0-9.]*x?[0-9.]*")
+_FRACTION: Final = re.compile(r"(?=.*\.)[0-9.]*(?:x[0-9.]*)?")
 _FLAGS: Final = frozenset({"fit", "sc", "scaleUp"})
 _FORMATS: Final = frozenset({"jpeg", "png"})
 _UNSUPPORTED: Final = {
