@@ -22,11 +22,8 @@ HEADS: Final = {
     "AVIF": b"\0\0\0\x10ftypmif3avif\0\0\0\x42mini\x08\x08\0\0" + b"pixels" * 9,
 }
 """The shortest file of each format that imgkeep takes for one, without its end."""
-ENDS: Final = {
-    "JPEG": b"\xff\xd9",
-    "PNG": bytes.fromhex("0000000049454e44ae426082"),
-    "GIF": b";",
-}
+ENDS: Final = {"JPEG": b"\xff\xd9", "PNG": bytes.fromhex("0000000049454e44ae426082"), "GIF": b";"}
+"""The ends without which a picture of a format counts as cut off."""
 
 COMMAND: Final = (sys.executable, str(Path(__file__)))
 WRITES: Final = ("JPEG", "PNG", "WEBP", "AVIF", "GIF")
