@@ -201,6 +201,7 @@ def test_nonsense_is_refused(format_: str, original: bytes) -> None:
         ),
         ("heif: Security limit exceeded: Image size exceeds the maximum\n", "too_large", "larger than libvips reads"),
         ("heif: Unsupported feature: Unsupported codec (4.3000)\n", "unsupported", "Unsupported codec"),
+        ("heif: Error while loading plugin: Support for this has not been built in\n", "unsupported", "built in"),
         (
             "source: bad seek to 9\npngload: bad\x1b[31m header\npngload: again\n",
             "unreadable",

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from imgkeep.derived.messages import Derived, NotSmaller
+from imgkeep.core.records import Format
+from imgkeep.derived.messages import Derived, NotSmaller, Refused
+from imgkeep.derived.process import library
 from tests.support.derive import corners, encoded, make, open_picture, picture_of, quarters, refused
 from tests.support.image_files import dib, ico, svg
 
@@ -213,6 +215,16 @@ def test_icon_may_do_without_a_mask() -> None:
     image = dib(32, mask=False)
     rows = b"\0\0\xff\0" * 240
     assert corners(open_picture(ico((20, 12, image[:40] + rows)), "ICO")) == "rrrr"
+
+
+def test_heic_is_read_where_libvips_has_its_decoder() -> None:
+    answer, _ = make(library._HEIC, "HEIC", "full", "JPEG")
+    if Format.HEIC in library.readable():
+        assert isinstance(answer, Derived)
+        assert (answer.width, answer.height) == (8, 8)
+    else:
+        assert isinstance(answer, Refused)
+        assert (answer.reason, "libde265" in answer.detail) == ("unsupported", True)
 
 
 def test_svg_is_drawn_only_when_allowed() -> None:

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     connection.send(
         Ready(
             version=library.version(),
-            reads=tuple(each.name for each in library.readable()),
+            reads=tuple(sorted(each.name for each in library.readable())),
             writes=tuple(each.name for each in library.writable()),
         )
     )

@@ -56,7 +56,7 @@ def refused_by(deadline: Deadline) -> Iterator[None]:
             )
         elif re.search(r"write error|write failed", text, re.IGNORECASE):
             refusal = Refusal("too_large", "there is no room for the picture")
-        elif re.search(r"unsupported|not supported", text, re.IGNORECASE):
+        elif re.search(r"unsupported|not supported|not been built in", text, re.IGNORECASE):
             refusal = Refusal("unsupported", f"libvips cannot read this kind of image: {_readable(text)}")
         else:
             refusal = Refusal("unreadable", f"libvips cannot read the image: {_readable(text)}")

@@ -7,6 +7,8 @@ reaches no other code, whatever it contains.
 
 from __future__ import annotations
 
+import base64
+from functools import cache
 from typing import Final
 
 import pyvips
@@ -39,6 +41,16 @@ _SAVERS: Final = {
     Format.GIF: "gifsave_target",
     Format.JXL: "jxlsave_target",
 }
+_HEIC: Final = base64.b64decode(
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAXxtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAA"
+    "ACJpbG9jAAAAAERAAAEAAQAAAAABoAABAAAAAAAAACYAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRt"
+    "AAAAAAABAAAA/GlwcnAAAADcaXBjbwAAAHVodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMA"
+    "AAMAHroCQGEAAQApQgEBA3AAAAMAkAAAAwAAAwAeoCCBBZbqrprm4CGgwIAAAAyAAAADAIRiAAEABkQBwXPBiQAAABNjb2xybmNs"
+    "eAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAQAAAAChjbGFwAAAACAAAAAEAAAAIAAAAAf///8gAAAAC////yAAAAAIAAAAQcGl4"
+    "aQAAAAADCAgIAAAAGGlwbWEAAAAAAAAAAQABBYECAwWEAAAALm1kYXQAAAAiKAGvBRITTOD6ulI7n+NYfHwG3l7PlazvFvyglVoQ"
+    "kfFbQA=="
+)
+"""A HEIC of 8 x 8 pixels. libvips loads the format also where its libheif has no decoder, and only the pixels fail."""
 _READ_HERE: Final = (Format.BMP, Format.ICO, Format.CUR)
 """Formats that `bitmaps.py` reads, because the library of `pyvips-binary` does not."""
 
@@ -76,9 +88,21 @@ def version() -> str:
     return ".".join(str(pyvips.version(part)) for part in range(3))
 
 
-def readable() -> list[Format]:
-    """Return the formats that can be read; those of HEIC depend on a codec that may be missing in spite of it."""
-    return [each for each in Format if each in _READ_HERE or (each in _LOADERS and _has(_LOADERS[each]))]
+@cache
+def readable() -> frozenset[Format]:
+    """Return the formats that can be read."""
+    loaded = {each for each, loader in _LOADERS.items() if _has(loader)}
+    if not _decodes_heic():
+        loaded.discard(Format.HEIC)
+    return loaded | frozenset(_READ_HERE)
+
+
+def remedy_for(original: Format) -> str:
+    """Return what reads a format that this libvips does not read."""
+    return {
+        Format.HEIC: "one with an HEVC decoder (libde265) does",
+        Format.JXL: "one with libjxl does",
+    }.get(original, "another one may")
 
 
 def writable() -> list[Format]:
@@ -89,6 +113,14 @@ def writable() -> list[Format]:
 def loader_of(original: Format) -> str:
     """Return the name of the loader that reads a format."""
     return _LOADERS[original]
+
+
+def _decodes_heic() -> bool:
+    try:
+        pyvips.Image.new_from_buffer(_HEIC, "").avg()
+    except pyvips.Error:
+        return False
+    return True
 
 
 def _has(operation: str) -> bool:

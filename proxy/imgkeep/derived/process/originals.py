@@ -97,7 +97,8 @@ def open_original(descriptor: int, job: Job, last_page: int | None = None) -> Or
     if format_ is Format.SVG and not job.rasterise_svg:
         raise Refusal("unsupported", "SVG images are not drawn; derive.svg = true allows it")
     if format_ not in library.readable():
-        raise Refusal("unsupported", f"libvips {library.version()} of this installation reads no {format_.name}")
+        remedy = library.remedy_for(format_)
+        raise Refusal("unsupported", f"the libvips of this server reads no {format_.name}; {remedy}")
     library.allow_svg(is_allowed=job.rasterise_svg)
     bitmap = bitmaps.read(format_, data, job.pixels_max) if format_ in _BITMAPS else None
     frames = count_frames(format_, data) if format_ in (Format.WEBP, Format.APNG) else 1
