@@ -333,6 +333,8 @@ def test_option_of_thumbor_that_is_not_supported_is_named(options: str, name: st
 @table(
     ("options", "message"),
     [
+        ("1e9x5/", "1e9x5 is not an option of thumbor"),
+        ("smart/smart/", "smart is not an option of thumbor"),
         ("fit-in/", "fit-in: needs a size"),
         ("fit-in/0x0/", "fit-in: needs a size"),
         ("filters:/", "filters: expected name(arguments)"),
@@ -374,6 +376,8 @@ def test_range_of_a_filter_is_that_of_img(value: str) -> None:
         (quote(f"{SOURCE}?sig=a%2Fb", safe=""), f"{SOURCE}?sig=a%2Fb"),
         (quote(f"{SOURCE}?x=1"), f"{SOURCE}?x=1"),
         ("httpbin.example/a", "http://httpbin.example/a"),
+        (f"h.example/{SOURCE}", f"http://h.example/{SOURCE}"),
+        ("localhost/a", "http://localhost/a"),
     ],
 )
 def test_source_of_thumbor_is_decoded_once(path: str, source: str) -> None:

@@ -94,7 +94,7 @@ def readable() -> frozenset[Format]:
     loaded = {each for each, loader in _LOADERS.items() if _has(loader)}
     if not _decodes_heic():
         loaded.discard(Format.HEIC)
-    return loaded | frozenset(_READ_HERE)
+    return frozenset(loaded.union(_READ_HERE))
 
 
 def remedy_for(original: Format) -> str:

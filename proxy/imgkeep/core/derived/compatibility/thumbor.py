@@ -25,6 +25,7 @@ from imgkeep.core.derived.compatibility.foreign_request import (
     ForeignRequest,
     check_length,
     percent_decoded,
+    quoted,
     read_absolute_url,
     refuse_query,
 )
@@ -81,8 +82,16 @@ def read_thumbor(path: str, query: str | None, key: str) -> ForeignRequest | Non
     if not rest:
         raise InvalidSource("the source URL is missing at the end of the path")
     text = percent_decoded(rest)
-    source = read_absolute_url(text) or f"http://{text}"
+    source = read_absolute_url(text) or _without_scheme(text)
     return ForeignRequest(source, _translate(options, filters).parameters(), signature)
+
+
+def _without_scheme(text: str) -> str:
+    """Return a source URL that has no scheme. Raises: InvalidOption: It begins with an option that thumbor has not."""
+    word, _, behind = text.partition("/")
+    if "." not in word and "://" in behind:
+        raise InvalidOption(f"{quoted(word)} is not an option of thumbor, or not at this place")
+    return f"http://{text}"
 
 
 def _judge(given: str, rest: str, key: str) -> ForeignSignature:
