@@ -126,6 +126,17 @@ async def test_all_clients_leave_and_the_picture_is_there_for_the_next(world: Pi
     assert len(world.processes.jobs) == 1
 
 
+async def test_webp_becomes_avif_unless_it_moves(world: PictureWorld) -> None:
+    original = replace(await original_in(world), format=Format.WEBP)
+    accept = "image/avif,image/webp"
+    still = await picture_of(world, original, "w=40&format=auto", accept)
+    world.processes.answers["w41.AVIF"] = NotSmaller()
+    moving = await picture_of(world, original, "w=41&format=auto", accept)
+    assert still is not None
+    assert moving is not None
+    assert (still[0], moving[0]) == (fake_picture("w40", "AVIF"), fake_picture("w41", "WEBP"))
+
+
 async def test_negotiated_picture_that_is_not_smaller_gives_way_to_the_format_of_the_original(
     world: PictureWorld,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from imgkeep.derived.messages import Derived
+from imgkeep.derived.messages import Derived, NotSmaller
 from tests.support.derive import corners, encoded, make, open_picture, picture_of, quarters, refused
 from tests.support.image_files import dib, ico, svg
 
@@ -155,6 +155,15 @@ def test_first_frame_stays_where_the_format_has_none(format_: str) -> None:
     answer, file = make(animation("GIF"), "GIF", "w40", format_)
     assert answer == Derived(size=len(file), width=40, height=30)
     assert corners(Image.open(BytesIO(file))) == "rrrr"
+
+
+@pytest.mark.parametrize("original", ["GIF", "WEBP"])
+def test_negotiated_format_that_would_lose_frames_gives_way(original: str) -> None:
+    frames = animation(original)
+    assert make(frames, original, "w40", "AVIF", smaller_than=len(frames))[0] == NotSmaller()
+    assert isinstance(make(frames, original, "w40-p1", "AVIF", smaller_than=len(frames))[0], Derived)
+    still = ORIGINALS[original]
+    assert isinstance(make(still, original, "w40", "AVIF", smaller_than=len(still))[0], Derived)
 
 
 @pytest.mark.parametrize(("page", "colour"), [(0, "r"), (2, "b"), (3, "w")])

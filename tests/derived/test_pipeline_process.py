@@ -30,6 +30,7 @@ from imgkeep.derived.messages import (
     decode_greeting,
     encode,
 )
+from imgkeep.derived.process.limits import processor_time_of
 from tests.support.derive import encoded, quarters
 
 if TYPE_CHECKING:
@@ -135,6 +136,14 @@ def test_process_is_limited(program: Program) -> None:
     assert limits["Max cpu time"].isdigit()
     assert os.getpriority(os.PRIO_PROCESS, program.process.pid) == min(os.nice(0) + 10, 19)
     assert Path(f"/proc/{program.process.pid}/cwd").readlink() == Path("/")
+
+
+@pytest.mark.parametrize(("allowed", "seconds"), [(21, 5), (5, 2), (1, 1), (61, 15)])
+def test_svg_may_take_a_quarter_of_the_processor_time(allowed: int, seconds: int) -> None:
+    """A few hundred bytes of `<use>` within `<use>` would take all of it, and a new size of it once more."""
+    limits = ProcessLimits(memory_bytes_max=MEMORY_BYTES_MAX, cpu_s=allowed)
+    assert processor_time_of(derive_job(original_format="SVG"), limits) == seconds
+    assert processor_time_of(derive_job(), limits) == allowed
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no limit of the address space")

@@ -58,6 +58,13 @@ async def test_crash_fails_one_job_and_is_not_tried_again() -> None:
             assert pool.count("processes_ended", cause="crashed") == number
 
 
+async def test_process_that_has_used_up_its_processor_time_has_taken_too_long() -> None:
+    async with open_pool() as pool:
+        with pytest.raises(DeriveFailed, match="processor time"):
+            await pool.run("spent")
+        assert pool.count("processes_ended", cause="timed_out") == 1
+
+
 async def test_process_that_answers_twice_is_ended() -> None:
     async with open_pool() as pool:
         with suppress(DeriveFailed):  # if both answers come in one piece

@@ -4,7 +4,7 @@ A program that speaks the protocol of a derive process, and misbehaves as the st
     done                                writes "picture" into the file for it
     slow                                waits until the original has a byte, and is done
     hang, exit0, exit3, abort           does not answer
-    killed, killed-once, allocate, seal
+    killed, killed-once, spent, allocate, seal
     garbage, long, greet, twice, split  answers wrong, twice, or byte by byte
     verbose                             refuses with a long reason
 
@@ -82,6 +82,7 @@ def misbehave(stem: str, sock: socket.socket, descriptors: list[int], limits: Pr
         "exit3": lambda: os._exit(3),
         "abort": os.abort,
         "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+        "spent": lambda: os.kill(os.getpid(), signal.SIGXCPU),
         "killed-once": lambda: kill_once(source, output),
         "allocate": lambda: allocate(limits.memory_bytes_max),
         "seal": lambda: seal(output),

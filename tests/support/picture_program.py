@@ -17,11 +17,11 @@ from imgkeep.derived.messages import LENGTH_BYTES, Derived, DeriveJob, Ready, de
 HEADS: Final = {
     "JPEG": bytes.fromhex("ffd8ffc0000b080001000101011100"),
     "PNG": bytes.fromhex("89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55000000004944415435af061e"),
-    "GIF": b"GIF89a\1\0\1\0\0\0\0;",
+    "GIF": b"GIF89a\1\0\1\0\0\0\0",
     "WEBP": b"RIFF\x16\0\0\0WEBPVP8L\n\0\0\0/" + bytes(9),
     "AVIF": b"\0\0\0\x10ftypmif3avif\0\0\0\x42mini\x08\x08\0\0" + b"pixels" * 9,
 }
-"""The shortest file of each format that imgkeep takes for one."""
+"""The shortest file of each format that imgkeep takes for one, without its end."""
 ENDS: Final = {"JPEG": b"\xff\xd9", "PNG": bytes.fromhex("0000000049454e44ae426082"), "GIF": b";"}
 """The ends without which a picture of a format counts as cut off."""
 

@@ -78,11 +78,15 @@ class Ending(Enum):
     ABANDONED = "abandoned"
     """Its job was given up."""
     TIMED_OUT = "timed_out"
-    """Its job took too long, and the process was killed."""
+    """Its job took too long, and this process or the kernel has killed it."""
     CRASHED = "crashed"
     """It ended by itself, or said something that is no answer."""
     KILLED = "killed"
     """Another program or the kernel killed it: an operator, or the system for lack of memory."""
+
+
+_ENDINGS: Final = {0: Ending.RECYCLED, -signal.SIGKILL: Ending.KILLED, -signal.SIGXCPU: Ending.TIMED_OUT}
+"""By the exit status of a process that has ended by itself, or by the kernel."""
 
 
 class ProcessEnded(Exception):
@@ -307,9 +311,7 @@ class DeriveProcess:
     def _note_status(self, collected: asyncio.Future[int | None]) -> None:
         status = collected.result()
         if self.ending is Ending.CRASHED and not self._killed:
-            self.ending = (
-                Ending.KILLED if status == -signal.SIGKILL else Ending.RECYCLED if status == 0 else Ending.CRASHED
-            )
+            self.ending = Ending.CRASHED if status is None else _ENDINGS.get(status, Ending.CRASHED)
         self._status.set_result(status)
         self._gone(self)
 

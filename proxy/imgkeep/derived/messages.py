@@ -113,7 +113,10 @@ class Derived(Struct, tag="derived", frozen=True, kw_only=True):
 
 
 class NotSmaller(Struct, tag="not_smaller", frozen=True):
-    """The picture would have had as many bytes as `smaller_than` or more, at the size of the original."""
+    """
+    The picture has no use in this format: it would have had as many bytes as `smaller_than` or more, at the size of the
+    original, or lacked frames of it.
+    """
 
 
 class Facts(Struct, tag="facts", frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.derived.names import name_of
-from imgkeep.core.derived.negotiation import Abilities, Original, choose_format
+from imgkeep.core.derived.negotiation import Abilities, choose_formats
 from imgkeep.core.errors import Busy, DeriveFailed, NotSupported, Removed
 from imgkeep.core.layout import REMOVED, read_object_name
 from imgkeep.core.records import Format
@@ -145,15 +145,11 @@ class DerivedPictures:
         Raises:
             NotSupported: The request names a format that this installation does not write.
         """
-        facts, abilities = Original(original.format), self._find_abilities()
-        chosen = choose_format(options, facts, accepted, abilities)
-        if chosen.format is Format.SVG:
+        chosen = choose_formats(options, original.format, accepted, self._find_abilities())
+        if chosen[0].format is Format.SVG:
             return ()
-        name = name_of(original.digest, options, chosen.format, negotiated=chosen.negotiated)
-        if not chosen.negotiated:
-            return (name,)
-        plain = choose_format(replace(options, format=None), facts, accepted, abilities)
-        return name, name_of(original.digest, options, plain.format)
+        digest = original.digest
+        return tuple(name_of(digest, options, each.format, negotiated=each.negotiated) for each in chosen)
 
     async def open(
         self, original: StoredOriginal, names: tuple[PictureName, ...], request_context: RequestContext

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import math
 import os
+import signal
 from typing import TYPE_CHECKING, Final
 
 from imgkeep.core.errors import Busy, DeriveFailed, NotSupported
@@ -320,6 +321,10 @@ def _abandon(started: asyncio.Task[DeriveProcess]) -> None:
 
 
 def _fail(end: ProcessEnded, timeout_s: float) -> DeriveFailed:
+    if end.status == -signal.SIGXCPU:
+        return DeriveFailed(
+            "the picture takes more processor time than derive.timeout_s allows, of which an SVG may take a quarter"
+        )
     if end.ending is Ending.TIMED_OUT:
         return DeriveFailed(
             f"the picture takes longer than {timeout_s:g} seconds: ask for a smaller one, or raise derive.timeout_s"

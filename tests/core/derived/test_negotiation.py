@@ -15,6 +15,7 @@ from imgkeep.core.derived.negotiation import (
     ChosenFormat,
     Original,
     choose_format,
+    choose_formats,
     read_accept,
     varies,
 )
@@ -126,7 +127,7 @@ CHOICES = {
     "AVIF, auto": (AUTO, Original(Format.AVIF), BOTH, USUAL, "AVIF"),
     "AVIF, auto, WebP alone": (AUTO, Original(Format.AVIF), "image/webp", USUAL, "WEBP negotiated"),
     "WebP, auto, WebP alone": (AUTO, Original(Format.WEBP), "image/webp", USUAL, "WEBP"),
-    "WebP that may move, auto": (AUTO, Original(Format.WEBP), BOTH, USUAL, "WEBP"),
+    "WebP that may move, auto": (AUTO, Original(Format.WEBP), BOTH, USUAL, "AVIF negotiated"),
     "WebP that does not, auto": (AUTO, Original(Format.WEBP, is_animated=False), BOTH, USUAL, "AVIF negotiated"),
     "WebP that does, auto": (AUTO, Original(Format.WEBP, is_animated=True), BOTH, USUAL, "WEBP"),
     "WebP that does, auto, one frame": (
@@ -136,8 +137,9 @@ CHOICES = {
         USUAL,
         "AVIF negotiated",
     ),
-    "GIF, auto": (AUTO, Original(Format.GIF), BOTH, USUAL, "WEBP negotiated"),
-    "GIF, auto, AVIF alone": (AUTO, Original(Format.GIF), "image/avif", USUAL, "GIF"),
+    "GIF that may move, auto": (AUTO, Original(Format.GIF), BOTH, USUAL, "AVIF negotiated"),
+    "GIF that does, auto": (AUTO, Original(Format.GIF, is_animated=True), BOTH, USUAL, "WEBP negotiated"),
+    "GIF that does, auto, AVIF alone": (AUTO, Original(Format.GIF, is_animated=True), "image/avif", USUAL, "GIF"),
     "GIF that does not move, auto": (AUTO, Original(Format.GIF, is_animated=False), BOTH, USUAL, "AVIF negotiated"),
     "SVG, no format": (PLAIN, Original(Format.SVG), BOTH, USUAL, "SVG"),
     "SVG, auto": (AUTO, Original(Format.SVG), BOTH, USUAL, "SVG"),
@@ -181,3 +183,23 @@ def test_picture_is_in_a_format_that_is_written(
         assert chosen.format in read_accept(accept).formats
     else:
         assert chosen == choose_format(options, original, read_accept(None), abilities)
+
+
+@pytest.mark.parametrize(
+    ("options", "original", "accept", "expected"),
+    [
+        (AUTO, Format.PNG, BOTH, ["AVIF negotiated", "PNG"]),
+        (AUTO, Format.PNG, "*/*", ["PNG"]),
+        (AUTO, Format.WEBP, BOTH, ["AVIF negotiated", "WEBP"]),
+        (AUTO, Format.WEBP, "image/webp", ["WEBP"]),
+        (AUTO, Format.GIF, BOTH, ["AVIF negotiated", "WEBP negotiated", "GIF"]),
+        (AUTO, Format.GIF, "image/avif", ["AVIF negotiated", "GIF"]),
+        (AUTO, Format.GIF, "image/webp,image/avif;q=0.5", ["WEBP negotiated", "GIF"]),
+        (PLAIN, Format.GIF, BOTH, ["GIF"]),
+        (AUTO, Format.APNG, BOTH, ["AVIF negotiated", "PNG"]),
+        (AUTO, Format.SVG, BOTH, ["SVG"]),
+    ],
+)
+def test_formats_follow_each_other(options: PictureOptions, original: Format, accept: str, expected: list[str]) -> None:
+    chosen = choose_formats(options, original, read_accept(accept), USUAL)
+    assert [each.format.name + (" negotiated" if each.negotiated else "") for each in chosen] == expected

@@ -12,7 +12,7 @@ Rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 NEGOTIABLE: Final = (Format.AVIF, Format.WEBP)
 """Formats that follow from `Accept`, best first."""
+
+ANIMATED: Final = frozenset({Format.GIF, Format.WEBP})
+"""Formats that may have frames, all of which a picture shows."""
 
 _READ_BY_ALL: Final = ("image/jpeg", "image/png", "image/gif", "image/*", "*/*")
 _NAMED: Final = {
@@ -142,6 +145,24 @@ def choose_format(
     return ChosenFormat(plain)
 
 
+def choose_formats(
+    options: PictureOptions, original: Format, accepted: Accepted, abilities: Abilities
+) -> tuple[ChosenFormat, ...]:
+    """
+    Return the formats that may answer a request, best first: each takes the place of the one before it where that
+    cannot hold all frames of the original, or would have more bytes.
+
+    Raises:
+        NotSupported: As `choose_format`.
+    """
+    chosen = choose_format(options, Original(original), accepted, abilities)
+    if not chosen.negotiated:
+        return (chosen,)
+    if_it_moves = choose_format(options, Original(original, is_animated=True), accepted, abilities)
+    plain = choose_format(replace(options, format=None), Original(original), accepted, abilities)
+    return tuple(dict.fromkeys((chosen, if_it_moves, plain)))
+
+
 def _plain_format(original: Original, abilities: Abilities) -> Format:
     """Return the format of a picture whose request names none."""
     if original.format is Format.APNG:  # libvips reads its first frame alone
@@ -153,11 +174,12 @@ def _plain_format(original: Original, abilities: Abilities) -> Format:
 
 
 def _holds(format_: Format, original: Original, options: PictureOptions) -> bool:
-    """Return whether a format holds all that a picture shows: AVIF, as libvips writes it, has one frame."""
-    if format_ is not Format.AVIF or options.page is not None:
-        return True
-    may_move = original.is_animated is not False and original.format in {Format.GIF, Format.WEBP}
-    return not may_move
+    """
+    Return whether a format holds all that a picture shows: AVIF, as libvips writes it, has one frame. Where it is
+    unknown whether the original moves, the derive process finds out.
+    """
+    moves = original.is_animated is True and original.format in ANIMATED
+    return format_ is not Format.AVIF or options.page is not None or not moves
 
 
 def _read(field: str) -> Accepted:

@@ -11,7 +11,7 @@ import msgspec
 
 from imgkeep.derived.messages import DeriveJob, ProcessLimits, Ready, Unusable
 from imgkeep.derived.process.connection import Connection
-from imgkeep.derived.process.limits import allow_processor_time, set_limits
+from imgkeep.derived.process.limits import allow_processor_time, processor_time_of, set_limits
 from imgkeep.derived.process.memory import Memory
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     )
     memory = Memory(limits.memory_bytes_max)
     for job, descriptors in connection.jobs():
-        allow_processor_time(limits.cpu_s)
+        allow_processor_time(processor_time_of(job, limits))
         try:
             answer = _answer(job, descriptors)
         finally:

@@ -15,16 +15,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from imgkeep.core.records import Format
 from imgkeep.derived.messages import PICTURE_BYTES_MAX
 
 if TYPE_CHECKING:
-    from imgkeep.derived.messages import ProcessLimits
+    from imgkeep.derived.messages import Job, ProcessLimits
 
 OPEN_FILES_MAX: Final = 64
 """Maximum number of open files: libraries, the socket, and the two files of a job."""
 
 OUT_OF_MEMORY_SCORE: Final = Path("/proc/self/oom_score_adj")
 """Where a process says how soon the kernel may kill it for want of memory: 1000, before all others."""
+
+SVG_SHARE: Final = 4
+"""
+An SVG may take a quarter of the processor time: some hundred bytes draw a shape millions of times, by `<use>` within
+`<use>`, and librsvg cannot be stopped meanwhile. A map of megabytes takes a second or two.
+"""
+SVG_CPU_S_MIN: Final = 2
 
 _M_ARENA_MAX: Final = -8
 """Option of glibc's `mallopt`: each thread's arena would reserve 64 MiB of the address space."""
@@ -51,6 +59,13 @@ def set_limits(limits: ProcessLimits) -> None:
     # A terminal, or a service manager, sends these to all processes of the server; its own closes the connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def processor_time_of(job: Job, limits: ProcessLimits) -> int:
+    """Return the processor time that a job may take, in seconds."""
+    if job.original_format != Format.SVG.name:
+        return limits.cpu_s
+    return min(limits.cpu_s, max(SVG_CPU_S_MIN, limits.cpu_s // SVG_SHARE))
 
 
 def allow_processor_time(seconds: int) -> None:

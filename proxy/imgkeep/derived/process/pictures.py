@@ -57,6 +57,16 @@ class _Work:
         return self.options.rotate in (90, 270)
 
     @property
+    def loses_frames(self) -> bool:
+        """Return whether the picture shows one frame of an animation, and the request did not ask for one."""
+        return (
+            self.original.frames > 1
+            and self.original.format in ANIMATED
+            and self.options.page is None
+            and self.count == 1
+        )
+
+    @property
     def can_be_the_original(self) -> bool:
         """Return whether the original could take the place of the picture."""
         is_changed = self.options.rotate or self.options.blur or self.options.background
@@ -75,6 +85,8 @@ def derive(job: DeriveJob, original_descriptor: int, picture_descriptor: int) ->
     deadline = Deadline(job.timeout_s)
     with refused_by(deadline):
         work = _prepare(job, original_descriptor)
+        if work.loses_frames and job.smaller_than and job.format != job.original_format:
+            return NotSmaller()  # a format that the client did not name gives way
         frames = _change(work, deadline)
         _fill(frames, work)
         image = frames.image
