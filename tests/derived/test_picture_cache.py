@@ -320,6 +320,25 @@ async def test_cached_response_that_reads_a_picture_during_its_eviction_is_empty
     assert entry.read_now() is None, "no removal would find it"
 
 
+async def test_picture_that_is_found_during_its_removal_is_counted_no_more(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = PictureCache(disk, 1_000_000)
+    await make(cache, name_of())
+    run = disk.run
+
+    async def run_late(what: object, *args: object) -> object:
+        if getattr(what, "__name__", "") == "rmtree":
+            assert await cache.find(name_of()) is None
+            assert cache.bytes, "it was there"
+        return await run(what, *args)  # type: ignore[arg-type]  # whatever work
+
+    monkeypatch.setattr(disk, "run", run_late)
+    cache.blocked = {ONE}
+    await cache.drop(ONE)
+    assert (cache.bytes, disk.memory_cache.copied_bytes) == (0, 0)
+
+
 async def entry_in(cache: PictureCache, name: PictureName) -> CacheEntry:
     """Make a picture, and return what a cached response holds of it."""
     await make(cache, name)

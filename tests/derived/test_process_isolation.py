@@ -36,6 +36,7 @@ async def test_processes_give_way_to_serving_and_have_limits_and_no_secret(monke
             assert f"Max file size             {PICTURE_BYTES_MAX}" in limits
             assert "hunter2" not in await read(pid, "environ") + await read(pid, "cmdline")
             assert await read(pid, "oom_score_adj") == "1000\n"
+            assert os.getpgid(pid) == pid, "Ctrl-C in a terminal ends the server alone"
             assert not [name for name in await open_files(pid) if name.startswith(("/root", "/home", "/tmp"))]
 
 

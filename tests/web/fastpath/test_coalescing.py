@@ -218,3 +218,13 @@ async def test_followers_of_a_response_that_varies_ask_for_themselves_unless_the
         shared_responses.publish(shared, avif, varies=True)
         assert shared_responses.find(name) is None
     assert got == [None, avif]
+
+
+async def test_followers_of_a_refusal_that_depends_on_the_client_ask_for_themselves() -> None:
+    shared_responses, got = SharedResponses(), []
+    request_log = RequestLog()
+    shared = shared_responses.begin(b"/img?src=x&w=40", request_log)
+    shared.follow(lambda response, _log: got.append(response))
+    request_log.is_for_client = True  # its part of the queue for pictures is full
+    shared_responses.publish(shared, HttpResponse(503, {}))
+    assert got == [None]
