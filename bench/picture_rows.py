@@ -70,23 +70,35 @@ PACE_S: Final = 0.005
 
 
 def flood(plan: Plan) -> Row:
-    """Ask for hits of an original at a pace, with and without a client that asks for 10,000 sizes of another one."""
-    row = Row("flood", "99th percentile of hits, times that without a flood", at_most=2)
+    """
+    Ask for hits of an original at a pace, while a client asks for 10,000 sizes of another one: of the same server, and
+    of a second one beside it. The client and the derive processes take the cores in both cases, so the difference is
+    what the flood costs the server's other clients.
+    """
+    row = Row("flood", "99th percentile of hits, times that beside the same flood", at_most=2)
     files = plan.work / "pictures"
     files.mkdir(parents=True, exist_ok=True)
     (files / "original.png").write_bytes(seed.noise(1, 1_500_000))
     (files / "other.png").write_bytes(seed.image(2))
-    with nginx_origin(files) as origin, imgkeep(empty_folder(plan, "imgkeep"), cores=CORES) as ours:
+    with (
+        nginx_origin(files) as origin,
+        imgkeep(empty_folder(plan, "imgkeep"), cores=CORES) as ours,
+        imgkeep(empty_folder(plan, "beside"), cores=CORES) as beside,
+    ):
         flooded, hit = (seed.target(origin.port, f"{name}.png") for name in ("original", "other"))
-        _fetch(ours, flooded)
-        _fetch(ours, hit)
+        for server in (ours, beside):
+            _fetch(server, flooded)
+            _fetch(server, hit)
         try:
             for number in range(plan.rounds):
+                first = number * SIZES // plan.rounds
                 calm = _pace(ours, hit, plan.seconds)
-                with _flooding(ours, flooded, number * SIZES // plan.rounds):
+                with _flooding(beside, flooded, first):
+                    control = _pace(ours, hit, plan.seconds)
+                with _flooding(ours, flooded, first):
                     stormy = _pace(ours, hit, plan.seconds)
-                row.ours.append(stormy / calm)
-                row.notes.append(f"{calm:.1f} and {stormy:.1f} ms")
+                row.ours.append(stormy / control)
+                row.notes.append(f"{calm:.1f} ms, {control:.1f} beside the flood, {stormy:.1f} in it")
         except wrk.InvalidRun as reason:
             row.invalid = str(reason)
     return row
