@@ -126,6 +126,12 @@ def test_fields_are_parsed_once() -> None:
     assert fields.parse() is fields.parse()
 
 
+def test_class_of_a_client_is_read_once_from_all_lines() -> None:
+    fields = RequestFields(b"Host: a\r\nAccept: image/avif\r\nAccept: image/webp;q=0.9\r\n\r\n")
+    assert fields.client_class == b"avif,webp"
+    assert fields.client_class is fields.client_class
+
+
 @pytest.mark.parametrize(
     ("data", "is_part"),
     [
