@@ -161,16 +161,13 @@ class PostgresqlServer:
         """Stop every process of the server until the end of the block: it accepts connections and never answers."""
         assert self._process is not None
         parent = self._process.pid
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split()
-        pids = [parent, *map(int, children)]
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+        os.kill(parent, signal.SIGSTOP)  # first: from now on it starts no process
+        children = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text("ascii").split()]
         try:
+            _send_all(children, signal.SIGSTOP)
             yield
         finally:
-            for pid in pids:
-                with suppress(ProcessLookupError):  # its client has gone meanwhile
-                    os.kill(pid, signal.SIGCONT)
+            _send_all([parent, *children], signal.SIGCONT)
 
     @contextmanager
     def requiring_password(self, role: str) -> Iterator[None]:
@@ -245,3 +242,10 @@ def small_disk() -> Iterator[Path]:
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
     place.rmdir()
+
+
+def _send_all(pids: Sequence[int], number: signal.Signals) -> None:
+    """Send a signal to processes of a server; one whose client has gone may have ended meanwhile."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
