@@ -180,12 +180,13 @@ def thumbor(program: str, folder: Path, *, cores: Sequence[int] = (SERVER_CORE,)
             _pinned(cores, command),
             env={"PATH": os.environ.get("PATH", "")},  # noqa: TID251
             stderr=log,
+            start_new_session=True,
         )
     try:
         wait_until_answering(port, b"/healthcheck", process)
         yield Server("thumbor", port, (process.pid, *_children(process.pid)), exact=False)
     finally:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has for other cores
         process.wait()
 
 
